@@ -1,0 +1,9 @@
+"""VMamba for OpenMMLab: one backbone for mmpretrain, mmdet and mmsegmentation."""
+
+from .models import MM_VSSM, VSSMBackbone
+from .runtime import setup_runtime
+from .version import __version__
+
+setup_runtime()
+
+__all__ = ['MM_VSSM', 'VSSMBackbone', '__version__']

@@ -1,0 +1,5 @@
+"""Placeholder."""
+
+
+def load_pretrained(model, init_cfg):
+    raise NotImplementedError

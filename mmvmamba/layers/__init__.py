@@ -1,0 +1,7 @@
+"""Building blocks of VMamba, one idea a file; all of them work on channel-last maps (B, H, W, C)."""
+
+from .options import SS2DOptions
+from .ss2d import SS2D
+from .vss_block import VSSBlock
+
+__all__ = ['SS2D', 'SS2DOptions', 'VSSBlock']

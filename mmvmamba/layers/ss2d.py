@@ -1,0 +1,79 @@
+"""SS2D: the token mixer of VMamba, on channel-last maps."""
+
+import math
+
+import torch
+from torch import nn
+
+from mmvmamba.ops import ss2d_scan
+
+from .cascade import cascade_scan
+from .norm import DepthwiseConv, build_out_norm
+from .options import ACTIVATIONS, SS2DOptions
+from .ssm_init import init_ssm
+
+ROUTES = 4
+
+
+class SS2D(nn.Module):
+    """2D selective scan with its projections, figure 3 of `VMamba <https://arxiv.org/abs/2401.10166>`_.
+
+    in_proj, depthwise convolution, activation, scan along four routes, normalisation, gate, out_proj.
+
+    Args:
+        d_model (int): Channels C of the input.
+        options (SS2DOptions, optional): Everything else. Default: those of VMamba v2, ``ssm_ratio`` 1.
+    """
+
+    def __init__(self, d_model: int, options: SS2DOptions = None):
+        super().__init__()
+        self.options = options = options or SS2DOptions()
+        d_inner = int(options.ssm_ratio * d_model)
+        if d_inner < 1:
+            raise ValueError(f'ssm_ratio is {options.ssm_ratio}, which leaves no channel of {d_model}')
+        dt_rank = math.ceil(d_model / 16) if options.dt_rank == 'auto' else options.dt_rank
+
+        self.in_proj = nn.Linear(d_model, d_inner * (1 if options.gate == 'none' else 2), bias=False)
+        self.act = ACTIVATIONS[options.act]()
+        if options.d_conv > 1:
+            self.conv2d = DepthwiseConv(d_inner, options.d_conv, options.conv_bias)
+        self.x_proj_weight = nn.Parameter(torch.empty(ROUTES, dt_rank + 2 * options.d_state, d_inner))
+        bound = d_inner**-0.5  # the default of nn.Linear
+        nn.init.uniform_(self.x_proj_weight, -bound, bound)
+        for name, parameter in init_ssm(options.ssm_init, ROUTES, d_inner, options.d_state, dt_rank).items():
+            self.register_parameter(name, parameter)
+        self.out_norm = build_out_norm(options.out_norm, d_inner)
+        self.out_act = nn.GELU() if options.out_act else nn.Identity()
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        self.dropout = nn.Dropout(options.dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        x, gate = self._split_gate(self.in_proj(x))
+        if self.options.d_conv > 1:
+            x = self.conv2d(x)
+        y = self.out_act(self.out_norm(self._scan(self.act(x))).to(x.dtype))
+        if gate is not None:
+            y = y * gate
+        return self.dropout(self.out_proj(y))
+
+    def _split_gate(self, x):
+        if self.options.gate == 'none':
+            return x, None
+        x, gate = x.chunk(2, dim=-1)
+        return x, self.act(gate) if self.options.gate == 'silu' else gate
+
+    def _scan(self, x: torch.Tensor) -> torch.Tensor:
+        if self.options.force_fp32 and x.dtype != torch.float64:
+            autocast = torch.is_autocast_enabled(x.device.type)
+            with torch.autocast(x.device.type, enabled=False):
+                y = self._scan_routes(x.float())
+            return y if autocast else y.to(x.dtype)
+        return self._scan_routes(x)
+
+    def _scan_routes(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, D) to (B, H, W, D); the ops take maps of shape (B, D, H, W), here with channels_last strides."""
+        parameters = (self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds)
+        if self.options.scan_mode == 'cascade2d':
+            return cascade_scan(x, *parameters)
+        return ss2d_scan(x.permute(0, 3, 1, 2), *parameters, self.options.scan_mode).permute(0, 2, 3, 1)

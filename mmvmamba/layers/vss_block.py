@@ -1,0 +1,58 @@
+"""VSSBlock: SS2D and MLP, each with a norm and a residual connection."""
+
+import torch
+from mmcv.cnn.bricks import DropPath
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from .mlp import Mlp
+from .norm import build_norm
+from .options import SS2DOptions
+from .ss2d import SS2D
+
+
+class VSSBlock(nn.Module):
+    """Block of VMamba, figure 3 of `VMamba <https://arxiv.org/abs/2401.10166>`_, (B, H, W, C) to (B, H, W, C).
+
+    Args:
+        channels (int): C.
+        ssm (SS2DOptions): Options of the token mixer.
+        mlp (str): ``mlp`` or ``gmlp``. Default: ``mlp``.
+        mlp_ratio (float): Width of the MLP over C; 0 for a block without MLP. Default: 4.
+        mlp_act (str): Activation of the MLP. Default: ``gelu``.
+        mlp_dropout (float): Dropout in the MLP. Default: 0.
+        drop_path (float): Probability to drop a residual branch for an image. Default: 0.
+        norm_layer (str): ``ln``, ``ln2d`` or ``bn``. Default: ``ln2d``.
+        with_cp (bool): Whether to recompute activations in backward to save memory. Default: False.
+    """
+
+    def __init__(self,
+                 channels: int,
+                 ssm: SS2DOptions,
+                 mlp: str = 'mlp',
+                 mlp_ratio: float = 4.,
+                 mlp_act: str = 'gelu',
+                 mlp_dropout: float = 0.,
+                 drop_path: float = 0.,
+                 norm_layer: str = 'ln2d',
+                 with_cp: bool = False):
+        super().__init__()
+        self.with_cp = with_cp
+        self.norm = build_norm(norm_layer, channels)
+        self.op = SS2D(channels, ssm)
+        self.drop_path = DropPath(drop_path)
+        self.has_mlp = mlp_ratio > 0
+        if self.has_mlp:
+            self.norm2 = build_norm(norm_layer, channels)
+            self.mlp = Mlp(channels, int(mlp_ratio * channels), mlp_act, mlp_dropout, gated=mlp == 'gmlp')
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.with_cp and torch.is_grad_enabled() and (x.requires_grad or self.training):
+            return checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.drop_path(self.op(self.norm(x)))
+        if self.has_mlp:
+            x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x

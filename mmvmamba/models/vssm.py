@@ -1,0 +1,153 @@
+"""VSSMBackbone: VMamba as a backbone for mmpretrain, mmdet and mmsegmentation."""
+
+import torch
+from mmengine.model import BaseModule
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmvmamba.checkpoint import load_pretrained
+from mmvmamba.layers import VSSBlock
+from mmvmamba.layers.downsample import build_downsample
+from mmvmamba.layers.norm import build_norm
+from mmvmamba.layers.stem import build_stem
+from mmvmamba.registry import register_backbone
+
+from .archs import ARCHS, build_arch
+
+__all__ = ['ARCHS', 'VSSMBackbone']
+
+
+@register_backbone
+class VSSMBackbone(BaseModule):
+    """Visual state-space model, section 4 of `VMamba <https://arxiv.org/abs/2401.10166>`_.
+
+    Args:
+        arch (str | dict): A name in :data:`mmvmamba.models.ARCHS` (``nano``, ``tiny-s1l8``, ``small-s1l20``,
+            ``base-s1l20``, ``tiny-s2l5``, ``small-s2l15``, ``base-s2l15``, ``tiny-v0``, ``small-v0``, ``base-v0``), or
+            a dict of options, see :func:`mmvmamba.models.archs.build_arch`. Default: ``tiny-s1l8``.
+        out_indices (Sequence[int]): Stages whose normalised maps are returned. Default: (0, 1, 2, 3).
+        drop_path_rate (float, optional): Stochastic depth. Default: the published rate of the arch.
+        frozen_stages (int): -1 freezes nothing, k >= 0 the stem and the first k stages. Default: -1.
+        with_cp (bool): Whether to recompute the activations of each block in backward. Default: False.
+        norm_eval (bool): Whether batch norms stay in eval mode while training. Default: False.
+        init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=path_or_url)`` loads strictly, see
+            :mod:`mmvmamba.checkpoint`. Default: None.
+
+    Raises:
+        TypeError: If an option is unknown or of a wrong type.
+        ValueError: If ``arch`` is unknown or a value is out of range.
+
+    Example:
+        >>> model = VSSMBackbone('nano')
+        >>> [tuple(out.shape) for out in model(torch.rand(1, 3, 64, 64))]
+        [(1, 32, 16, 16), (1, 64, 8, 8), (1, 128, 4, 4), (1, 256, 2, 2)]
+    """
+
+    def __init__(self,
+                 arch='tiny-s1l8',
+                 out_indices=(0, 1, 2, 3),
+                 drop_path_rate=None,
+                 frozen_stages=-1,
+                 with_cp=False,
+                 norm_eval=False,
+                 init_cfg=None):
+        super().__init__(init_cfg)
+        self.arch = arch = build_arch(arch, drop_path_rate)
+        stages = len(arch.depths)
+        self.out_indices = _check_out_indices(out_indices, stages)
+        if isinstance(frozen_stages, bool) or not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= stages:
+            raise ValueError(f'frozen_stages is {frozen_stages!r}, expected an integer from -1 to {stages}')
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.num_features = list(arch.dims)
+
+        self.patch_embed = build_stem(arch.stem, arch.in_channels, arch.dims[0], arch.norm_layer)
+        rates = torch.linspace(0, arch.drop_path_rate, sum(arch.depths), device='cpu').tolist()
+        self.layers = nn.ModuleList()
+        for i, depth in enumerate(arch.depths):
+            blocks = [
+                VSSBlock(arch.dims[i], arch.ssm, arch.mlp, arch.mlp_ratio, arch.mlp_act, arch.mlp_dropout, rates.pop(0),
+                         arch.norm_layer, with_cp) for _ in range(depth)
+            ]
+            last = i == stages - 1
+            downsample = nn.Identity() if last else build_downsample(arch.downsample, arch.dims[i], arch.dims[i + 1],
+                                                                     arch.norm_layer)
+            self.layers.append(nn.ModuleDict(dict(blocks=nn.Sequential(*blocks), downsample=downsample)))
+        for i in self.out_indices:
+            self.add_module(f'outnorm{i}', build_norm(arch.norm_layer, arch.dims[i]))
+        self.apply(_init_linear)
+        self._freeze_stages()
+
+    def forward(self, x: torch.Tensor) -> tuple:
+        """Compute the feature maps of ``out_indices``.
+
+        Args:
+            x (Tensor): Images, (B, in_channels, H, W), at least 4 pixels a side.
+
+        Returns:
+            tuple[Tensor]: For stage i a map (B, dims[i], h, w) with channels_last strides, where h and w are about
+            H / 4 / 2**i and W / 4 / 2**i.
+
+        Raises:
+            ValueError: If ``x`` has the wrong shape.
+        """
+        self._check_input(x)
+        x = self.patch_embed(x)
+        outs = []
+        for i, layer in enumerate(self.layers):
+            x = layer['blocks'](x)
+            if i in self.out_indices:
+                outs.append(getattr(self, f'outnorm{i}')(x).permute(0, 3, 1, 2))
+            if i < max(self.out_indices):
+                x = layer['downsample'](x)
+            else:
+                break
+        return tuple(outs)
+
+    def _check_input(self, x: torch.Tensor) -> None:
+        channels = self.arch.in_channels
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(f'x has shape {tuple(x.shape)}, expected images of shape (B, {channels}, H, W)')
+        if x.shape[0] < 1 or min(x.shape[2:]) < 4:
+            raise ValueError(f'x has shape {tuple(x.shape)}, expected at least one image of at least 4x4 pixels')
+
+    def init_weights(self) -> None:
+        """Load the checkpoint of ``init_cfg``; without one the weights stay as the constructor drew them."""
+        if self.init_cfg is None:
+            return
+        load_pretrained(self, self.init_cfg)
+        self._is_init = True
+
+    def train(self, mode: bool = True):
+        """Set the mode, but keep frozen stages and, with ``norm_eval``, batch norms in eval mode."""
+        super().train(mode)
+        self._freeze_stages()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.patch_embed, *self.layers[:self.frozen_stages]]
+        frozen += [getattr(self, f'outnorm{i}') for i in self.out_indices if i < self.frozen_stages]
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _check_out_indices(out_indices, stages: int) -> tuple:
+    indices = (out_indices, ) if isinstance(out_indices, int) else tuple(out_indices)
+    valid = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < stages for i in indices)
+    if not indices or not valid or list(indices) != sorted(set(indices)):
+        raise ValueError(f'out_indices is {out_indices!r}, expected rising stage numbers from 0 to {stages - 1}')
+    return indices

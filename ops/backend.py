@@ -1,0 +1,207 @@
+"""Which op backends exist on this machine, which one a call gets, and why.
+
+A call is served by the backend named in the call, else by the innermost :func:`use_backend`, else by the environment
+variable ``MMVMAMBA_BACKEND``, else (``auto``) by the fastest one that can run on the tensor's device.  A backend that
+was named and can't run raises :class:`BackendError`; only ``auto`` may choose.
+"""
+
+import json
+import logging
+import os
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+BACKENDS = ('naive', 'cpu', 'triton', 'cuda')
+ENV_VARIABLE = 'MMVMAMBA_BACKEND'
+_DEVICES = {'naive': ('any',), 'cpu': ('cpu',), 'triton': ('cuda',), 'cuda': ('cuda',)}
+
+logger = logging.getLogger('mmvmamba.ops')
+_requested: ContextVar = ContextVar('mmvmamba_backend', default=None)
+_announced = set()
+
+
+class BackendError(RuntimeError):
+    """An op backend was asked for that cannot run here."""
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """State of one backend on this machine.
+
+    Attributes:
+        name (str): ``naive``, ``cpu``, ``triton`` or ``cuda``.
+        available (bool): Whether it can run here.
+        reason (str): Why it can, or why not and what would help.
+        devices (tuple[str]): Device types whose tensors it takes.
+    """
+    name: str
+    available: bool
+    reason: str
+    devices: tuple
+
+
+@lru_cache(maxsize=None)
+def load_extension() -> str:
+    """Load the compiled extension once.
+
+    Returns:
+        str: Empty if it is loaded, else the reason why it is not.
+    """
+    folder = Path(__file__).parent
+    libraries = sorted(folder.glob('_C*.so')) + sorted(folder.glob('_C*.pyd'))
+    if not libraries:
+        return f'the compiled extension is not built ({_build_reason(folder)})'
+    try:
+        torch.ops.load_library(str(libraries[0]))
+    except OSError as error:
+        return (f'the compiled extension {libraries[0].name} does not load with torch {torch.__version__} ({error}); '
+                'rebuild it with: pip install --no-build-isolation --force-reinstall --no-deps mmvmamba')
+    return ''
+
+
+def _build_reason(folder: Path) -> str:
+    info = folder / '_build_info.json'
+    if info.is_file():
+        reason = json.loads(info.read_text()).get('reason')
+        if reason:
+            return reason
+    return 'build it with a C++ compiler present: pip install --no-build-isolation mmvmamba'
+
+
+def _has_kernels(device: str) -> bool:
+    return not load_extension() and hasattr(torch.ops.mmvmamba_C, f'selective_scan_fwd_{device}')
+
+
+@lru_cache(maxsize=None)
+def _status(name: str) -> BackendStatus:
+    available, reason = True, ''
+    if name == 'naive':
+        reason = 'pure PyTorch, always there; a Python loop over time, for reference and small inputs'
+    elif name == 'cpu':
+        available = _has_kernels('cpu')
+        reason = 'compiled C++' if available else load_extension() or 'the extension was built without the CPU kernels'
+    elif not torch.cuda.is_available():
+        available, reason = False, 'no CUDA GPU is visible to torch'
+    elif name == 'cuda':
+        available = _has_kernels('cuda')
+        reason = ('compiled CUDA C++' if available else load_extension()
+                  or 'the extension was built without CUDA (nvcc not found, or MMVMAMBA_BUILD=cpu)')
+    else:
+        try:
+            import triton
+            reason = f'triton {triton.__version__}'
+        except ImportError as error:
+            available, reason = False, f'triton can not be imported ({error})'
+    return BackendStatus(name, available, reason, _DEVICES[name])
+
+
+def backend_report() -> list:
+    """List every backend with its state on this machine.
+
+    Returns:
+        list[BackendStatus]: One entry each for naive, cpu, triton and cuda, with the reason why it can or can't run.
+    """
+    return [_status(name) for name in BACKENDS]
+
+
+def _check_name(name: str, source: str) -> str:
+    if name not in BACKENDS + ('auto', ):
+        raise ValueError(f'{source} is {name!r}, expected one of {", ".join(BACKENDS + ("auto", ))}')
+    return name
+
+
+@contextmanager
+def use_backend(name: str):
+    """Serve every op call inside the ``with`` block by one backend.
+
+    Args:
+        name (str): ``naive``, ``cpu``, ``triton``, ``cuda`` or ``auto``.
+
+    Raises:
+        ValueError: If ``name`` is not a backend.
+        BackendError: If the backend cannot run on this machine.
+
+    Note:
+        ``torch.compile`` fixes the backend when it traces: enter the block before the first compiled call.
+    """
+    _check_name(name, 'backend')
+    if name != 'auto' and not _status(name).available:
+        raise BackendError(f'backend {name!r} can not run here: {_status(name).reason}')
+    token = _requested.set(name)
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+@torch._dynamo.assume_constant_result
+def resolve(op: str, device_type: str, name: str = None, training: bool = False, d_state: int = 1) -> str:
+    """Choose the backend for one call.
+
+    Args:
+        op (str): Public name of the op, for messages and the rule of ``auto``.
+        device_type (str): Device type of the call's tensors.
+        name (str, optional): The call's own ``backend`` argument.
+        training (bool): Whether gradients will be needed.
+        d_state (int): State size N, for the rule of ``auto``.
+
+    Returns:
+        str: A backend that runs on this device.
+
+    Raises:
+        ValueError: If a name is no backend.
+        BackendError: If a named backend can't serve this device, or training on a GPU would fall to ``naive``.
+    """
+    if name is not None:
+        chosen = _check_name(name, 'backend')
+    elif _requested.get() is not None:
+        chosen = _requested.get()
+    else:
+        chosen = _check_name(os.environ.get(ENV_VARIABLE, '') or 'auto', f'environment variable {ENV_VARIABLE}')
+    if chosen == 'auto':
+        chosen = _choose(op, device_type, training, d_state)
+    else:
+        status = _status(chosen)
+        if not status.available:
+            raise BackendError(f'{op}: backend {chosen!r} can not run here: {status.reason}')
+        if 'any' not in status.devices and device_type not in status.devices:
+            raise BackendError(f'{op}: backend {chosen!r} takes {"/".join(status.devices)} tensors, '
+                               f'but the tensors are on {device_type}')
+    _announce(op, device_type, chosen)
+    return chosen
+
+
+def _choose(op: str, device_type: str, training: bool, d_state: int) -> str:
+    for name in _preference(op, device_type, d_state):
+        if _status(name).available:
+            return name
+    if device_type == 'cuda' and training:
+        raise BackendError(f'{op}: neither compiled backend can run on this GPU (cuda: {_status("cuda").reason}; '
+                           f'triton: {_status("triton").reason}), and training on the Python loop would be silently '
+                           f"slow. Install triton, rebuild the extension, or ask for backend='naive' by name")
+    return 'naive'
+
+
+def _preference(op: str, device_type: str, d_state: int) -> tuple:
+    """The rule of ``auto``: compiled backends for a device, the faster first."""
+    if device_type == 'cpu':
+        return ('cpu', )
+    if device_type == 'cuda':
+        return ('cuda', 'triton')
+    return ()
+
+
+def _announce(op: str, device_type: str, name: str) -> None:
+    if (op, device_type, name) in _announced:
+        return
+    _announced.add((op, device_type, name))
+    if name == 'naive':
+        logger.warning(f'{op} on {device_type} runs on the naive backend, a slow Python loop '
+                       f'(cpu: {_status("cpu").reason}; cuda: {_status("cuda").reason})')
+    else:
+        logger.info(f'{op} on {device_type} runs on the {name} backend')

@@ -1,0 +1,78 @@
+"""Argument checks shared by the public ops: each names the argument, what was found and what was expected."""
+
+import torch
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_STATE = 256
+
+
+def check_tensor(op: str, name: str, value, dims: str) -> None:
+    """Check that ``value`` is a floating-point tensor with the dimensions that ``dims`` lists, none of them empty."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f'{op}: {name} must be a tensor of shape ({dims}), got {type(value).__name__}')
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f'{op}: {name} must be a floating-point tensor, got {dtype_name(value.dtype)}')
+    if value.dim() != len(dims.split(',')):
+        raise ValueError(f'{op}: {name} must have the dimensions ({dims}), got shape {tuple(value.shape)}')
+    if any(size == 0 for size in value.shape):
+        raise ValueError(f'{op}: {name} has an empty dimension, got shape {tuple(value.shape)} for ({dims})')
+
+
+def check_shape(op: str, name: str, value: torch.Tensor, expected: tuple, why: str) -> None:
+    """Check the exact shape of a tensor."""
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(f'{op}: {name} has shape {tuple(value.shape)}, expected {tuple(expected)} ({why})')
+
+
+def check_same_device(op: str, reference: str, tensors: dict) -> None:
+    """Check that all tensors lie on the device of the one named ``reference``."""
+    device = tensors[reference].device
+    for name, value in tensors.items():
+        if value is not None and value.device != device:
+            raise ValueError(f'{op}: {name} is on {value.device}, but {reference} is on {device}')
+
+
+def check_same_dtype(op: str, reference: str, tensors: dict) -> None:
+    """Check that all tensors have the dtype of the one named ``reference``."""
+    dtype = tensors[reference].dtype
+    for name, value in tensors.items():
+        if value is not None and value.dtype != dtype:
+            raise TypeError(f'{op}: {name} is {dtype_name(value.dtype)}, but {reference} is {dtype_name(dtype)}; '
+                            'outside autocast they must agree')
+
+
+def check_state_dtype(op: str, reference: torch.Tensor, tensors: dict) -> None:
+    """Check that weights of the state equation have the dtype of the state."""
+    expected = state_dtype(reference.dtype)
+    for name, value in tensors.items():
+        if value is not None and value.dtype != expected:
+            raise TypeError(f'{op}: {name} is {dtype_name(value.dtype)}, expected {dtype_name(expected)}, the dtype of '
+                            f'the state for {dtype_name(reference.dtype)} inputs')
+
+
+def check_out_dtype(op: str, out_dtype, dtype: torch.dtype) -> torch.dtype:
+    """Resolve the output dtype: the input's, or float32."""
+    if out_dtype is None:
+        return dtype
+    if out_dtype not in (dtype, torch.float32) or (dtype == torch.float64 and out_dtype != dtype):
+        raise ValueError(f'{op}: out_dtype is {dtype_name(out_dtype)}, expected torch.float32 or the dtype of the '
+                         f'input, {dtype_name(dtype)}')
+    return out_dtype
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of state, A, D and biases for inputs of ``dtype``: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def promote(tensors: tuple) -> tuple:
+    """Bring tensors to their common dtype, as autocast does for ops that need one."""
+    common = tensors[0].dtype
+    for value in tensors[1:]:
+        common = torch.promote_types(common, value.dtype)
+    return tuple(value.to(common) for value in tensors)
+
+
+def dtype_name(dtype) -> str:
+    """``float16`` for ``torch.float16``; the value's own text for anything else."""
+    return str(dtype).replace('torch.', '')

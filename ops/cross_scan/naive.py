@@ -1,0 +1,45 @@
+"""Cross-scan and cross-merge by PyTorch indexing: the truth the other backends are held to."""
+
+import torch
+
+
+def _route_order(scan_mode: str) -> tuple:
+    """The four routes of a mode as (column-major, reversed) pairs."""
+    return {
+        'cross2d': ((False, False), (True, False), (False, True), (True, True)),
+        'unidi': ((False, False), ) * 4,
+        'bidi': ((False, False), (False, False), (False, True), (False, True)),
+        'cascade2d': ((False, False), (False, True), (True, False), (True, True)),
+    }[scan_mode]
+
+
+def cross_scan(x: torch.Tensor, scan_mode: str, channel_last: bool) -> torch.Tensor:
+    """Unfold a map along four routes; arguments as in :func:`mmvmamba.ops.cross_scan`."""
+    if channel_last:
+        x = x.permute(0, 3, 1, 2)
+    routes = []
+    for column_major, reverse in _route_order(scan_mode):
+        route = (x.transpose(2, 3) if column_major else x).flatten(2)
+        routes.append(route.flip(-1) if reverse else route)
+    if channel_last:
+        return torch.stack([route.transpose(1, 2) for route in routes], dim=2)
+    return torch.stack(routes, dim=1)
+
+
+def cross_merge(y: torch.Tensor, size: tuple, scan_mode: str, channel_last: bool) -> torch.Tensor:
+    """Fold four routes back and add them; arguments as in :func:`mmvmamba.ops.cross_merge`."""
+    if channel_last:
+        y = y.permute(0, 2, 3, 1)
+    height, width = size
+    # half-precision routes are added in float32, as the compiled backends do
+    total = 0
+    for k, (column_major, reverse) in enumerate(_route_order(scan_mode)):
+        route = y[:, k].to(torch.promote_types(y.dtype, torch.float32))
+        route = route.flip(-1) if reverse else route
+        if column_major:
+            route = route.unflatten(-1, (width, height)).transpose(-1, -2)
+        else:
+            route = route.unflatten(-1, (height, width))
+        total = total + route
+    total = total.to(y.dtype)
+    return (total.permute(0, 2, 3, 1) if channel_last else total).contiguous()

@@ -1,0 +1,81 @@
+"""The public SS2D core: projections in, merged map out; documented function, argument checks, choice of backend."""
+
+import torch
+
+from ..backend import resolve
+from ..checks import check_out_dtype, check_same_device, check_shape, check_tensor
+from ..cross_scan.interface import NUM_ROUTES, check_scan_mode
+from . import composed
+
+
+def ss2d_scan(x: torch.Tensor,
+              x_proj_weight: torch.Tensor,
+              dt_projs_weight: torch.Tensor,
+              dt_projs_bias: torch.Tensor,
+              A_logs: torch.Tensor,
+              Ds: torch.Tensor,
+              scan_mode: str = 'cross2d',
+              *,
+              out_dtype: torch.dtype = None,
+              backend: str = None) -> torch.Tensor:
+    r"""2D selective scan, section 4.2 of `VMamba <https://arxiv.org/abs/2401.10166>`_: scan, select, merge.
+
+    Along each of K = 4 routes of :func:`mmvmamba.ops.cross_scan`, every pixel x gives
+    :math:`(dt, B, C) = W_x x` and :math:`\Delta = \mathrm{softplus}(W_{dt}\, dt + b)`; a
+    :func:`mmvmamba.ops.selective_scan` with :math:`A = -\exp(A_{log})` runs along the route, and the four outputs are
+    added at their pixels.
+
+    Args:
+        x (Tensor): Activated feature map, (B, D, H, W); ``channels_last`` memory is the fast layout.
+        x_proj_weight (Tensor): :math:`W_x` of each route, (K, R + 2N, D), rows in the order dt, B, C.
+        dt_projs_weight (Tensor): :math:`W_{dt}`, (K, D, R).
+        dt_projs_bias (Tensor): :math:`b`, (K, D).
+        A_logs (Tensor): :math:`A_{log}`, (K * D, N).
+        Ds (Tensor): Skip connection, (K * D,).
+        scan_mode (str): ``cross2d``, ``unidi`` or ``bidi``. Default: ``cross2d``.
+        out_dtype (torch.dtype, optional): float32 or the dtype of ``x`` (the default).
+        backend (str, optional): See :mod:`mmvmamba.ops.backend`.
+
+    Returns:
+        Tensor: Merged map (B, D, H, W) in ``out_dtype``. Parameters of any floating dtype are cast: the projections
+        run in the dtype of ``x``, the scan and its state in float32 (float64 for a float64 ``x``).
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: If a shape, a device, ``scan_mode`` or ``out_dtype`` is wrong.
+        BackendError: If the backend asked for can't run.
+    """
+    op = 'ss2d_scan'
+    parameters = dict(
+        x_proj_weight=x_proj_weight,
+        dt_projs_weight=dt_projs_weight,
+        dt_projs_bias=dt_projs_bias,
+        A_logs=A_logs,
+        Ds=Ds)
+    check_tensor(op, 'x', x, 'B, D, H, W')
+    for (name, value), dims in zip(parameters.items(), ('K, R + 2N, D', 'K, D, R', 'K, D', 'K * D, N', 'K * D')):
+        check_tensor(op, name, value, dims)
+    check_same_device(op, 'x', dict(x=x, **parameters))
+    check_scan_mode(op, scan_mode)
+    if scan_mode == 'cascade2d':
+        raise ValueError(f"{op}: scan_mode is 'cascade2d', which scans rows and columns one after the other; "
+                         'expected cross2d, unidi or bidi')
+    _check_shapes(op, x, **parameters)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    out_dtype = check_out_dtype(op, out_dtype, x.dtype)
+
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters.values()))
+    backend = resolve(op, x.device.type, backend, training, A_logs.shape[1])
+    return composed.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, backend)
+
+
+def _check_shapes(op, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds):
+    channels = x.shape[1]
+    dt_rank, d_state = dt_projs_weight.shape[2], A_logs.shape[1]
+    check_shape(op, 'dt_projs_weight', dt_projs_weight, (NUM_ROUTES, channels, dt_rank), 'K = 4 routes, D of x, R')
+    check_shape(op, 'dt_projs_bias', dt_projs_bias, (NUM_ROUTES, channels), 'K = 4 routes, D of x')
+    check_shape(op, 'A_logs', A_logs, (NUM_ROUTES * channels, d_state), 'K * D of x, N')
+    check_shape(op, 'Ds', Ds, (NUM_ROUTES * channels, ), 'K * D of x')
+    check_shape(op, 'x_proj_weight', x_proj_weight, (NUM_ROUTES, dt_rank + 2 * d_state, channels),
+                'K = 4 routes, R of dt_projs_weight + 2 N of A_logs, D of x')

@@ -1,0 +1,52 @@
+"""Shared fixtures: reference data, deterministic filling, and memory that shows when an output was not written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.fill import fill_module, make_input
+
+DATA = Path(__file__).parent / 'data'
+
+
+@pytest.fixture(autouse=True)
+def _few_threads_and_poison():
+    """Two threads, and ``torch.empty`` filled with NaN, so that an element nobody wrote fails a comparison."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    fill, torch.utils.deterministic.fill_uninitialized_memory = torch.utils.deterministic.fill_uninitialized_memory, True
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture(scope='session')
+def tables():
+    """Published parameter counts, FLOPs, keyword arguments and state-dict shapes."""
+    return json.loads((DATA / 'tables.json').read_text())
+
+
+@pytest.fixture(scope='session')
+def model_reference():
+    """Logits, features and gradients of the published code on filled models."""
+    return dict(np.load(DATA / 'model_reference.npz'))
+
+
+@pytest.fixture(scope='session')
+def op_reference():
+    """Selective scan and index maps of the published code in float64."""
+    return dict(np.load(DATA / 'op_reference.npz'))
+
+
+@pytest.fixture(scope='session')
+def filled():
+    """Function that fills a module's parameters by the reference's rule."""
+    return fill_module
+
+
+@pytest.fixture(scope='session')
+def image():
+    """Function (height, width) -> the reference's image batch (2, 3, H, W)."""
+    return lambda height, width: torch.from_numpy(make_input(height, width))
