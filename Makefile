@@ -1,0 +1,45 @@
+# make demo    set up and run the three tasks on real images
+# make test    set up and run the tests
+# An existing environment serves as well, untouched: make test ENV_PYTHON=/path/to/python
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+export MMVMAMBA_BUILD
+
+ifdef ENV_PYTHON
+SETUP :=
+else
+ENV_PYTHON := $(VENV)/bin/python
+SETUP := setup
+endif
+
+.PHONY: help setup demo test test-all lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup:  ## Make .venv with the tested set (PYTHON= chooses the interpreter, VENV= the folder)
+	@test -n "$(PYTHON)" || { echo 'error: no python3 on PATH; install Python 3.11 or set PYTHON='; exit 1; }
+	@"$(PYTHON)" tools/setup_env.py --venv "$(VENV)"
+
+demo: $(SETUP)  ## Train and evaluate a classifier, a detector and a segmentor on the digits data set
+	"$(ENV_PYTHON)" tools/demo.py
+
+test: $(SETUP)  ## Run the tests
+	"$(ENV_PYTHON)" -m pytest -m 'not slow'
+
+test-all: $(SETUP)  ## Run the slow tests too
+	"$(ENV_PYTHON)" -m pytest
+
+lint: $(SETUP)  ## Check style and format
+	"$(ENV_PYTHON)" -m ruff check .
+	"$(ENV_PYTHON)" -m ruff format --check .
+
+format: $(SETUP)  ## Format the code
+	"$(ENV_PYTHON)" -m ruff check --fix .
+	"$(ENV_PYTHON)" -m ruff format .
+
+clean:  ## Remove what was built, but neither data nor results
+	rm -rf build *.egg-info ops/_C*.so ops/_build_info.json mmvmamba/.mim .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

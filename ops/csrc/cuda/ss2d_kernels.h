@@ -1,0 +1,90 @@
+// Launch interface of the fused SS2D kernels (see ss2d_common.cuh for the vocabulary). No torch types in here.
+#pragma once
+
+#include <cstdint>
+#include <cuda_runtime.h>
+
+namespace mmvmamba {
+namespace ss2d {
+
+constexpr int kSegment = 16;      // pixels that one thread scans
+constexpr int kMaxWarps = 16;     // segments a block can hold
+
+enum class Type { kHalf, kBfloat16, kFloat };
+
+// Arguments of a scan kernel. `q` = 2 * pair + route of pair; padded = channels rounded up to 32.
+struct Args {
+  const void* x;             // (batch, length, channels)
+  const void* dy;            // (batch, length, channels), backward only
+  const void* maps;          // (batch, length, 4, map_columns): dt, zeros, B, C of each q
+  void* u;                   // (batch, length, 4, channels): dt projected by a GEMM, or null; backward leaves du2 there
+  const float* dt_weight;    // (4, rank, padded)
+  const void* dt_fragment;   // (4, columns, padded) in the type of x, backward only
+  const float* bias;         // (4, padded)
+  const float* A;            // (4, padded), negative
+  const float* skip;         // (padded): sum of D over the routes
+  void* y;                   // (batch, length, channels): output, or dx in backward
+  void* block_carries;       // (batch, chain, 2, padded) pairs of float
+  float* states;             // (batch, segments, 4, channels): state entering each segment, or null
+  void* dmaps;               // (batch, length, 4, map_columns), backward with rank <= 14
+  float* dmaps_part;         // (splits, batch, length, 4, 2): dB and dC, backward with u
+  float* partial;            // (batch * chain, groups, outputs): sums over a block's pixels
+  int64_t batch;
+  int channels, padded, groups, height, width, length, segments, chain, map_columns;
+  int pair;
+  int splits;                // parts the channel groups are split into, backward only
+  bool column_order;         // steps go down the columns
+  bool second_reversed;      // the pair's second route runs backwards
+  bool float_output;         // y is float whatever the type of x
+};
+
+// Floats a block leaves for each group: weight sums of two routes, then dA of two routes and dD.
+constexpr int partial_columns(int rank) { return rank == 0 ? 1 : rank <= 6 ? 8 : 16; }
+constexpr int partial_size(int rank) { return 32 * (2 * partial_columns(rank) + 3); }
+
+// rank: 6 or 12 (projected in the kernel, zero padded), or 0 (u holds the projection).
+void launch_forward_carries(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
+void launch_forward(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
+void launch_backward_carries(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
+void launch_backward(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
+
+// One instantiation file a type.
+#define MMVMAMBA_SS2D_DECLARE(suffix)                                                        \
+  void forward_carries_##suffix(int rank, int warps, const Args& args, cudaStream_t stream); \
+  void forward_##suffix(int rank, int warps, const Args& args, cudaStream_t stream);         \
+  void backward_carries_##suffix(int rank, int warps, const Args& args, cudaStream_t stream); \
+  void backward_##suffix(int rank, int warps, const Args& args, cudaStream_t stream);
+MMVMAMBA_SS2D_DECLARE(half)
+MMVMAMBA_SS2D_DECLARE(bfloat16)
+MMVMAMBA_SS2D_DECLARE(float)
+#undef MMVMAMBA_SS2D_DECLARE
+
+// Parameters as the kernels and GEMMs want them, all routes in q order.
+struct Prepare {
+  const float *x_proj, *dt_proj, *dt_bias, *A_logs, *Ds;  // the op's parameters in float
+  void* projection;     // (4, map_columns, channels): rows dt, zeros, ln2 * B, C
+  float* dt_weight;     // (4, rank, padded), or null
+  void* dt_fragment;    // (4, columns, padded), or null
+  void* dt_matrix;      // (4, map_columns, channels): log2e * Wdt^T, zero in the other rows; or null
+  float *bias, *A, *skip;
+  int channels, padded, dt_rank, rank, map_columns;
+};
+void launch_prepare(Type type, const Prepare& args, cudaStream_t stream);
+
+// Gradients of the parameters from the partial sums.
+struct Finish {
+  const float* partial[2];    // of each pair, (blocks, groups, outputs)
+  const float* dprojection;   // (4, map_columns, channels), sums of dmaps^T x
+  const float* ddt_matrix;    // (4 * map_columns, 4 * channels), maps^T du2; null unless rank = 0
+  const float *A;             // (4, padded)
+  float *dx_proj, *ddt_proj, *ddt_bias, *dA_logs, *dDs;
+  int64_t blocks;
+  int channels, padded, groups, dt_rank, rank, map_columns;
+};
+void launch_finish(const Finish& args, cudaStream_t stream);
+
+// dmaps[..., B and C] = sum over splits of dmaps_part.
+void launch_add_parts(Type type, const Args& args, cudaStream_t stream);
+
+}  // namespace ss2d
+}  // namespace mmvmamba

@@ -1,0 +1,210 @@
+"""Package set-up: the Python packages, mim's files, and an optional compiled extension.
+
+The extension never breaks an install.  ``MMVMAMBA_BUILD`` (``cpu``, ``cuda`` or ``none``) overrides what is built; what
+was built, or why nothing was, is written to ``mmvmamba/ops/_build_info.json``, where the op backends report it.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
+
+ROOT = Path(__file__).resolve().parent
+MIM_FILES = ('configs', 'tools', 'model-index.yml')
+REBUILD = 'pip install --no-build-isolation --no-deps --force-reinstall .'
+NEWEST_CXX17_TORCH = (2, 12)  # later headers need C++20
+
+
+def read_version() -> str:
+    """The version, without importing the package."""
+    return re.search(r"__version__ = '(.+)'", (ROOT / 'mmvmamba/version.py').read_text()).group(1)
+
+
+def find_torch():
+    """torch's build helpers, or the reason why there are none."""
+    try:
+        import torch
+        from torch.utils import cpp_extension
+        return torch, cpp_extension, ''
+    except ImportError as error:
+        return None, None, (f'torch can not be imported while building ({error}), as in an isolated build; '
+                            f'install torch first and use: {REBUILD}')
+
+
+def choose_build(torch, cpp_extension) -> tuple:
+    """What to build, ``cpu``, ``cuda`` or ``none``, and why."""
+    wanted = os.environ.get('MMVMAMBA_BUILD', '')
+    if wanted not in ('', 'cpu', 'cuda', 'none'):
+        sys.exit(f'MMVMAMBA_BUILD is {wanted!r}, expected cpu, cuda or none')
+    if wanted == 'none':
+        return 'none', 'MMVMAMBA_BUILD=none'
+    compiler = os.environ.get('CXX', 'c++').split()[0]
+    if shutil.which(compiler) is None:
+        return 'none', f'no C++ compiler: {compiler!r} is not on PATH; install g++ or clang (or set CXX), then: {REBUILD}'
+    sources = list((ROOT / 'ops/csrc/cuda').glob('*.cu'))
+    if not sources or wanted == 'cpu':
+        return 'cpu', 'MMVMAMBA_BUILD=cpu' if wanted else 'no CUDA sources in this version'
+    nvcc = cpp_extension.CUDA_HOME and shutil.which('nvcc', path=str(Path(cpp_extension.CUDA_HOME) / 'bin'))
+    if torch.version.cuda is None or nvcc is None:
+        reason = ('torch is built without CUDA' if torch.version.cuda is None else
+                  f'nvcc is not found; install the CUDA {torch.version.cuda} toolkit or set CUDA_HOME')
+        if wanted == 'cuda':
+            print(f'mmvmamba: MMVMAMBA_BUILD=cuda, but {reason}', file=sys.stderr)
+        return 'cpu', reason
+    return 'cuda', f'nvcc of {cpp_extension.CUDA_HOME}'
+
+
+def cuda_arches(nvcc: str) -> str:
+    """The GPU architectures to compile for: TORCH_CUDA_ARCH_LIST, else 8.0 up to what nvcc knows, and PTX."""
+    if os.environ.get('TORCH_CUDA_ARCH_LIST'):
+        return os.environ['TORCH_CUDA_ARCH_LIST']
+    listed = subprocess.run([nvcc, '--list-gpu-arch'], capture_output=True, text=True, check=True).stdout
+    known = {int(number) for number in re.findall(r'compute_(\d+)\b', listed)}
+    arches = [f'{number // 10}.{number % 10}' for number in (80, 86, 89, 90, 100, 120) if number in known]
+    return ';'.join(arches) + '+PTX'
+
+
+def make_extension(kind: str, cpp_extension) -> Extension:
+    """The extension ``mmvmamba.ops._C``; a plain shared library without Python symbols."""
+    folder = Path('ops/csrc')
+    sources = [folder / 'registration.cpp', *sorted(folder.glob('cpu/*.cpp'))]
+    # vectorising comparisons needs to know that they don't trap; NaN and infinity keep their meaning
+    flags = ['-O3', '-g0', '-std=c++17', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast']
+    flags += ['-fopenmp'] if sys.platform == 'linux' else []
+    if kind == 'cpu':
+        return cpp_extension.CppExtension(
+            'mmvmamba.ops._C', [str(source) for source in sources], extra_compile_args=flags, extra_link_args=flags[-1:])
+    sources += [*sorted(folder.glob('cuda/*.cpp')), *sorted(folder.glob('cuda/*.cu'))]
+    nvcc = str(Path(cpp_extension.CUDA_HOME) / 'bin/nvcc')
+    os.environ['TORCH_CUDA_ARCH_LIST'] = arches = cuda_arches(nvcc)
+    print(f'mmvmamba: compiling CUDA kernels for {arches}', flush=True)
+    packaged = sorted(Path(cpp_extension.__file__).parents[2].glob('nvidia/*/include'))
+    return cpp_extension.CUDAExtension(
+        'mmvmamba.ops._C', [str(source) for source in sources],
+        include_dirs=[str(path) for path in packaged],  # headers that a slim toolkit lacks
+        define_macros=[('MMVMAMBA_WITH_CUDA', None)],
+        extra_compile_args=dict(cxx=flags, nvcc=['-O3', '-std=c++17', '--use_fast_math', '-lineinfo']),
+        extra_link_args=flags[-1:])
+
+
+class OptionalBuildExt(build_ext):
+    """Build the extension if that is possible; else say what is missing and go on."""
+
+    def run(self):
+        torch, cpp_extension, reason = find_torch()
+        kind = 'none'
+        if torch is not None:
+            kind, reason = choose_build(torch, cpp_extension)
+        error = self._compile(kind, cpp_extension) if kind != 'none' else ''
+        if error and kind == 'cuda':
+            print(f'mmvmamba: the CUDA build failed, building for CPU only: {error}', file=sys.stderr, flush=True)
+            cuda_error, kind = error, 'cpu'
+            error = self._compile('cpu', cpp_extension)
+            reason = f'the CUDA build failed: {cuda_error}'
+        if error:
+            version = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:2])
+            hint = f' (torch {torch.__version__} needs a C++20 compiler)' if version > NEWEST_CXX17_TORCH else ''
+            kind, reason = 'none', f'compilation failed{hint}: {error}; mend it, then: {REBUILD}'
+        message = f'mmvmamba: compiled extension: {kind} ({reason})'
+        print(message, file=sys.stdout if kind != 'none' else sys.stderr, flush=True)
+        self._write_info(kind, reason, torch)
+
+    def _compile(self, kind: str, cpp_extension) -> str:
+        """Compile and return an empty string, or the error."""
+        command = cpp_extension.BuildExtension(self.distribution, no_python_abi_suffix=True)
+        self.distribution.ext_modules = [make_extension(kind, cpp_extension)]
+        command.inplace, command.build_lib, command.build_temp = self.inplace, self.build_lib, self.build_temp
+        command.ensure_finalized()
+        command.get_export_symbols = lambda extension: []  # no PyInit: torch loads the library
+        try:
+            command.run()
+        except (Exception, SystemExit) as error:  # distutils, ninja and nvcc each raise their own
+            return ' '.join(str(error).split())[-400:]
+        finally:
+            self.distribution.ext_modules = [PLACEHOLDER]
+        return ''
+
+    def _write_info(self, kind, reason, torch):
+        folder = ROOT / 'ops' if self.inplace else Path(self.build_lib) / 'mmvmamba/ops'
+        folder.mkdir(parents=True, exist_ok=True)
+        info = dict(built=kind, reason=reason, torch=torch and torch.__version__)
+        (folder / '_build_info.json').write_text(json.dumps(info, indent=2) + '\n')
+
+    def get_outputs(self):
+        if self.inplace:
+            return []
+        return [str(path) for path in (Path(self.build_lib) / 'mmvmamba/ops').glob('_*') if path.suffix in ('.so', '.json')]
+
+    def get_output_mapping(self):
+        return {}
+
+
+PLACEHOLDER = Extension('mmvmamba.ops._C', ['ops/csrc/registration.cpp'])
+
+
+class BuildWithMim(build_py):
+    """Put configs, tools and the model index into ``mmvmamba/.mim``, where mim looks: links if editable, else copies."""
+
+    def run(self):
+        super().run()
+        target = ROOT / 'mmvmamba/.mim' if self.editable_mode else Path(self.build_lib) / 'mmvmamba/.mim'
+        if target.exists():
+            shutil.rmtree(target)
+        target.mkdir(parents=True)
+        for name in MIM_FILES:
+            source = ROOT / name
+            if self.editable_mode:
+                (target / name).symlink_to(os.path.relpath(source, target))
+            elif source.is_dir():
+                shutil.copytree(source, target / name, ignore=shutil.ignore_patterns('__pycache__'))
+            else:
+                shutil.copy(source, target / name)
+
+
+class EditableWithMim(editable_wheel):
+    """Tell mim where an editable package lies.
+
+    mim joins the install location with the first line of ``top_level.txt``; an absolute path there leads it to the
+    source tree, since pip >= 25 leaves no link of its own.
+    """
+
+    def run(self):
+        super().run()
+
+    def _ensure_dist_info(self):
+        super()._ensure_dist_info()
+        top_level = Path(self.dist_info_dir) / 'top_level.txt'
+        top_level.write_text(f'{ROOT / "mmvmamba"}\n')
+
+
+setup(
+    name='mmvmamba',
+    version=read_version(),
+    description='VMamba as a fast backbone for mmpretrain, mmdet and mmsegmentation',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.9',
+    packages=[
+        'mmvmamba', 'mmvmamba.layers', 'mmvmamba.models', 'mmvmamba.ops', 'mmvmamba.ops.cross_scan',
+        'mmvmamba.ops.selective_scan', 'mmvmamba.ops.ss2d'
+    ],
+    package_dir={'mmvmamba.ops': 'ops'},
+    ext_modules=[PLACEHOLDER],
+    cmdclass=dict(build_ext=OptionalBuildExt, build_py=BuildWithMim, editable_wheel=EditableWithMim),
+    install_requires=['torch>=2.4', 'mmengine>=0.10.4', 'mmcv>=2.0.1', 'numpy'],
+    extras_require=dict(
+        cls=['mmpretrain>=1.2.0'],
+        det=['mmdet>=3.3.0'],
+        seg=['mmsegmentation>=1.2.2', 'ftfy', 'regex'],
+        demo=['scikit-learn', 'matplotlib', 'pycocotools', 'openmim'],
+        flops=['fvcore']),
+    zip_safe=False)
