@@ -33,10 +33,17 @@ def find_torch():
     try:
         import torch
         from torch.utils import cpp_extension
+
         return torch, cpp_extension, ''
     except ImportError as error:
-        return None, None, (f'torch can not be imported while building ({error}), as in an isolated build; '
-                            f'install torch first and use: {REBUILD}')
+        return (
+            None,
+            None,
+            (
+                f'torch can not be imported while building ({error}), as in an isolated build; '
+                f'install torch first and use: {REBUILD}'
+            ),
+        )
 
 
 def choose_build(torch, cpp_extension) -> tuple:
@@ -48,14 +55,20 @@ def choose_build(torch, cpp_extension) -> tuple:
         return 'none', 'MMVMAMBA_BUILD=none'
     compiler = os.environ.get('CXX', 'c++').split()[0]
     if shutil.which(compiler) is None:
-        return 'none', f'no C++ compiler: {compiler!r} is not on PATH; install g++ or clang (or set CXX), then: {REBUILD}'
+        return (
+            'none',
+            f'no C++ compiler: {compiler!r} is not on PATH; install g++ or clang (or set CXX), then: {REBUILD}',
+        )
     sources = list((ROOT / 'ops/csrc/cuda').glob('*.cu'))
     if not sources or wanted == 'cpu':
         return 'cpu', 'MMVMAMBA_BUILD=cpu' if wanted else 'no CUDA sources in this version'
     nvcc = cpp_extension.CUDA_HOME and shutil.which('nvcc', path=str(Path(cpp_extension.CUDA_HOME) / 'bin'))
     if torch.version.cuda is None or nvcc is None:
-        reason = ('torch is built without CUDA' if torch.version.cuda is None else
-                  f'nvcc is not found; install the CUDA {torch.version.cuda} toolkit or set CUDA_HOME')
+        reason = (
+            'torch is built without CUDA'
+            if torch.version.cuda is None
+            else f'nvcc is not found; install the CUDA {torch.version.cuda} toolkit or set CUDA_HOME'
+        )
         if wanted == 'cuda':
             print(f'mmvmamba: MMVMAMBA_BUILD=cuda, but {reason}', file=sys.stderr)
         return 'cpu', reason
@@ -81,18 +94,21 @@ def make_extension(kind: str, cpp_extension) -> Extension:
     flags += ['-fopenmp'] if sys.platform == 'linux' else []
     if kind == 'cpu':
         return cpp_extension.CppExtension(
-            'mmvmamba.ops._C', [str(source) for source in sources], extra_compile_args=flags, extra_link_args=flags[-1:])
+            'mmvmamba.ops._C', [str(source) for source in sources], extra_compile_args=flags, extra_link_args=flags[-1:]
+        )
     sources += [*sorted(folder.glob('cuda/*.cpp')), *sorted(folder.glob('cuda/*.cu'))]
     nvcc = str(Path(cpp_extension.CUDA_HOME) / 'bin/nvcc')
     os.environ['TORCH_CUDA_ARCH_LIST'] = arches = cuda_arches(nvcc)
     print(f'mmvmamba: compiling CUDA kernels for {arches}', flush=True)
     packaged = sorted(Path(cpp_extension.__file__).parents[2].glob('nvidia/*/include'))
     return cpp_extension.CUDAExtension(
-        'mmvmamba.ops._C', [str(source) for source in sources],
+        'mmvmamba.ops._C',
+        [str(source) for source in sources],
         include_dirs=[str(path) for path in packaged],  # headers that a slim toolkit lacks
         define_macros=[('MMVMAMBA_WITH_CUDA', None)],
         extra_compile_args=dict(cxx=flags, nvcc=['-O3', '-std=c++17', '--use_fast_math', '-lineinfo']),
-        extra_link_args=flags[-1:])
+        extra_link_args=flags[-1:],
+    )
 
 
 class OptionalBuildExt(build_ext):
@@ -141,7 +157,9 @@ class OptionalBuildExt(build_ext):
     def get_outputs(self):
         if self.inplace:
             return []
-        return [str(path) for path in (Path(self.build_lib) / 'mmvmamba/ops').glob('_*') if path.suffix in ('.so', '.json')]
+        return [
+            str(path) for path in (Path(self.build_lib) / 'mmvmamba/ops').glob('_*') if path.suffix in ('.so', '.json')
+        ]
 
     def get_output_mapping(self):
         return {}
@@ -151,7 +169,7 @@ PLACEHOLDER = Extension('mmvmamba.ops._C', ['ops/csrc/registration.cpp'])
 
 
 class BuildWithMim(build_py):
-    """Put configs, tools and the model index into ``mmvmamba/.mim``, where mim looks: links if editable, else copies."""
+    """Put configs, tools and the model index into ``mmvmamba/.mim`` for mim: links if editable, else copies."""
 
     def run(self):
         super().run()
@@ -194,8 +212,13 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.9',
     packages=[
-        'mmvmamba', 'mmvmamba.layers', 'mmvmamba.models', 'mmvmamba.ops', 'mmvmamba.ops.cross_scan',
-        'mmvmamba.ops.selective_scan', 'mmvmamba.ops.ss2d'
+        'mmvmamba',
+        'mmvmamba.layers',
+        'mmvmamba.models',
+        'mmvmamba.ops',
+        'mmvmamba.ops.cross_scan',
+        'mmvmamba.ops.selective_scan',
+        'mmvmamba.ops.ss2d',
     ],
     package_dir={'mmvmamba.ops': 'ops'},
     ext_modules=[PLACEHOLDER],
@@ -206,5 +229,7 @@ setup(
         det=['mmdet>=3.3.0'],
         seg=['mmsegmentation>=1.2.2', 'ftfy', 'regex'],
         demo=['scikit-learn', 'matplotlib', 'pycocotools', 'openmim'],
-        flops=['fvcore']),
-    zip_safe=False)
+        flops=['fvcore'],
+    ),
+    zip_safe=False,
+)

@@ -7,7 +7,7 @@ MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmvmamba', locations=[
 
 
 def register_backbone(cls):
-    """Register a backbone as ``mmvmamba.Name``, and in the root scope, where a plain ``Name`` finds it from anywhere."""
+    """Register a backbone as ``mmvmamba.Name`` and in the root scope, where a plain ``Name`` finds it from anywhere."""
     MODELS.register_module(module=cls)
     MMENGINE_MODELS.register_module(module=cls)
     return cls

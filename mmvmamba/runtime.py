@@ -1,4 +1,4 @@
-"""What importing mmvmamba arranges in the process: safe checkpoint loading, and the ops' log lines in mmengine's log."""
+"""What importing mmvmamba sets up in the process: safe checkpoint loading, and the ops' lines in mmengine's log."""
 
 import logging
 
@@ -28,7 +28,8 @@ def _allow_checkpoint_classes() -> None:
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
     torch.serialization.add_safe_globals(
-        [HistoryBuffer, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *dtypes])
+        [HistoryBuffer, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *dtypes]
+    )
 
 
 class _MMEngineHandler(logging.Handler):

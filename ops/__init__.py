@@ -6,6 +6,13 @@ from .selective_scan.interface import selective_scan
 from .ss2d.interface import ss2d_scan
 
 __all__ = [
-    'SCAN_MODES', 'BackendError', 'BackendStatus', 'backend_report', 'cross_merge', 'cross_scan', 'selective_scan',
-    'ss2d_scan', 'use_backend'
+    'SCAN_MODES',
+    'BackendError',
+    'BackendStatus',
+    'backend_report',
+    'cross_merge',
+    'cross_scan',
+    'selective_scan',
+    'ss2d_scan',
+    'use_backend',
 ]

@@ -11,8 +11,9 @@ import os
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
+from typing import Optional
 
 import torch
 
@@ -39,13 +40,14 @@ class BackendStatus:
         reason (str): Why it can, or why not and what would help.
         devices (tuple[str]): Device types whose tensors it takes.
     """
+
     name: str
     available: bool
     reason: str
     devices: tuple
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_extension() -> str:
     """Load the compiled extension once.
 
@@ -59,8 +61,10 @@ def load_extension() -> str:
     try:
         torch.ops.load_library(str(libraries[0]))
     except OSError as error:
-        return (f'the compiled extension {libraries[0].name} does not load with torch {torch.__version__} ({error}); '
-                'rebuild it with: pip install --no-build-isolation --force-reinstall --no-deps mmvmamba')
+        return (
+            f'the compiled extension {libraries[0].name} does not load with torch {torch.__version__} ({error}); '
+            'rebuild it with: pip install --no-build-isolation --force-reinstall --no-deps mmvmamba'
+        )
     return ''
 
 
@@ -77,7 +81,7 @@ def _has_kernels(device: str) -> bool:
     return not load_extension() and hasattr(torch.ops.mmvmamba_C, f'selective_scan_fwd_{device}')
 
 
-@lru_cache(maxsize=None)
+@cache
 def _status(name: str) -> BackendStatus:
     available, reason = True, ''
     if name == 'naive':
@@ -89,11 +93,15 @@ def _status(name: str) -> BackendStatus:
         available, reason = False, 'no CUDA GPU is visible to torch'
     elif name == 'cuda':
         available = _has_kernels('cuda')
-        reason = ('compiled CUDA C++' if available else load_extension()
-                  or 'the extension was built without CUDA (nvcc not found, or MMVMAMBA_BUILD=cpu)')
+        reason = (
+            'compiled CUDA C++'
+            if available
+            else load_extension() or 'the extension was built without CUDA (nvcc not found, or MMVMAMBA_BUILD=cpu)'
+        )
     else:
         try:
             import triton
+
             reason = f'triton {triton.__version__}'
         except ImportError as error:
             available, reason = False, f'triton can not be imported ({error})'
@@ -110,8 +118,8 @@ def backend_report() -> list:
 
 
 def _check_name(name: str, source: str) -> str:
-    if name not in BACKENDS + ('auto', ):
-        raise ValueError(f'{source} is {name!r}, expected one of {", ".join(BACKENDS + ("auto", ))}')
+    if name not in BACKENDS + ('auto',):
+        raise ValueError(f'{source} is {name!r}, expected one of {", ".join(BACKENDS + ("auto",))}')
     return name
 
 
@@ -140,7 +148,7 @@ def use_backend(name: str):
 
 
 @torch._dynamo.assume_constant_result
-def resolve(op: str, device_type: str, name: str = None, training: bool = False, d_state: int = 1) -> str:
+def resolve(op: str, device_type: str, name: Optional[str] = None, training: bool = False, d_state: int = 1) -> str:
     """Choose the backend for one call.
 
     Args:
@@ -170,8 +178,10 @@ def resolve(op: str, device_type: str, name: str = None, training: bool = False,
         if not status.available:
             raise BackendError(f'{op}: backend {chosen!r} can not run here: {status.reason}')
         if 'any' not in status.devices and device_type not in status.devices:
-            raise BackendError(f'{op}: backend {chosen!r} takes {"/".join(status.devices)} tensors, '
-                               f'but the tensors are on {device_type}')
+            raise BackendError(
+                f'{op}: backend {chosen!r} takes {"/".join(status.devices)} tensors, '
+                f'but the tensors are on {device_type}'
+            )
     _announce(op, device_type, chosen)
     return chosen
 
@@ -181,16 +191,18 @@ def _choose(op: str, device_type: str, training: bool, d_state: int) -> str:
         if _status(name).available:
             return name
     if device_type == 'cuda' and training:
-        raise BackendError(f'{op}: neither compiled backend can run on this GPU (cuda: {_status("cuda").reason}; '
-                           f'triton: {_status("triton").reason}), and training on the Python loop would be silently '
-                           f"slow. Install triton, rebuild the extension, or ask for backend='naive' by name")
+        raise BackendError(
+            f'{op}: neither compiled backend can run on this GPU (cuda: {_status("cuda").reason}; '
+            f'triton: {_status("triton").reason}), and training on the Python loop would be silently '
+            f"slow. Install triton, rebuild the extension, or ask for backend='naive' by name"
+        )
     return 'naive'
 
 
 def _preference(op: str, device_type: str, d_state: int) -> tuple:
     """The rule of ``auto``: compiled backends for a device, the faster first."""
     if device_type == 'cpu':
-        return ('cpu', )
+        return ('cpu',)
     if device_type == 'cuda':
         return ('cuda', 'triton')
     return ()
@@ -201,7 +213,9 @@ def _announce(op: str, device_type: str, name: str) -> None:
         return
     _announced.add((op, device_type, name))
     if name == 'naive':
-        logger.warning(f'{op} on {device_type} runs on the naive backend, a slow Python loop '
-                       f'(cpu: {_status("cpu").reason}; cuda: {_status("cuda").reason})')
+        logger.warning(
+            f'{op} on {device_type} runs on the naive backend, a slow Python loop '
+            f'(cpu: {_status("cpu").reason}; cuda: {_status("cuda").reason})'
+        )
     else:
         logger.info(f'{op} on {device_type} runs on the {name} backend')

@@ -37,8 +37,10 @@ def check_same_dtype(op: str, reference: str, tensors: dict) -> None:
     dtype = tensors[reference].dtype
     for name, value in tensors.items():
         if value is not None and value.dtype != dtype:
-            raise TypeError(f'{op}: {name} is {dtype_name(value.dtype)}, but {reference} is {dtype_name(dtype)}; '
-                            'outside autocast they must agree')
+            raise TypeError(
+                f'{op}: {name} is {dtype_name(value.dtype)}, but {reference} is {dtype_name(dtype)}; '
+                'outside autocast they must agree'
+            )
 
 
 def check_state_dtype(op: str, reference: torch.Tensor, tensors: dict) -> None:
@@ -46,8 +48,10 @@ def check_state_dtype(op: str, reference: torch.Tensor, tensors: dict) -> None:
     expected = state_dtype(reference.dtype)
     for name, value in tensors.items():
         if value is not None and value.dtype != expected:
-            raise TypeError(f'{op}: {name} is {dtype_name(value.dtype)}, expected {dtype_name(expected)}, the dtype of '
-                            f'the state for {dtype_name(reference.dtype)} inputs')
+            raise TypeError(
+                f'{op}: {name} is {dtype_name(value.dtype)}, expected {dtype_name(expected)}, the dtype of '
+                f'the state for {dtype_name(reference.dtype)} inputs'
+            )
 
 
 def check_out_dtype(op: str, out_dtype, dtype: torch.dtype) -> torch.dtype:
@@ -55,8 +59,10 @@ def check_out_dtype(op: str, out_dtype, dtype: torch.dtype) -> torch.dtype:
     if out_dtype is None:
         return dtype
     if out_dtype not in (dtype, torch.float32) or (dtype == torch.float64 and out_dtype != dtype):
-        raise ValueError(f'{op}: out_dtype is {dtype_name(out_dtype)}, expected torch.float32 or the dtype of the '
-                         f'input, {dtype_name(dtype)}')
+        raise ValueError(
+            f'{op}: out_dtype is {dtype_name(out_dtype)}, expected torch.float32 or the dtype of the '
+            f'input, {dtype_name(dtype)}'
+        )
     return out_dtype
 
 

@@ -18,7 +18,7 @@ _library = torch.library.Library('mmvmamba', 'DEF')
 def _define(schema: str, kernel, autocast=None) -> None:
     """Define an op with one kernel for CPU and CUDA (the ``backend`` argument tells them apart)."""
     name = schema.split('(')[0]
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, ))
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ('CPU', 'CUDA'):
         _library.impl(name, kernel, key)
     if autocast is not None:
@@ -31,6 +31,7 @@ def _kernel(name: str, backend: str):
     if backend == 'triton':
         from .cross_scan import triton as cross_scan_triton
         from .selective_scan import triton as selective_scan_triton
+
         return getattr(selective_scan_triton if 'selective' in name else cross_scan_triton, name)
     return getattr(torch.ops.mmvmamba_C, f'{name}_{backend}')
 
@@ -57,17 +58,22 @@ def _selective_scan_autocast(u, delta, A, B, C, D, delta_bias, delta_softplus, o
         return selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype, backend)
 
 
-_AUTOCAST_KEYS = (torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-                  | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA))
+_AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
 
 _define(
     'selective_scan(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, '
-    'bool delta_softplus, ScalarType out_dtype, str backend) -> (Tensor, Tensor)', _selective_scan,
-    _selective_scan_autocast)
+    'bool delta_softplus, ScalarType out_dtype, str backend) -> (Tensor, Tensor)',
+    _selective_scan,
+    _selective_scan_autocast,
+)
 _define(
     'selective_scan_backward(Tensor dout, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, '
     'Tensor? delta_bias, Tensor carries, bool delta_softplus, str backend) '
-    '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)', _selective_scan_backward)
+    '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
+    _selective_scan_backward,
+)
 
 selective_scan = torch.ops.mmvmamba.selective_scan
 
@@ -75,15 +81,17 @@ selective_scan = torch.ops.mmvmamba.selective_scan
 @torch.library.register_fake('mmvmamba::selective_scan', lib=_library)
 def _(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype, backend):
     batch, dim, length = u.shape
-    return (u.new_empty((batch, dim, length), dtype=out_dtype),
-            A.new_empty((batch, dim, num_chunks(length, backend), A.shape[1])))
+    return (
+        u.new_empty((batch, dim, length), dtype=out_dtype),
+        A.new_empty((batch, dim, num_chunks(length, backend), A.shape[1])),
+    )
 
 
 @torch.library.register_fake('mmvmamba::selective_scan_backward', lib=_library)
 def _(dout, u, delta, A, B, C, D, delta_bias, carries, delta_softplus, backend):
     dim = u.shape[1]
     grads = [t.new_empty(t.shape) for t in (u, delta, A, B, C)]
-    return (*grads, A.new_empty((0 if D is None else dim, )), A.new_empty((0 if delta_bias is None else dim, )))
+    return (*grads, A.new_empty((0 if D is None else dim,)), A.new_empty((0 if delta_bias is None else dim,)))
 
 
 def _selective_scan_setup(ctx, inputs, output):
@@ -95,14 +103,15 @@ def _selective_scan_setup(ctx, inputs, output):
 
 def _selective_scan_grad(ctx, dout, _):
     u, delta, A, B, C, D, delta_bias, carries = ctx.saved_tensors
-    du, ddelta, dA, dB, dC, dD, dbias = torch.ops.mmvmamba.selective_scan_backward(dout, u, delta, A, B, C, D,
-                                                                                   delta_bias, carries,
-                                                                                   ctx.delta_softplus, ctx.backend)
+    du, ddelta, dA, dB, dC, dD, dbias = torch.ops.mmvmamba.selective_scan_backward(
+        dout, u, delta, A, B, C, D, delta_bias, carries, ctx.delta_softplus, ctx.backend
+    )
     return (du, ddelta, dA, dB, dC, None if D is None else dD, None if delta_bias is None else dbias, None, None, None)
 
 
 torch.library.register_autograd(
-    'mmvmamba::selective_scan', _selective_scan_grad, setup_context=_selective_scan_setup, lib=_library)
+    'mmvmamba::selective_scan', _selective_scan_grad, setup_context=_selective_scan_setup, lib=_library
+)
 
 
 # ---- cross_scan and cross_merge -------------------------------------------------------------------------------------
@@ -117,7 +126,8 @@ def _cross_merge(y, height, width, scan_mode, channel_last, backend):
 _define('cross_scan(Tensor x, str scan_mode, bool channel_last, str backend) -> Tensor', _cross_scan)
 _define(
     'cross_merge(Tensor y, SymInt height, SymInt width, str scan_mode, bool channel_last, str backend) -> Tensor',
-    _cross_merge)
+    _cross_merge,
+)
 
 cross_scan = torch.ops.mmvmamba.cross_scan
 cross_merge = torch.ops.mmvmamba.cross_merge
@@ -156,7 +166,7 @@ def _cross_merge_grad(ctx, dx):
     return cross_scan(dx, ctx.scan_mode, ctx.channel_last, ctx.backend), None, None, None, None, None
 
 
+torch.library.register_autograd('mmvmamba::cross_scan', _cross_scan_grad, setup_context=_cross_scan_setup, lib=_library)
 torch.library.register_autograd(
-    'mmvmamba::cross_scan', _cross_scan_grad, setup_context=_cross_scan_setup, lib=_library)
-torch.library.register_autograd(
-    'mmvmamba::cross_merge', _cross_merge_grad, setup_context=_cross_merge_setup, lib=_library)
+    'mmvmamba::cross_merge', _cross_merge_grad, setup_context=_cross_merge_setup, lib=_library
+)

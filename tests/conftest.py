@@ -17,7 +17,10 @@ def _few_threads_and_poison():
     """Two threads, and ``torch.empty`` filled with NaN, so that an element nobody wrote fails a comparison."""
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    fill, torch.utils.deterministic.fill_uninitialized_memory = torch.utils.deterministic.fill_uninitialized_memory, True
+    fill, torch.utils.deterministic.fill_uninitialized_memory = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        True,
+    )
     yield
     torch.utils.deterministic.fill_uninitialized_memory = fill
 

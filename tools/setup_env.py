@@ -28,12 +28,16 @@ class SetupError(Exception):
 def check_machine(folder: Path) -> None:
     """Check what the steps below can't do without."""
     if not PYTHONS[0] <= sys.version_info[:2] < PYTHONS[1]:
-        raise SetupError(f'Python is {sys.version.split()[0]}, but the tested set needs 3.11 to 3.13 (3.11 is tested). '
-                         'Choose one: make setup PYTHON=python3.11')
+        raise SetupError(
+            f'Python is {sys.version.split()[0]}, but the tested set needs 3.11 to 3.13 (3.11 is tested). '
+            'Choose one: make setup PYTHON=python3.11'
+        )
     compiler = os.environ.get('CXX', 'c++').split()[0]
     if shutil.which(compiler) is None:
-        raise SetupError(f'no C++ compiler: {compiler!r} is not on PATH, and mmcv is built from source. '
-                         'Install one (Debian: apt-get install g++; or set CXX) and run this again')
+        raise SetupError(
+            f'no C++ compiler: {compiler!r} is not on PATH, and mmcv is built from source. '
+            'Install one (Debian: apt-get install g++; or set CXX) and run this again'
+        )
     free = shutil.disk_usage(folder).free / 2**30
     if free < DISK_GIB and not (folder / '.venv').exists():
         raise SetupError(f'{free:.0f} GiB are free in {folder}, but the environment needs about {DISK_GIB}')
@@ -42,13 +46,20 @@ def check_machine(folder: Path) -> None:
 def run(step: str, command: list, advice: str, **environment) -> None:
     """Run a command quietly; if it fails, show the end of what it said and what to do."""
     result = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     if result.returncode == 0:
         return
     lines = [line for line in result.stdout.splitlines() if line.strip() and not line.startswith('WARNING')]
     print('\n'.join(lines[-25:]), file=sys.stderr)
-    if re.search(r'NewConnectionError|ConnectTimeout|name resolution|Connection refused|ProxyError|Max retries',
-                 result.stdout):
+    if re.search(
+        r'NewConnectionError|ConnectTimeout|name resolution|Connection refused|ProxyError|Max retries', result.stdout
+    ):
         advice = 'The package index can not be reached: check the network (or PIP_INDEX_URL), then run this again'
     elif 'No space left' in result.stdout:
         advice = 'The disk is full: free some space, then run this again'
@@ -72,8 +83,10 @@ class Environment:
 
     def create(self) -> None:
         """Make the environment; one that an interrupted run left unusable is made anew."""
-        usable = self.python.exists() and subprocess.run([self.python, '-m', 'pip', '--version'],
-                                                         capture_output=True).returncode == 0
+        usable = (
+            self.python.exists()
+            and subprocess.run([self.python, '-m', 'pip', '--version'], capture_output=True).returncode == 0
+        )
         if not usable:
             say(f'making the virtual environment {self.folder}')
             venv.create(self.folder, clear=True, with_pip=True, symlinks=os.name != 'nt')
@@ -96,7 +109,10 @@ class Environment:
 
     def imports(self, module: str) -> bool:
         """Whether a module can be imported there."""
-        return subprocess.run([self.python, '-c', f'import {module}'], capture_output=True, cwd=self.folder).returncode == 0
+        return (
+            subprocess.run([self.python, '-c', f'import {module}'], capture_output=True, cwd=self.folder).returncode
+            == 0
+        )
 
 
 def say(message: str) -> None:
@@ -114,11 +130,22 @@ def install_mmcv(env: Environment) -> None:
     """Build mmcv with its ops; a wheel that pip cached for another torch does not load and is built again."""
     # without debug symbols the compiler needs less than half the time
     flags = dict(MMCV_WITH_OPS='1', CFLAGS=f'{os.environ.get("CFLAGS", "")} -g0', MAX_JOBS=str(os.cpu_count() or 1))
-    advice = ('mmcv 2.1 needs a C++17 compiler and torch <= 2.12 (later headers need C++20); the messages above name the '
-              'file that failed')
+    advice = (
+        'mmcv 2.1 needs a C++17 compiler and torch <= 2.12 (later headers need C++20); the messages above name the '
+        'file that failed'
+    )
     for options in ((), ('--no-cache-dir', '--force-reinstall')):
-        env.pip('building mmcv', 'install', '--no-deps', '--no-build-isolation', *options, '-r',
-                str(REQUIREMENTS / 'mmcv.txt'), advice=advice, **flags)
+        env.pip(
+            'building mmcv',
+            'install',
+            '--no-deps',
+            '--no-build-isolation',
+            *options,
+            '-r',
+            str(REQUIREMENTS / 'mmcv.txt'),
+            advice=advice,
+            **flags,
+        )
         if env.imports('mmcv.ops'):
             return
     raise SetupError('mmcv was built, but its ops can not be imported. Remove .venv and run this again')
@@ -140,16 +167,31 @@ def main() -> int:
     try:
         check_machine(ROOT)
         env.create()
-        env.step('packages', digest(*(REQUIREMENTS / f'{name}.txt' for name in ('build', 'tested', 'dev'))),
-                 'installing torch, OpenMMLab and the rest (about 3 minutes, 3 GB of downloads)',
-                 lambda: install_packages(env))
-        env.step('mmcv', digest(REQUIREMENTS / 'mmcv.txt', REQUIREMENTS / 'tested.txt'),
-                 f'building mmcv with its ops on {cores} cores (about {max(1, 30 // cores)} minutes, seconds if pip has '
-                 'its wheel cached)', lambda: install_mmcv(env))
+        env.step(
+            'packages',
+            digest(*(REQUIREMENTS / f'{name}.txt' for name in ('build', 'tested', 'dev'))),
+            'installing torch, OpenMMLab and the rest (about 3 minutes, 3 GB of downloads)',
+            lambda: install_packages(env),
+        )
+        env.step(
+            'mmcv',
+            digest(REQUIREMENTS / 'mmcv.txt', REQUIREMENTS / 'tested.txt'),
+            f'building mmcv with its ops on {cores} cores (about {max(1, 30 // cores)} minutes, seconds if pip has '
+            'its wheel cached)',
+            lambda: install_mmcv(env),
+        )
         sources = sorted(path for path in (ROOT / 'ops/csrc').rglob('*') if path.is_file())
-        env.step('mmvmamba', digest(ROOT / 'setup.py', ROOT / 'mmvmamba/version.py', *sources,
-                                    extra=f'{ROOT} {os.environ.get("MMVMAMBA_BUILD")}'),
-                 'installing mmvmamba in place and compiling its kernels (about 1 minute)', lambda: install_package(env))
+        env.step(
+            'mmvmamba',
+            digest(
+                ROOT / 'setup.py',
+                ROOT / 'mmvmamba/version.py',
+                *sources,
+                extra=f'{ROOT} {os.environ.get("MMVMAMBA_BUILD")}',
+            ),
+            'installing mmvmamba in place and compiling its kernels (about 1 minute)',
+            lambda: install_package(env),
+        )
     except SetupError as error:
         print(f'[setup] error: {error}', file=sys.stderr)
         return 1

@@ -23,8 +23,9 @@ def cascade_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds) -
     for routes, transpose in ((slice(0, 2), False), (slice(2, 4), True)):
         x = F.layer_norm(x, x.shape[-1:])
         lines = x.transpose(1, 2) if transpose else x
-        lines = _scan_lines(lines, x_proj_weight[routes], dt_projs_weight[routes], dt_projs_bias[routes],
-                            A_logs[routes], Ds[routes])
+        lines = _scan_lines(
+            lines, x_proj_weight[routes], dt_projs_weight[routes], dt_projs_bias[routes], A_logs[routes], Ds[routes]
+        )
         x = lines.transpose(1, 2) if transpose else lines
     return x
 
@@ -48,6 +49,7 @@ def _scan_lines(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds):
         Ds.flatten().to(dtype),
         dt_projs_bias.flatten().to(dtype),
         delta_softplus=True,
-        out_dtype=dtype)
+        out_dtype=dtype,
+    )
     y = y.unflatten(1, (2, channels)).sum(dim=1).transpose(1, 2)
     return y.unflatten(0, (batch, lines)).to(x.dtype)

@@ -18,7 +18,9 @@ class Mlp(nn.Module):
             Default: False.
     """
 
-    def __init__(self, channels: int, hidden_channels: int, act: str = 'gelu', dropout: float = 0., gated: bool = False):
+    def __init__(
+        self, channels: int, hidden_channels: int, act: str = 'gelu', dropout: float = 0.0, gated: bool = False
+    ):
         super().__init__()
         self.gated = gated
         self.fc1 = nn.Linear(channels, hidden_channels * (2 if gated else 1))

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Union
+from typing import Optional, Union
 
 from torch import nn
 
@@ -17,7 +17,8 @@ CHOICES = dict(
     norm_layer=('ln', 'ln2d', 'bn'),
     mlp=('mlp', 'gmlp'),
     act=tuple(ACTIVATIONS),
-    mlp_act=tuple(ACTIVATIONS))
+    mlp_act=tuple(ACTIVATIONS),
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class SS2DOptions:
         force_fp32 (bool): Whether the projections and the scan run in float32 under autocast.
         ssm_init (str): Initialisation of A, D and dt: mamba, randn or zeros.
     """
+
     d_state: int = 1
     ssm_ratio: float = 1.0
     dt_rank: Union[int, str] = 'auto'
@@ -75,7 +77,7 @@ def check_choice(name: str, value) -> None:
         raise ValueError(f'{name} is {value!r}, expected one of {", ".join(CHOICES[name])}')
 
 
-def check_int(name: str, value, low: int, high: int = None) -> None:
+def check_int(name: str, value, low: int, high: Optional[int] = None) -> None:
     """Check that an option is an integer of at least ``low`` and at most ``high``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f'{name} is {value!r}, expected an integer')

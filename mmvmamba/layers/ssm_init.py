@@ -37,5 +37,6 @@ def init_ssm(ssm_init: str, routes: int, d_inner: int, d_state: int, dt_rank: in
         A_logs = torch.zeros(state)
         dt_projs_weight, dt_projs_bias = 0.1 * torch.rand(weight), 0.1 * torch.rand(bias)
     parameters = dict(
-        A_logs=A_logs, Ds=torch.ones(routes * d_inner), dt_projs_weight=dt_projs_weight, dt_projs_bias=dt_projs_bias)
+        A_logs=A_logs, Ds=torch.ones(routes * d_inner), dt_projs_weight=dt_projs_weight, dt_projs_bias=dt_projs_bias
+    )
     return {name: nn.Parameter(value) for name, value in parameters.items()}

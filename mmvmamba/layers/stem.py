@@ -42,10 +42,17 @@ def build_stem(stem: str, in_channels: int, channels: int, norm_layer: str) -> n
     """
     if stem == 'patch4':
         return nn.Sequential(
-            nn.Conv2d(in_channels, channels, kernel_size=4, stride=4), to_channel_last(),
-            build_norm(norm_layer, channels))
+            nn.Conv2d(in_channels, channels, kernel_size=4, stride=4),
+            to_channel_last(),
+            build_norm(norm_layer, channels),
+        )
     return nn.Sequential(
-        nn.Conv2d(in_channels, channels // 2, kernel_size=3, stride=2, padding=1), to_channel_last(),
-        build_norm(norm_layer, channels // 2), to_channel_first(), nn.GELU(),
-        nn.Conv2d(channels // 2, channels, kernel_size=3, stride=2, padding=1), to_channel_last(),
-        build_norm(norm_layer, channels))
+        nn.Conv2d(in_channels, channels // 2, kernel_size=3, stride=2, padding=1),
+        to_channel_last(),
+        build_norm(norm_layer, channels // 2),
+        to_channel_first(),
+        nn.GELU(),
+        nn.Conv2d(channels // 2, channels, kernel_size=3, stride=2, padding=1),
+        to_channel_last(),
+        build_norm(norm_layer, channels),
+    )

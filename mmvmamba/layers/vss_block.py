@@ -26,16 +26,18 @@ class VSSBlock(nn.Module):
         with_cp (bool): Whether to recompute activations in backward to save memory. Default: False.
     """
 
-    def __init__(self,
-                 channels: int,
-                 ssm: SS2DOptions,
-                 mlp: str = 'mlp',
-                 mlp_ratio: float = 4.,
-                 mlp_act: str = 'gelu',
-                 mlp_dropout: float = 0.,
-                 drop_path: float = 0.,
-                 norm_layer: str = 'ln2d',
-                 with_cp: bool = False):
+    def __init__(
+        self,
+        channels: int,
+        ssm: SS2DOptions,
+        mlp: str = 'mlp',
+        mlp_ratio: float = 4.0,
+        mlp_act: str = 'gelu',
+        mlp_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        norm_layer: str = 'ln2d',
+        with_cp: bool = False,
+    ):
         super().__init__()
         self.with_cp = with_cp
         self.norm = build_norm(norm_layer, channels)

@@ -1,6 +1,7 @@
 """The archs by name, and what an arch dict may hold."""
 
 from dataclasses import dataclass, fields
+from typing import Optional
 
 from mmvmamba.layers.options import SS2DOptions, check_choice, check_int, check_number
 
@@ -12,13 +13,13 @@ _V0 = dict(
     gate='silu', force_fp32=True)  # yapf: disable
 
 ARCHS = {
-    'nano': dict(_V2, dims=32, depths=(1, 1, 2, 1), drop_path_rate=0.),
+    'nano': dict(_V2, dims=32, depths=(1, 1, 2, 1), drop_path_rate=0.0),
     'tiny-s1l8': dict(_V2, dims=96, depths=(2, 2, 8, 2), drop_path_rate=0.2),
     'small-s1l20': dict(_V2, dims=96, depths=(2, 2, 20, 2), drop_path_rate=0.3),
     'base-s1l20': dict(_V2, dims=128, depths=(2, 2, 20, 2), drop_path_rate=0.5),
-    'tiny-s2l5': dict(_V2, dims=96, depths=(2, 2, 5, 2), ssm_ratio=2., drop_path_rate=0.2),
-    'small-s2l15': dict(_V2, dims=96, depths=(2, 2, 15, 2), ssm_ratio=2., drop_path_rate=0.3),
-    'base-s2l15': dict(_V2, dims=128, depths=(2, 2, 15, 2), ssm_ratio=2., drop_path_rate=0.6),
+    'tiny-s2l5': dict(_V2, dims=96, depths=(2, 2, 5, 2), ssm_ratio=2.0, drop_path_rate=0.2),
+    'small-s2l15': dict(_V2, dims=96, depths=(2, 2, 15, 2), ssm_ratio=2.0, drop_path_rate=0.3),
+    'base-s2l15': dict(_V2, dims=128, depths=(2, 2, 15, 2), ssm_ratio=2.0, drop_path_rate=0.6),
     'tiny-v0': dict(_V0, dims=96, depths=(2, 2, 9, 2), drop_path_rate=0.2),
     'small-v0': dict(_V0, dims=96, depths=(2, 2, 27, 2), drop_path_rate=0.3),
     'base-v0': dict(_V0, dims=128, depths=(2, 2, 27, 2), drop_path_rate=0.6),
@@ -44,6 +45,7 @@ class Arch:
         mlp_dropout (float): Dropout in the MLP.
         drop_path_rate (float): Stochastic depth of the last block; rises linearly from 0 at the first.
     """
+
     dims: tuple
     depths: tuple
     ssm: SS2DOptions
@@ -52,10 +54,10 @@ class Arch:
     downsample: str = 'conv3'
     norm_layer: str = 'ln2d'
     mlp: str = 'mlp'
-    mlp_ratio: float = 4.
+    mlp_ratio: float = 4.0
     mlp_act: str = 'gelu'
-    mlp_dropout: float = 0.
-    drop_path_rate: float = 0.
+    mlp_dropout: float = 0.0
+    drop_path_rate: float = 0.0
 
     def __post_init__(self):
         for name in ('stem', 'downsample', 'norm_layer', 'mlp', 'mlp_act'):
@@ -73,7 +75,7 @@ class Arch:
             raise ValueError(f'dims[0] is {self.dims[0]}, expected an even number for stem conv3x2')
 
 
-def build_arch(arch, drop_path_rate: float = None) -> Arch:
+def build_arch(arch, drop_path_rate: Optional[float] = None) -> Arch:
     """Check an arch name or dict.
 
     Args:

@@ -16,7 +16,8 @@ _VERSIONS = dict(
     v052d=('bidi', False),
     v052dc=('cascade2d', False),
     v2=('cross2d', True),
-    v3=('cross2d', False))
+    v3=('cross2d', False),
+)
 _POSTFIXES = dict(
     no32=('force_fp32', False),
     oact=('out_act', True),
@@ -26,7 +27,8 @@ _POSTFIXES = dict(
     ondwconv3=('out_norm', 'dwconv3'),
     oncnorm=('out_norm', 'cnorm'),
     onsoftmax=('out_norm', 'softmax'),
-    onsigmoid=('out_norm', 'sigmoid'))
+    onsigmoid=('out_norm', 'sigmoid'),
+)
 _STEMS = dict(v1='patch4', v2='conv3x2')
 _DOWNSAMPLES = dict(v1='merge', v2='conv2', v3='conv3')
 _SSM_INITS = dict(v0='mamba', v1='randn', v2='zeros')
@@ -49,15 +51,18 @@ def parse_forward_type(forward_type: str) -> dict:
         raise TypeError(f'forward_type is {forward_type!r}, expected a string such as "v05_noz"')
     version, *postfixes = forward_type.split('_')
     if version not in _VERSIONS:
-        raise ValueError(f'forward_type is {forward_type!r}: unknown version {version!r}, expected one of '
-                         f'{", ".join(_VERSIONS)}')
+        raise ValueError(
+            f'forward_type is {forward_type!r}: unknown version {version!r}, expected one of {", ".join(_VERSIONS)}'
+        )
     scan_mode, force_fp32 = _VERSIONS[version]
     options = dict(scan_mode=scan_mode, gate='silu', out_norm='ln', out_act=False, force_fp32=force_fp32)
     given = {}
     for postfix in postfixes:
         if postfix not in _POSTFIXES:
-            raise ValueError(f'forward_type is {forward_type!r}: unknown postfix "_{postfix}", expected some of '
-                             f'{", ".join("_" + name for name in _POSTFIXES)}')
+            raise ValueError(
+                f'forward_type is {forward_type!r}: unknown postfix "_{postfix}", expected some of '
+                f'{", ".join("_" + name for name in _POSTFIXES)}'
+            )
         option, value = _POSTFIXES[postfix]
         if option in given:
             raise ValueError(f'forward_type is {forward_type!r}: "_{postfix}" and "_{given[option]}" both set {option}')
@@ -102,40 +107,45 @@ class MM_VSSM(VSSMBackbone):
         frozen_stages, norm_eval, init_cfg: As in :class:`VSSMBackbone`.
     """
 
-    def __init__(self,
-                 out_indices=(0, 1, 2, 3),
-                 pretrained=None,
-                 norm_layer='ln',
-                 depths=(2, 2, 9, 2),
-                 dims=(96, 192, 384, 768),
-                 ssm_d_state=16,
-                 ssm_ratio=2.0,
-                 ssm_dt_rank='auto',
-                 ssm_act_layer='silu',
-                 ssm_conv=3,
-                 ssm_conv_bias=True,
-                 ssm_drop_rate=0.0,
-                 ssm_init='v0',
-                 forward_type='v2',
-                 mlp_ratio=4.0,
-                 mlp_act_layer='gelu',
-                 mlp_drop_rate=0.0,
-                 gmlp=False,
-                 drop_path_rate=0.1,
-                 downsample_version='v2',
-                 patchembed_version='v1',
-                 use_checkpoint=False,
-                 patch_size=4,
-                 in_chans=3,
-                 num_classes=1000,
-                 patch_norm=True,
-                 posembed=False,
-                 imgsize=224,
-                 frozen_stages=-1,
-                 norm_eval=False,
-                 init_cfg=None):
-        for name, value, only in (('patch_size', patch_size, 4), ('patch_norm', patch_norm, True), ('posembed', posembed,
-                                                                                                    False)):
+    def __init__(
+        self,
+        out_indices=(0, 1, 2, 3),
+        pretrained=None,
+        norm_layer='ln',
+        depths=(2, 2, 9, 2),
+        dims=(96, 192, 384, 768),
+        ssm_d_state=16,
+        ssm_ratio=2.0,
+        ssm_dt_rank='auto',
+        ssm_act_layer='silu',
+        ssm_conv=3,
+        ssm_conv_bias=True,
+        ssm_drop_rate=0.0,
+        ssm_init='v0',
+        forward_type='v2',
+        mlp_ratio=4.0,
+        mlp_act_layer='gelu',
+        mlp_drop_rate=0.0,
+        gmlp=False,
+        drop_path_rate=0.1,
+        downsample_version='v2',
+        patchembed_version='v1',
+        use_checkpoint=False,
+        patch_size=4,
+        in_chans=3,
+        num_classes=1000,
+        patch_norm=True,
+        posembed=False,
+        imgsize=224,
+        frozen_stages=-1,
+        norm_eval=False,
+        init_cfg=None,
+    ):
+        for name, value, only in (
+            ('patch_size', patch_size, 4),
+            ('patch_norm', patch_norm, True),
+            ('posembed', posembed, False),
+        ):
             if value != only:
                 raise ValueError(f'{name} is {value!r}; no published model has it, and only {only!r} is supported')
         if pretrained is not None:
@@ -161,7 +171,8 @@ class MM_VSSM(VSSMBackbone):
             mlp_ratio=mlp_ratio,
             mlp_act=mlp_act_layer.lower(),
             mlp_dropout=mlp_drop_rate,
-            **parse_forward_type(forward_type))
+            **parse_forward_type(forward_type),
+        )
         super().__init__(
             arch=arch,
             out_indices=out_indices,
@@ -169,7 +180,8 @@ class MM_VSSM(VSSMBackbone):
             frozen_stages=frozen_stages,
             with_cp=use_checkpoint,
             norm_eval=norm_eval,
-            init_cfg=init_cfg)
+            init_cfg=init_cfg,
+        )
 
 
 def _translate(name: str, value: str, table: dict) -> str:

@@ -43,14 +43,16 @@ class VSSMBackbone(BaseModule):
         [(1, 32, 16, 16), (1, 64, 8, 8), (1, 128, 4, 4), (1, 256, 2, 2)]
     """
 
-    def __init__(self,
-                 arch='tiny-s1l8',
-                 out_indices=(0, 1, 2, 3),
-                 drop_path_rate=None,
-                 frozen_stages=-1,
-                 with_cp=False,
-                 norm_eval=False,
-                 init_cfg=None):
+    def __init__(
+        self,
+        arch='tiny-s1l8',
+        out_indices=(0, 1, 2, 3),
+        drop_path_rate=None,
+        frozen_stages=-1,
+        with_cp=False,
+        norm_eval=False,
+        init_cfg=None,
+    ):
         super().__init__(init_cfg)
         self.arch = arch = build_arch(arch, drop_path_rate)
         stages = len(arch.depths)
@@ -66,12 +68,25 @@ class VSSMBackbone(BaseModule):
         self.layers = nn.ModuleList()
         for i, depth in enumerate(arch.depths):
             blocks = [
-                VSSBlock(arch.dims[i], arch.ssm, arch.mlp, arch.mlp_ratio, arch.mlp_act, arch.mlp_dropout, rates.pop(0),
-                         arch.norm_layer, with_cp) for _ in range(depth)
+                VSSBlock(
+                    arch.dims[i],
+                    arch.ssm,
+                    arch.mlp,
+                    arch.mlp_ratio,
+                    arch.mlp_act,
+                    arch.mlp_dropout,
+                    rates.pop(0),
+                    arch.norm_layer,
+                    with_cp,
+                )
+                for _ in range(depth)
             ]
             last = i == stages - 1
-            downsample = nn.Identity() if last else build_downsample(arch.downsample, arch.dims[i], arch.dims[i + 1],
-                                                                     arch.norm_layer)
+            downsample = (
+                nn.Identity()
+                if last
+                else build_downsample(arch.downsample, arch.dims[i], arch.dims[i + 1], arch.norm_layer)
+            )
             self.layers.append(nn.ModuleDict(dict(blocks=nn.Sequential(*blocks), downsample=downsample)))
         for i in self.out_indices:
             self.add_module(f'outnorm{i}', build_norm(arch.norm_layer, arch.dims[i]))
@@ -131,7 +146,7 @@ class VSSMBackbone(BaseModule):
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
-        frozen = [self.patch_embed, *self.layers[:self.frozen_stages]]
+        frozen = [self.patch_embed, *self.layers[: self.frozen_stages]]
         frozen += [getattr(self, f'outnorm{i}') for i in self.out_indices if i < self.frozen_stages]
         for module in frozen:
             module.eval()
@@ -140,13 +155,13 @@ class VSSMBackbone(BaseModule):
 
 def _init_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=.02)
+        nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
 def _check_out_indices(out_indices, stages: int) -> tuple:
-    indices = (out_indices, ) if isinstance(out_indices, int) else tuple(out_indices)
+    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
     valid = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < stages for i in indices)
     if not indices or not valid or list(indices) != sorted(set(indices)):
         raise ValueError(f'out_indices is {out_indices!r}, expected rising stage numbers from 0 to {stages - 1}')

@@ -1,5 +1,7 @@
 """The public cross-scan and its adjoint: documented functions, argument checks, choice of backend."""
 
+from typing import Optional
+
 import torch
 
 from .. import library
@@ -11,10 +13,9 @@ SCAN_MODES = ('cross2d', 'unidi', 'bidi', 'cascade2d')
 NUM_ROUTES = 4
 
 
-def cross_scan(x: torch.Tensor,
-               scan_mode: str = 'cross2d',
-               channel_last: bool = False,
-               backend: str = None) -> torch.Tensor:
+def cross_scan(
+    x: torch.Tensor, scan_mode: str = 'cross2d', channel_last: bool = False, backend: Optional[str] = None
+) -> torch.Tensor:
     """Unfold a feature map along four scan routes, section 4.2 of `VMamba <https://arxiv.org/abs/2401.10166>`_.
 
     ======================  ==================================================================================
@@ -48,11 +49,9 @@ def cross_scan(x: torch.Tensor,
     return library.cross_scan(x, scan_mode, channel_last, backend)
 
 
-def cross_merge(y: torch.Tensor,
-                size: tuple,
-                scan_mode: str = 'cross2d',
-                channel_last: bool = False,
-                backend: str = None) -> torch.Tensor:
+def cross_merge(
+    y: torch.Tensor, size: tuple, scan_mode: str = 'cross2d', channel_last: bool = False, backend: Optional[str] = None
+) -> torch.Tensor:
     """Fold four scan routes back into a map and add them: the adjoint of :func:`cross_scan`.
 
     Args:

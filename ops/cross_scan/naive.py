@@ -7,7 +7,7 @@ def _route_order(scan_mode: str) -> tuple:
     """The four routes of a mode as (column-major, reversed) pairs."""
     return {
         'cross2d': ((False, False), (True, False), (False, True), (True, True)),
-        'unidi': ((False, False), ) * 4,
+        'unidi': ((False, False),) * 4,
         'bidi': ((False, False), (False, False), (False, True), (False, True)),
         'cascade2d': ((False, False), (False, True), (True, False), (True, True)),
     }[scan_mode]

@@ -1,26 +1,38 @@
 """The public selective scan: documented function, argument checks, choice of backend."""
 
+from typing import Optional
+
 import torch
 
 from .. import library
 from ..backend import resolve
-from ..checks import (MAX_STATE, check_out_dtype, check_same_device, check_same_dtype, check_shape, check_state_dtype,
-                      check_tensor, promote)
+from ..checks import (
+    MAX_STATE,
+    check_out_dtype,
+    check_same_device,
+    check_same_dtype,
+    check_shape,
+    check_state_dtype,
+    check_tensor,
+    promote,
+)
 from . import naive
 
 
-def selective_scan(u: torch.Tensor,
-                   delta: torch.Tensor,
-                   A: torch.Tensor,
-                   B: torch.Tensor,
-                   C: torch.Tensor,
-                   D: torch.Tensor = None,
-                   delta_bias: torch.Tensor = None,
-                   delta_softplus: bool = False,
-                   *,
-                   out_dtype: torch.dtype = None,
-                   return_last_state: bool = False,
-                   backend: str = None):
+def selective_scan(
+    u: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor = None,
+    delta_bias: torch.Tensor = None,
+    delta_softplus: bool = False,
+    *,
+    out_dtype: torch.dtype = None,
+    return_last_state: bool = False,
+    backend: Optional[str] = None,
+):
     r"""Selective scan (S6) of `Mamba <https://arxiv.org/abs/2312.00752>`_, equations 2a, 2b and algorithm 2.
 
     .. math::
@@ -53,8 +65,13 @@ def selective_scan(u: torch.Tensor,
         BackendError: If the backend asked for can't run.
     """
     op = 'selective_scan'
-    for name, value, dims in (('u', u, 'batch, dim, L'), ('delta', delta, 'batch, dim, L'), ('A', A, 'dim, N'),
-                              ('B', B, 'batch, groups, N, L'), ('C', C, 'batch, groups, N, L')):
+    for name, value, dims in (
+        ('u', u, 'batch, dim, L'),
+        ('delta', delta, 'batch, dim, L'),
+        ('A', A, 'dim, N'),
+        ('B', B, 'batch, groups, N, L'),
+        ('C', C, 'batch, groups, N, L'),
+    ):
         check_tensor(op, name, value, dims)
     for name, value in (('D', D), ('delta_bias', delta_bias)):
         if value is not None:
@@ -91,4 +108,4 @@ def _check_shapes(op, u, delta, A, B, C, D, delta_bias):
     check_shape(op, 'C', C, B.shape, 'the shape of B')
     for name, value in (('D', D), ('delta_bias', delta_bias)):
         if value is not None:
-            check_shape(op, name, value, (dim, ), 'dim of u')
+            check_shape(op, name, value, (dim,), 'dim of u')

@@ -13,7 +13,7 @@ def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan
     Moves the four scanned copies of x, the (B, K*D, L) delta and the four outputs through memory; the fused backends
     do without them.
     """
-    batch, channels, height, width = x.shape
+    _batch, channels, height, width = x.shape
     dt_rank, d_state = dt_projs_weight.shape[2], A_logs.shape[1]
     dtype = state_dtype(x.dtype)
 
@@ -31,6 +31,7 @@ def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan
         dt_projs_bias.to(dtype).flatten(),
         delta_softplus=True,
         out_dtype=dtype,
-        backend=backend)
+        backend=backend,
+    )
     y = cross_merge(ys.unflatten(1, (-1, channels)), (height, width), scan_mode, backend=backend)
     return y.to(out_dtype)

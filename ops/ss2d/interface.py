@@ -1,5 +1,7 @@
 """The public SS2D core: projections in, merged map out; documented function, argument checks, choice of backend."""
 
+from typing import Optional
+
 import torch
 
 from ..backend import resolve
@@ -8,16 +10,18 @@ from ..cross_scan.interface import NUM_ROUTES, check_scan_mode
 from . import composed
 
 
-def ss2d_scan(x: torch.Tensor,
-              x_proj_weight: torch.Tensor,
-              dt_projs_weight: torch.Tensor,
-              dt_projs_bias: torch.Tensor,
-              A_logs: torch.Tensor,
-              Ds: torch.Tensor,
-              scan_mode: str = 'cross2d',
-              *,
-              out_dtype: torch.dtype = None,
-              backend: str = None) -> torch.Tensor:
+def ss2d_scan(
+    x: torch.Tensor,
+    x_proj_weight: torch.Tensor,
+    dt_projs_weight: torch.Tensor,
+    dt_projs_bias: torch.Tensor,
+    A_logs: torch.Tensor,
+    Ds: torch.Tensor,
+    scan_mode: str = 'cross2d',
+    *,
+    out_dtype: torch.dtype = None,
+    backend: Optional[str] = None,
+) -> torch.Tensor:
     r"""2D selective scan, section 4.2 of `VMamba <https://arxiv.org/abs/2401.10166>`_: scan, select, merge.
 
     Along each of K = 4 routes of :func:`mmvmamba.ops.cross_scan`, every pixel x gives
@@ -47,19 +51,18 @@ def ss2d_scan(x: torch.Tensor,
     """
     op = 'ss2d_scan'
     parameters = dict(
-        x_proj_weight=x_proj_weight,
-        dt_projs_weight=dt_projs_weight,
-        dt_projs_bias=dt_projs_bias,
-        A_logs=A_logs,
-        Ds=Ds)
+        x_proj_weight=x_proj_weight, dt_projs_weight=dt_projs_weight, dt_projs_bias=dt_projs_bias, A_logs=A_logs, Ds=Ds
+    )
     check_tensor(op, 'x', x, 'B, D, H, W')
     for (name, value), dims in zip(parameters.items(), ('K, R + 2N, D', 'K, D, R', 'K, D', 'K * D, N', 'K * D')):
         check_tensor(op, name, value, dims)
     check_same_device(op, 'x', dict(x=x, **parameters))
     check_scan_mode(op, scan_mode)
     if scan_mode == 'cascade2d':
-        raise ValueError(f"{op}: scan_mode is 'cascade2d', which scans rows and columns one after the other; "
-                         'expected cross2d, unidi or bidi')
+        raise ValueError(
+            f"{op}: scan_mode is 'cascade2d', which scans rows and columns one after the other; "
+            'expected cross2d, unidi or bidi'
+        )
     _check_shapes(op, x, **parameters)
     if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
         x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -76,6 +79,11 @@ def _check_shapes(op, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, 
     check_shape(op, 'dt_projs_weight', dt_projs_weight, (NUM_ROUTES, channels, dt_rank), 'K = 4 routes, D of x, R')
     check_shape(op, 'dt_projs_bias', dt_projs_bias, (NUM_ROUTES, channels), 'K = 4 routes, D of x')
     check_shape(op, 'A_logs', A_logs, (NUM_ROUTES * channels, d_state), 'K * D of x, N')
-    check_shape(op, 'Ds', Ds, (NUM_ROUTES * channels, ), 'K * D of x')
-    check_shape(op, 'x_proj_weight', x_proj_weight, (NUM_ROUTES, dt_rank + 2 * d_state, channels),
-                'K = 4 routes, R of dt_projs_weight + 2 N of A_logs, D of x')
+    check_shape(op, 'Ds', Ds, (NUM_ROUTES * channels,), 'K * D of x')
+    check_shape(
+        op,
+        'x_proj_weight',
+        x_proj_weight,
+        (NUM_ROUTES, dt_rank + 2 * d_state, channels),
+        'K = 4 routes, R of dt_projs_weight + 2 N of A_logs, D of x',
+    )

@@ -16,11 +16,17 @@ ARCH_OF = {
     'vanilla_vmamba_small': 'small-v0',
     'vmamba_base_s1l20': 'base-s1l20',
     'vmamba_base_s2l15': 'base-s2l15',
-    'vanilla_vmamba_base': 'base-v0'
+    'vanilla_vmamba_base': 'base-v0',
 }
-CASES = [('vmamba_tiny_s1l8', 64, 64, 1e-5), ('vmamba_tiny_s1l8', 72, 104, 1e-5), ('vmamba_tiny_s2l5', 64, 64, 1e-5),
-         ('vanilla_vmamba_tiny', 64, 64, 5e-5), ('abl_v05_noz', 64, 64, 1e-5), ('abl_v05_noz', 72, 104, 1e-5),
-         ('abl_v0', 64, 64, 5e-5)]
+CASES = [
+    ('vmamba_tiny_s1l8', 64, 64, 1e-5),
+    ('vmamba_tiny_s1l8', 72, 104, 1e-5),
+    ('vmamba_tiny_s2l5', 64, 64, 1e-5),
+    ('vanilla_vmamba_tiny', 64, 64, 5e-5),
+    ('abl_v05_noz', 64, 64, 1e-5),
+    ('abl_v05_noz', 72, 104, 1e-5),
+    ('abl_v0', 64, 64, 5e-5),
+]
 
 
 class Classifier(torch.nn.Module):
@@ -44,9 +50,9 @@ def published_name(name):
 def build(variant, tables, **options):
     """A filled classifier of a variant, by arch name where it has one, else through the published keywords."""
     if variant in ARCH_OF:
-        backbone = VSSMBackbone(ARCH_OF[variant], out_indices=(3, ), **options)
+        backbone = VSSMBackbone(ARCH_OF[variant], out_indices=(3,), **options)
     else:
-        backbone = MM_VSSM(**dict(tables['variants'][variant]['kwargs'], **options), out_indices=(3, ))
+        backbone = MM_VSSM(**dict(tables['variants'][variant]['kwargs'], **options), out_indices=(3,))
     return fill_module(Classifier(backbone), published_name).eval()
 
 
@@ -83,7 +89,7 @@ def test_gradients(variant, with_cp, tables, model_reference, image):
     reference = {key.split('/', 2)[2]: value for key, value in model_reference.items()
                  if key.startswith(f'grad/{variant}/')}  # yapf: disable
     options = dict(with_cp=with_cp) if variant in ARCH_OF else dict(use_checkpoint=with_cp)
-    model = build(variant, tables, drop_path_rate=0., **options).train()
+    model = build(variant, tables, drop_path_rate=0.0, **options).train()
     x = image(64, 64).requires_grad_()
     loss = model(x).float().pow(2).mean()
     loss.backward()
@@ -103,16 +109,16 @@ def test_gradients(variant, with_cp, tables, model_reference, image):
 @pytest.mark.parametrize('variant', ARCH_OF)
 def test_parameter_count(variant, tables):
     with torch.device('meta'):
-        model = Classifier(VSSMBackbone(ARCH_OF[variant], out_indices=(3, )))
+        model = Classifier(VSSMBackbone(ARCH_OF[variant], out_indices=(3,)))
     assert sum(p.numel() for p in model.parameters()) == tables['variants'][variant]['params']
 
 
 @pytest.mark.parametrize('variant', ['vmamba_tiny_s1l8', 'vmamba_tiny_s2l5', 'vanilla_vmamba_tiny'])
 def test_state_dict_names_and_shapes(variant, tables):
     with torch.device('meta'):
-        model = Classifier(VSSMBackbone(ARCH_OF[variant], out_indices=(3, )))
+        model = Classifier(VSSMBackbone(ARCH_OF[variant], out_indices=(3,)))
     state = {published_name(name): list(value.shape) for name, value in model.state_dict().items()}
-    assert state == {name: shape for name, shape in tables['state_dicts'][variant]}
+    assert state == dict(tables['state_dicts'][variant])
 
 
 def test_published_keywords_equal_arch_names(tables):
@@ -124,5 +130,6 @@ def test_published_keywords_equal_arch_names(tables):
 
 def test_fill_reproduces_the_reference_rule():
     import zlib
-    assert zlib.crc32(fill_array('layers.0.blocks.0.op.dt_projs_bias', (4, 96)).tobytes()) == 0x642fe1da
-    assert zlib.crc32(fill_array('patch_embed.0.weight', (48, 3, 3, 3)).tobytes()) == 0xfe8b5919
+
+    assert zlib.crc32(fill_array('layers.0.blocks.0.op.dt_projs_bias', (4, 96)).tobytes()) == 0x642FE1DA
+    assert zlib.crc32(fill_array('patch_embed.0.weight', (48, 3, 3, 3)).tobytes()) == 0xFE8B5919

@@ -35,10 +35,12 @@ def test_same_backbone_in_all_scopes(name):
 
 @pytest.mark.parametrize('scope', SCOPES)
 def test_scope_in_the_type_needs_no_import(scope, tmp_path):
-    code = (f'from {scope}.registry import MODELS\n'
-            'from mmengine.registry import init_default_scope\n'
-            f'init_default_scope("{scope}")\n'
-            'print(type(MODELS.build(dict(type="mmvmamba.VSSMBackbone", arch="nano"))).__name__)\n')
+    code = (
+        f'from {scope}.registry import MODELS\n'
+        'from mmengine.registry import init_default_scope\n'
+        f'init_default_scope("{scope}")\n'
+        'print(type(MODELS.build(dict(type="mmvmamba.VSSMBackbone", arch="nano"))).__name__)\n'
+    )
     result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout.split()[-1:] == ['VSSMBackbone'], result.stderr
 
@@ -47,8 +49,13 @@ def test_scope_in_the_type_needs_no_import(scope, tmp_path):
 def test_no_codebase_is_imported(package):
     for path in ROOTS[package].rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
-                [node.module or ''] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or '']
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
             assert not {name.split('.')[0] for name in names} & {'mmdet', 'mmseg', 'mmpretrain'}, path
 
 
@@ -56,8 +63,13 @@ def test_ops_import_only_torch_and_triton():
     allowed = set(sys.stdlib_module_names) | {'torch', 'triton'}
     for path in ROOTS['ops'].rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
-                [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
             assert {name.split('.')[0] for name in names} <= allowed, (path, names)
 
 

@@ -31,7 +31,9 @@ def test_parse_forward_type(text, expected):
 
 
 def test_postfixes_in_any_order():
-    results = [parse_forward_type('_'.join(('v03', ) + order)) for order in itertools.permutations(('noz', 'oact', 'no32'))]
+    results = [
+        parse_forward_type('_'.join(('v03',) + order)) for order in itertools.permutations(('noz', 'oact', 'no32'))
+    ]
     assert all(result == results[0] for result in results)
 
 
@@ -61,7 +63,7 @@ def test_layouts_give_equal_numbers():
     outs = []
     for norm_layer in ('ln', 'LN2D'):
         torch.manual_seed(0)
-        outs.append(MM_VSSM(dims=16, depths=(1, 1), out_indices=(1, ), norm_layer=norm_layer).eval()(x)[0])
+        outs.append(MM_VSSM(dims=16, depths=(1, 1), out_indices=(1,), norm_layer=norm_layer).eval()(x)[0])
     assert torch.equal(*outs)
 
 
@@ -75,7 +77,7 @@ def test_layouts_give_equal_numbers():
 ])  # yapf: disable
 def test_bad_keywords(kwargs, words):
     with pytest.raises(ValueError) as raised:
-        MM_VSSM(dims=16, depths=(1, 1), out_indices=(0, ), **kwargs)
+        MM_VSSM(dims=16, depths=(1, 1), out_indices=(0,), **kwargs)
     assert all(word in str(raised.value) for word in words)
 
 

@@ -24,13 +24,40 @@ def test_every_arch_builds(arch):
 
 @pytest.mark.parametrize(
     'option, value',
-    [('scan_mode', 'unidi'), ('scan_mode', 'bidi'), ('scan_mode', 'cascade2d'), ('gate', 'silu'), ('gate', 'linear'),
-     ('out_norm', 'none'), ('out_norm', 'dwconv3'), ('out_norm', 'cnorm'), ('out_norm', 'softmax'),
-     ('out_norm', 'sigmoid'), ('out_act', True), ('force_fp32', True), ('stem', 'patch4'), ('downsample', 'merge'),
-     ('downsample', 'conv2'), ('ssm_init', 'randn'), ('ssm_init', 'zeros'), ('norm_layer', 'ln'), ('norm_layer', 'bn'),
-     ('mlp', 'gmlp'), ('mlp_ratio', 0.), ('d_conv', 1), ('conv_bias', True), ('d_state', 4), ('ssm_ratio', 2.),
-     ('dt_rank', 3), ('act', 'gelu'), ('mlp_act', 'relu'), ('dropout', 0.1), ('mlp_dropout', 0.1)],
-    ids=lambda value: str(value))
+    [
+        ('scan_mode', 'unidi'),
+        ('scan_mode', 'bidi'),
+        ('scan_mode', 'cascade2d'),
+        ('gate', 'silu'),
+        ('gate', 'linear'),
+        ('out_norm', 'none'),
+        ('out_norm', 'dwconv3'),
+        ('out_norm', 'cnorm'),
+        ('out_norm', 'softmax'),
+        ('out_norm', 'sigmoid'),
+        ('out_act', True),
+        ('force_fp32', True),
+        ('stem', 'patch4'),
+        ('downsample', 'merge'),
+        ('downsample', 'conv2'),
+        ('ssm_init', 'randn'),
+        ('ssm_init', 'zeros'),
+        ('norm_layer', 'ln'),
+        ('norm_layer', 'bn'),
+        ('mlp', 'gmlp'),
+        ('mlp_ratio', 0.0),
+        ('d_conv', 1),
+        ('conv_bias', True),
+        ('d_state', 4),
+        ('ssm_ratio', 2.0),
+        ('dt_rank', 3),
+        ('act', 'gelu'),
+        ('mlp_act', 'relu'),
+        ('dropout', 0.1),
+        ('mlp_dropout', 0.1),
+    ],
+    ids=lambda value: str(value),
+)
 def test_every_option_trains(option, value):
     model = small(**{option: value}).train()
     outs = model(torch.randn(2, 3, 36, 44))
@@ -43,12 +70,19 @@ def test_options_change_the_result():
     torch.manual_seed(0)
     x = torch.randn(1, 3, 32, 32)
     results = []
-    for options in ({}, dict(scan_mode='unidi'), dict(scan_mode='bidi'), dict(scan_mode='cascade2d'),
-                    dict(out_norm='softmax'), dict(out_act=True), dict(act='gelu')):
+    for options in (
+        {},
+        dict(scan_mode='unidi'),
+        dict(scan_mode='bidi'),
+        dict(scan_mode='cascade2d'),
+        dict(out_norm='softmax'),
+        dict(out_act=True),
+        dict(act='gelu'),
+    ):
         torch.manual_seed(1)
         results.append(small(**options).eval()(x)[-1])
     for i, first in enumerate(results):
-        for second in results[i + 1:]:
+        for second in results[i + 1 :]:
             assert not torch.allclose(first, second)
 
 
@@ -93,7 +127,7 @@ def test_frozen_stages():
 
 def test_norm_eval_keeps_running_statistics():
     for norm_eval in (False, True):
-        model = VSSMBackbone(dict(SMALL, norm_layer='bn'), out_indices=(2, ), norm_eval=norm_eval).train()
+        model = VSSMBackbone(dict(SMALL, norm_layer='bn'), out_indices=(2,), norm_eval=norm_eval).train()
         before = {name: value.clone() for name, value in model.named_buffers()}
         model(torch.randn(2, 3, 32, 32))
         changed = any(not torch.equal(before[name], value) for name, value in model.named_buffers())

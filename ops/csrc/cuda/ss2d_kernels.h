@@ -39,8 +39,12 @@ struct Args {
 };
 
 // Floats a block leaves for each group: weight sums of two routes, then dA of two routes and dD.
-constexpr int partial_columns(int rank) { return rank == 0 ? 1 : rank <= 6 ? 8 : 16; }
-constexpr int partial_size(int rank) { return 32 * (2 * partial_columns(rank) + 3); }
+template <int Rank> constexpr int kPartialColumns = Rank == 0 ? 1 : Rank <= 6 ? 8 : 16;
+template <int Rank> constexpr int kPartialSize = 32 * (2 * kPartialColumns<Rank> + 3);
+inline int partial_columns(int rank) {
+  return rank == 0 ? kPartialColumns<0> : rank == 6 ? kPartialColumns<6> : kPartialColumns<12>;
+}
+inline int partial_size(int rank) { return 32 * (2 * partial_columns(rank) + 3); }
 
 // rank: 6 or 12 (projected in the kernel, zero padded), or 0 (u holds the projection).
 void launch_forward_carries(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
