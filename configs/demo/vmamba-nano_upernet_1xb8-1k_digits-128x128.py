@@ -8,9 +8,20 @@ _base_ = ['mmseg::_base_/models/upernet_swin.py', 'mmseg::_base_/default_runtime
 data_root = 'data/digits/'
 metainfo = dict(
     classes=['background', *[str(digit) for digit in range(10)]],
-    palette=[[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48], [145, 30, 180],
-             [70, 240, 240], [240, 50, 230], [210, 245, 60], [250, 190, 212]],
-)  # yapf: disable
+    palette=[
+        [0, 0, 0],
+        [230, 25, 75],
+        [60, 180, 75],
+        [255, 225, 25],
+        [0, 130, 200],
+        [245, 130, 48],
+        [145, 30, 180],
+        [70, 240, 240],
+        [240, 50, 230],
+        [210, 245, 60],
+        [250, 190, 212],
+    ],
+)
 norm_cfg = dict(type='BN', requires_grad=True)
 data_preprocessor = dict(mean=[127.5] * 3, std=[127.5] * 3, size=(128, 128))
 model = dict(

@@ -9,8 +9,16 @@ _SSM_KEYS = tuple(field.name for field in fields(SS2DOptions))
 
 _V2 = dict(stem='conv3x2', downsample='conv3', norm_layer='ln2d', d_state=1, conv_bias=False, gate='none')
 _V0 = dict(
-    stem='patch4', downsample='merge', norm_layer='ln', mlp_ratio=0., d_state=16, ssm_ratio=2., conv_bias=True,
-    gate='silu', force_fp32=True)  # yapf: disable
+    stem='patch4',
+    downsample='merge',
+    norm_layer='ln',
+    mlp_ratio=0.0,
+    d_state=16,
+    ssm_ratio=2.0,
+    conv_bias=True,
+    gate='silu',
+    force_fp32=True,
+)
 
 ARCHS = {
     'nano': dict(_V2, dims=32, depths=(1, 1, 2, 1), drop_path_rate=0.0),

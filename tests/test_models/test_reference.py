@@ -72,8 +72,11 @@ def test_features(variant, height, width, limit, tables, model_reference, image)
         model = MM_VSSM(**tables['variants'][variant]['kwargs'])
     with torch.no_grad():
         outs = fill_module(model).eval()(image(height, width))
-    reference = {key.split('/', 2)[2]: value for key, value in model_reference.items()
-                 if key.startswith(f'{variant}/{height}x{width}/')}  # yapf: disable
+    reference = {
+        key.split('/', 2)[2]: value
+        for key, value in model_reference.items()
+        if key.startswith(f'{variant}/{height}x{width}/')
+    }
     for i, out in enumerate(outs):
         assert tuple(out.shape) == tuple(reference['feat_shape'][i])
         values = out.contiguous().flatten().numpy()[reference['feat_idx'][i]]
@@ -86,8 +89,9 @@ def test_features(variant, height, width, limit, tables, model_reference, image)
 @pytest.mark.parametrize('variant', ['vmamba_tiny_s1l8', 'abl_v05_noz'])
 @pytest.mark.parametrize('with_cp', [False, True], ids=['plain', 'checkpointed'])
 def test_gradients(variant, with_cp, tables, model_reference, image):
-    reference = {key.split('/', 2)[2]: value for key, value in model_reference.items()
-                 if key.startswith(f'grad/{variant}/')}  # yapf: disable
+    reference = {
+        key.split('/', 2)[2]: value for key, value in model_reference.items() if key.startswith(f'grad/{variant}/')
+    }
     options = dict(with_cp=with_cp) if variant in ARCH_OF else dict(use_checkpoint=with_cp)
     model = build(variant, tables, drop_path_rate=0.0, **options).train()
     x = image(64, 64).requires_grad_()

@@ -165,27 +165,31 @@ def test_autocast_keeps_the_state_in_float32():
     assert (out.float() - expected).square().mean().sqrt() < 0.05 * expected.std()
 
 
-@pytest.mark.parametrize('kwargs, error, words', [
-    (dict(arch='huge'), ValueError, ('arch', 'huge', 'tiny-s1l8')),
-    (dict(arch=3), TypeError, ('arch', 'int')),
-    (dict(arch=dict(SMALL, scan='x')), TypeError, ('scan', 'scan_mode')),
-    (dict(arch=dict(depths=(1, ))), TypeError, ('dims', )),
-    (dict(arch=dict(SMALL, scan_mode='zigzag')), ValueError, ('scan_mode', 'zigzag', 'cross2d')),
-    (dict(arch=dict(SMALL, d_state=0)), ValueError, ('d_state', '0')),
-    (dict(arch=dict(SMALL, d_state=257)), ValueError, ('d_state', '257', '256')),
-    (dict(arch=dict(SMALL, ssm_ratio=float('nan'))), ValueError, ('ssm_ratio', 'nan')),
-    (dict(arch=dict(SMALL, mlp_ratio=-1)), ValueError, ('mlp_ratio', '-1')),
-    (dict(arch=dict(SMALL, out_act='yes')), TypeError, ('out_act', 'yes')),
-    (dict(arch=dict(SMALL, d_conv=4)), ValueError, ('d_conv', '4', 'odd')),
-    (dict(arch=dict(dims=(16, 32), depths=(1, 1, 1))), ValueError, ('dims', 'depths')),
-    (dict(arch=dict(dims=0, depths=(1, ))), ValueError, ('dims[0]', )),
-    (dict(arch=dict(dims=15, depths=(1, ))), ValueError, ('dims[0]', 'even')),
-    (dict(arch='nano', out_indices=(0, 4)), ValueError, ('out_indices', '3')),
-    (dict(arch='nano', out_indices=()), ValueError, ('out_indices', )),
-    (dict(arch='nano', frozen_stages=5), ValueError, ('frozen_stages', '5')),
-    (dict(arch='nano', drop_path_rate=float('nan')), ValueError, ('drop_path_rate', 'nan')),
-    (dict(arch='nano', drop_path=0.1), TypeError, ('drop_path', )),
-], ids=lambda value: str(value)[:40])  # yapf: disable
+@pytest.mark.parametrize(
+    'kwargs, error, words',
+    [
+        (dict(arch='huge'), ValueError, ('arch', 'huge', 'tiny-s1l8')),
+        (dict(arch=3), TypeError, ('arch', 'int')),
+        (dict(arch=dict(SMALL, scan='x')), TypeError, ('scan', 'scan_mode')),
+        (dict(arch=dict(depths=(1,))), TypeError, ('dims',)),
+        (dict(arch=dict(SMALL, scan_mode='zigzag')), ValueError, ('scan_mode', 'zigzag', 'cross2d')),
+        (dict(arch=dict(SMALL, d_state=0)), ValueError, ('d_state', '0')),
+        (dict(arch=dict(SMALL, d_state=257)), ValueError, ('d_state', '257', '256')),
+        (dict(arch=dict(SMALL, ssm_ratio=float('nan'))), ValueError, ('ssm_ratio', 'nan')),
+        (dict(arch=dict(SMALL, mlp_ratio=-1)), ValueError, ('mlp_ratio', '-1')),
+        (dict(arch=dict(SMALL, out_act='yes')), TypeError, ('out_act', 'yes')),
+        (dict(arch=dict(SMALL, d_conv=4)), ValueError, ('d_conv', '4', 'odd')),
+        (dict(arch=dict(dims=(16, 32), depths=(1, 1, 1))), ValueError, ('dims', 'depths')),
+        (dict(arch=dict(dims=0, depths=(1,))), ValueError, ('dims[0]',)),
+        (dict(arch=dict(dims=15, depths=(1,))), ValueError, ('dims[0]', 'even')),
+        (dict(arch='nano', out_indices=(0, 4)), ValueError, ('out_indices', '3')),
+        (dict(arch='nano', out_indices=()), ValueError, ('out_indices',)),
+        (dict(arch='nano', frozen_stages=5), ValueError, ('frozen_stages', '5')),
+        (dict(arch='nano', drop_path_rate=float('nan')), ValueError, ('drop_path_rate', 'nan')),
+        (dict(arch='nano', drop_path=0.1), TypeError, ('drop_path',)),
+    ],
+    ids=lambda value: str(value)[:40],
+)
 def test_bad_options(kwargs, error, words):
     with pytest.raises(error) as raised:
         VSSMBackbone(**kwargs)
