@@ -5,7 +5,7 @@ from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmvmamba.checkpoint import load_pretrained
+from mmvmamba.checkpoint import load_pretrained, upgrade_hook
 from mmvmamba.layers import VSSBlock
 from mmvmamba.layers.downsample import build_downsample
 from mmvmamba.layers.norm import build_norm
@@ -92,6 +92,8 @@ class VSSMBackbone(BaseModule):
             self.add_module(f'outnorm{i}', build_norm(arch.norm_layer, arch.dims[i]))
         self.apply(_init_linear)
         self._freeze_stages()
+        # whole official detectors and segmentors load as they are, whatever their age
+        self._register_load_state_dict_pre_hook(upgrade_hook)
 
     def forward(self, x: torch.Tensor) -> tuple:
         """Compute the feature maps of ``out_indices``.
