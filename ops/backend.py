@@ -156,7 +156,7 @@ def resolve(op: str, device_type: str, name: Optional[str] = None, training: boo
         device_type (str): Device type of the call's tensors.
         name (str, optional): The call's own ``backend`` argument.
         training (bool): Whether gradients will be needed.
-        d_state (int): State size N, for the rule of ``auto``.
+        d_state (int): State size N, for the rule of ``auto``; any number above 1 means all of them.
 
     Returns:
         str: A backend that runs on this device.

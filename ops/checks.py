@@ -54,6 +54,14 @@ def check_state_dtype(op: str, reference: torch.Tensor, tensors: dict) -> None:
             )
 
 
+def check_values(op: str, tensors: dict) -> None:
+    """Check that every value of the named tensors is finite."""
+    for name, value in tensors.items():
+        if value is not None and not value.isfinite().all():
+            count = int((~value.isfinite()).sum())
+            raise ValueError(f'{op}: {name} holds {count} values that are NaN or infinite, of {value.numel()}')
+
+
 def check_out_dtype(op: str, out_dtype, dtype: torch.dtype) -> torch.dtype:
     """Resolve the output dtype: the input's, or float32."""
     if out_dtype is None:

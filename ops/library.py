@@ -36,9 +36,12 @@ def _kernel(name: str, backend: str):
     return getattr(torch.ops.mmvmamba_C, f'{name}_{backend}')
 
 
-def num_chunks(length, backend: str):
-    """Number of saved states along a scan of ``length`` steps."""
-    return (length + CHUNK[backend] - 1) // CHUNK[backend]
+def num_carries(length, backend: str):
+    """Number of saved states along a scan of ``length`` steps: before each chunk, and the last one.
+
+    At least 2, so that tracing with dynamic sizes need not ask whether it is 1.
+    """
+    return (length + CHUNK[backend] - 1) // CHUNK[backend] + 1
 
 
 # ---- selective_scan -------------------------------------------------------------------------------------------------
@@ -83,7 +86,7 @@ def _(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype, backend):
     batch, dim, length = u.shape
     return (
         u.new_empty((batch, dim, length), dtype=out_dtype),
-        A.new_empty((batch, dim, num_chunks(length, backend), A.shape[1])),
+        A.new_empty((batch, dim, num_carries(length, backend), A.shape[1])),
     )
 
 
@@ -109,9 +112,16 @@ def _selective_scan_grad(ctx, dout, _):
     return (du, ddelta, dA, dB, dC, None if D is None else dD, None if delta_bias is None else dbias, None, None, None)
 
 
+def _refuse_second_gradient(ctx, *_):
+    raise RuntimeError(
+        "selective_scan: second derivatives are not compiled; backend='naive' has them, being plain PyTorch"
+    )
+
+
 torch.library.register_autograd(
     'mmvmamba::selective_scan', _selective_scan_grad, setup_context=_selective_scan_setup, lib=_library
 )
+torch.library.register_autograd('mmvmamba::selective_scan_backward', _refuse_second_gradient, lib=_library)
 
 
 # ---- cross_scan and cross_merge -------------------------------------------------------------------------------------

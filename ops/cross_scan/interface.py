@@ -73,8 +73,12 @@ def cross_merge(
     op = 'cross_merge'
     check_tensor(op, 'y', y, 'B, L, K, C' if channel_last else 'B, K, C, L')
     check_scan_mode(op, scan_mode)
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f'{op}: size is {tuple(size)}, expected (H, W), both at least 1')
+    if not (
+        isinstance(size, (tuple, list))
+        and len(size) == 2
+        and all(isinstance(n, (int, torch.SymInt)) and n >= 1 for n in size)
+    ):
+        raise ValueError(f'{op}: size is {size}, expected (H, W), two integers of at least 1')
     batch, channels = y.shape[0], y.shape[3 if channel_last else 2]
     length = size[0] * size[1]
     expected = (batch, length, NUM_ROUTES, channels) if channel_last else (batch, NUM_ROUTES, channels, length)

@@ -14,7 +14,9 @@ from ..checks import (
     check_shape,
     check_state_dtype,
     check_tensor,
+    check_values,
     promote,
+    state_dtype,
 )
 from . import naive
 
@@ -31,6 +33,7 @@ def selective_scan(
     *,
     out_dtype: torch.dtype = None,
     return_last_state: bool = False,
+    check_finite: bool = False,
     backend: Optional[str] = None,
 ):
     r"""Selective scan (S6) of `Mamba <https://arxiv.org/abs/2312.00752>`_, equations 2a, 2b and algorithm 2.
@@ -52,6 +55,8 @@ def selective_scan(
         delta_softplus (bool): Whether to apply softplus to ``delta`` after the bias. Default: False.
         out_dtype (torch.dtype, optional): float32 or the dtype of ``u`` (the default).
         return_last_state (bool): Whether to return the last state too. Default: False.
+        check_finite (bool): Whether to look for NaN and infinity in A, D and delta_bias first; waits for the device.
+            Default: False.
         backend (str, optional): ``naive``, ``cpu``, ``triton``, ``cuda`` or ``auto``. Default: see
             :mod:`mmvmamba.ops.backend`.
 
@@ -61,7 +66,7 @@ def selective_scan(
 
     Raises:
         TypeError: If a dtype is wrong, or dtypes differ outside autocast.
-        ValueError: If a shape, a device or ``out_dtype`` is wrong.
+        ValueError: If a shape, a device or ``out_dtype`` is wrong, or ``check_finite`` finds something.
         BackendError: If the backend asked for can't run.
     """
     op = 'selective_scan'
@@ -80,13 +85,17 @@ def selective_scan(
     check_same_device(op, 'u', tensors)
     if torch.is_autocast_enabled(u.device.type):
         u, delta, B, C = promote((u, delta, B, C))
+        A, D, delta_bias = (None if t is None else t.to(state_dtype(u.dtype)) for t in (A, D, delta_bias))
     check_same_dtype(op, 'u', dict(u=u, delta=delta, B=B, C=C))
     check_state_dtype(op, u, dict(A=A, D=D, delta_bias=delta_bias))
     _check_shapes(op, u, delta, A, B, C, D, delta_bias)
     out_dtype = check_out_dtype(op, out_dtype, u.dtype)
+    if check_finite:
+        check_values(op, dict(A=A, D=D, delta_bias=delta_bias))
 
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values())
-    backend = resolve(op, u.device.type, backend, training, A.shape[1])
+    # the rule only asks whether N is 1; N itself may be a symbol while torch.compile traces
+    backend = resolve(op, u.device.type, backend, training, 1 if A.shape[1] == 1 else 2)
     if backend == 'naive':
         out, last_state = naive.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype)
     else:

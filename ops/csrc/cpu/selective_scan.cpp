@@ -76,6 +76,7 @@ void forward_kernel(const Sizes& n, const scalar_t* u, const scalar_t* delta, co
       const int rows = static_cast<int>(std::min<int64_t>(kRows, n.channels - first));
       const int64_t d = group % n.groups * n.channels + first, row = group / n.groups * n.dim + d;
       std::fill(h.begin(), h.end(), acc_t(0));
+      for (int r = 0; r < rows; ++r) std::fill_n(carries + (row + r) * (n.chunks + 1) * n.states, n.states, acc_t(0));
       for (int64_t chunk = 0; chunk < n.chunks; ++chunk) {
         const int64_t start = chunk * kChunk, at = row * n.length + start;
         const int steps = static_cast<int>(std::min<int64_t>(kChunk, n.length - start));
@@ -89,7 +90,9 @@ void forward_kernel(const Sizes& n, const scalar_t* u, const scalar_t* delta, co
           acc_t A_[kRows] = {};
           for (int r = 0; r < rows; ++r) A_[r] = A[(d + r) * n.states + s];
           scan_chunk(dt.values, u_.values, B + shared, C + shared, A_, &h[s * kRows], y.values, steps);
-          for (int r = 0; r < rows; ++r) carries[((row + r) * n.chunks + chunk) * n.states + s] = h[s * kRows + r];
+          for (int r = 0; r < rows; ++r) {
+            carries[((row + r) * (n.chunks + 1) + chunk + 1) * n.states + s] = h[s * kRows + r];
+          }
         }
         store(y, n.length, rows, steps, out + at);
       }
@@ -132,7 +135,7 @@ void backward_rows(const Sizes& n, const Backward<scalar_t, acc_t>& p, bool use_
       acc_t A[kRows] = {}, h0[kRows] = {}, dA[kRows] = {};
       for (int r = 0; r < rows; ++r) {
         A[r] = p.A[(d + r) * n.states + s];
-        if (chunk) h0[r] = p.carries[((row + r) * n.chunks + chunk - 1) * n.states + s];
+        h0[r] = p.carries[((row + r) * (n.chunks + 1) + chunk) * n.states + s];
       }
       scan_chunk_backward(dt.values, u.values, p.B + shared, p.C + shared, dy.values, A, h0, &flow[s * kRows], du.values,
                           ddt.values, dB + own, dC + own, dA, steps);
@@ -202,7 +205,7 @@ std::tuple<at::Tensor, at::Tensor> selective_scan_fwd_cpu(
   const auto B = as_state(B_, state), C = as_state(C_, state);
   const auto D = contiguous(D_), bias = contiguous(bias_);
   auto out = empty_output(u.sizes(), u.options().dtype(out_dtype));
-  auto carries = at::empty({n.batch, n.dim, n.chunks, n.states}, A.options());
+  auto carries = at::empty({n.batch, n.dim, n.chunks + 1, n.states}, A.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "selective_scan_fwd_cpu", [&] {
     using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
     const auto run = [&](auto* out_pointer) {
