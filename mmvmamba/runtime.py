@@ -1,6 +1,7 @@
 """What importing mmvmamba sets up in the process: safe checkpoint loading, and the ops' lines in mmengine's log."""
 
 import logging
+import pickle
 
 import numpy as np
 import torch
@@ -23,13 +24,28 @@ def _allow_checkpoint_classes() -> None:
     torch >= 2.6 loads with ``weights_only=True`` and refuses any class it was not told of.  These hold numbers only;
     loading stays safe.
     """
-    if not hasattr(torch.serialization, 'add_safe_globals'):  # torch 2.4 has it; older ones load unsafely anyway
+    if torch.__version__ < (2, 6):  # loads these anyway
         return
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
     torch.serialization.add_safe_globals(
-        [HistoryBuffer, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *dtypes]
+        [
+            HistoryBuffer,
+            (_history_statistic, 'builtins.getattr'),
+            multiarray._reconstruct,
+            multiarray.scalar,
+            np.ndarray,
+            np.dtype,
+            *dtypes,
+        ]
     )
+
+
+def _history_statistic(owner, name: str):
+    """Stands in for ``getattr`` in a checkpoint: a HistoryBuffer saves its statistics as methods of its class."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+        raise pickle.UnpicklingError(f'a checkpoint asks for the attribute {name!r} of {owner!r}, which is not safe')
+    return getattr(HistoryBuffer, name)
 
 
 class _MMEngineHandler(logging.Handler):

@@ -83,7 +83,10 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
 )
-param_scheduler = dict(type='OneCycleLR', eta_max=1e-3, total_steps=epochs, by_epoch=True, convert_to_iter_based=True)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.04, end=epochs // 4, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', begin=epochs // 4, T_max=epochs - epochs // 4, convert_to_iter_based=True),
+]
 default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(interval=4, max_keep_ckpts=1, save_best='coco/segm_mAP_50'),

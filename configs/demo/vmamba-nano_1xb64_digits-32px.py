@@ -54,7 +54,10 @@ train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0))
-param_scheduler = dict(type='OneCycleLR', eta_max=2e-3, total_steps=epochs, by_epoch=True, convert_to_iter_based=True)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.04, end=epochs // 4, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', begin=epochs // 4, T_max=epochs - epochs // 4, convert_to_iter_based=True),
+]
 default_hooks = dict(
     logger=dict(interval=10),
     checkpoint=dict(interval=5, max_keep_ckpts=1, save_best='accuracy/top1'),

@@ -92,7 +92,10 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
 )
-param_scheduler = dict(type='OneCycleLR', eta_max=2e-3, total_steps=iterations, by_epoch=False)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.04, end=iterations // 4, by_epoch=False),
+    dict(type='CosineAnnealingLR', begin=iterations // 4, T_max=iterations - iterations // 4, by_epoch=False),
+]
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),

@@ -1,0 +1,72 @@
+"""Evaluate a checkpoint of a classifier, a detector or a segmentor; the config says which.
+
+python tools/test.py CONFIG CHECKPOINT [--tta] [--show-dir pictures]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.evaluator import DumpResults
+
+import mmvmamba  # noqa: F401  (registers the backbone and makes checkpoints loadable)
+from mmvmamba.launch import (
+    LaunchError,
+    add_common_arguments,
+    build_runner,
+    check_data,
+    load_config,
+    set_test_time_augmentation,
+    set_visualization,
+)
+
+
+def parse_args(arguments=None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument('checkpoint', help='path or URL of the checkpoint')
+    add_common_arguments(parser)
+    parser.add_argument(
+        '--tta', action='store_true', help='test-time augmentation (multi-scale and flip, see the config)'
+    )
+    parser.add_argument('--show-dir', help='draw the predictions into this folder')
+    parser.add_argument('--out', help='write all predictions to this .pkl file')
+    return parser.parse_args(arguments)
+
+
+def prepare_config(args: argparse.Namespace):
+    """The config with what the command line asks for."""
+    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+        raise LaunchError(f'checkpoint {args.checkpoint!r} is not a file; expected a path or a URL')
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise LaunchError(f'--out is {args.out!r}, expected a file name that ends in .pkl')
+    cfg = load_config(args)
+    check_data(cfg, 'test')
+    cfg.load_from = args.checkpoint
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+    if args.show_dir:
+        set_visualization(cfg, args.show_dir)
+    if args.tta:
+        set_test_time_augmentation(cfg)
+    return cfg
+
+
+def main(arguments=None) -> int:
+    """Evaluate; returns the exit code."""
+    args = parse_args(arguments)
+    try:
+        cfg = prepare_config(args)
+    except LaunchError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    runner = build_runner(cfg)
+    if args.out:
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    runner.test()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Train a classifier, a detector or a segmentor; the config says which.
+
+python tools/train.py configs/demo/vmamba-nano_1xb64_digits-32px.py --work-dir work_dirs/digits
+"""
+
+import argparse
+import sys
+
+import mmvmamba  # noqa: F401  (registers the backbone and makes checkpoints loadable)
+from mmvmamba.launch import LaunchError, add_common_arguments, build_runner, check_data, load_config
+
+
+def parse_args(arguments=None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='path of the config')
+    add_common_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from this checkpoint, or without one from the newest in the work folder',
+    )
+    parser.add_argument('--no-validate', action='store_true', help='do not evaluate while training')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help="scale the learning rate to the batch size by the config's rule"
+    )
+    return parser.parse_args(arguments)
+
+
+def prepare_config(args: argparse.Namespace):
+    """The config with what the command line asks for."""
+    cfg = load_config(args)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.auto_scale_lr:
+        if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr') or ()):
+            raise LaunchError(
+                '--auto-scale-lr needs auto_scale_lr = dict(enable=..., base_batch_size=...) in the config'
+            )
+        cfg.auto_scale_lr.enable = True
+    check_data(cfg, 'train')
+    return cfg
+
+
+def main(arguments=None) -> int:
+    """Train; returns the exit code."""
+    try:
+        cfg = prepare_config(parse_args(arguments))
+    except LaunchError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    build_runner(cfg).train()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
