@@ -4,10 +4,13 @@ from typing import Optional
 
 import torch
 
-from ..backend import resolve
+from ..backend import logger, resolve
 from ..checks import check_out_dtype, check_same_device, check_shape, check_tensor
 from ..cross_scan.interface import NUM_ROUTES, check_scan_mode
-from . import composed
+from . import composed, library
+
+FUSED_BACKENDS = ('cuda',)
+_announced = set()
 
 
 def ss2d_scan(
@@ -70,7 +73,30 @@ def ss2d_scan(
 
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters.values()))
     backend = resolve(op, x.device.type, backend, training, A_logs.shape[1])
+    if backend in FUSED_BACKENDS and _fits(x, A_logs.shape[1], backend):
+        return library.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, training, backend)
     return composed.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, backend)
+
+
+def _fits(x: torch.Tensor, d_state: int, backend: str) -> bool:
+    """Whether the fused kernels take this problem; what they don't is composed of the unfused ops, and said once."""
+    if d_state > 1:
+        reason = f'd_state is {d_state}, and the fused kernels are for 1'
+    elif x.dtype == torch.float64:
+        reason = 'x is float64'
+    elif 4 * x.shape[1] * x.shape[2] * x.shape[3] >= 2**31:
+        reason = 'an image of x has 2**29 elements or more'
+    else:
+        return True
+    _announce_composed(reason, backend)
+    return False
+
+
+@torch._dynamo.assume_constant_result
+def _announce_composed(reason: str, backend: str) -> None:
+    if (reason, backend) not in _announced:
+        _announced.add((reason, backend))
+        logger.info(f'ss2d_scan is composed of the unfused {backend} ops: {reason}')
 
 
 def _check_shapes(op, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds):
