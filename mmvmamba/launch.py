@@ -99,9 +99,11 @@ def set_test_time_augmentation(cfg: Config) -> None:
     them (mmpretrain, mmdet: average over a horizontal flip), that is used.
 
     Raises:
-        LaunchError: If the config has none, and neither has the codebase.
+        LaunchError: If the config has none, and neither has the codebase; or for masks, which mmdet can't merge.
     """
     scope = cfg.default_scope
+    if scope == 'mmdet' and (cfg.model.get('roi_head') or {}).get('mask_head') is not None:
+        raise LaunchError('--tta: mmdet merges augmented boxes but not masks; the model has a mask_head, expected none')
     if 'tta_model' not in cfg:
         if scope == 'mmseg':
             raise LaunchError('--tta needs tta_model in the config; mmseg::_base_/default_runtime.py has one')

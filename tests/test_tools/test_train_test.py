@@ -1,0 +1,109 @@
+"""Training, testing and resuming from a folder outside the repository, as a user does."""
+
+import json
+import sys
+
+from .conftest import ROOT
+from .test_launch import DEMO
+
+QUICK = [
+    '--cfg-options',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'test_dataloader.num_workers=0',
+    'test_dataloader.persistent_workers=False',
+    'train_dataloader.batch_size=4',
+]
+BY_EPOCH = [
+    'train_cfg.max_epochs=1',
+    'train_cfg.val_interval=1',
+    'param_scheduler=None',
+    'default_hooks.checkpoint.interval=1',
+]
+BY_ITER = [
+    'train_cfg.max_iters=2',
+    'train_cfg.val_interval=2',
+    'param_scheduler=None',
+    'default_hooks.checkpoint.interval=2',
+]
+SMALL_CLASSES = ['train_dataloader.dataset.data_prefix=val', 'train_dataloader.batch_size=120']
+
+
+def metrics(folder):
+    newest = max(folder.glob('2*/2*.json'), key=lambda path: path.stat().st_mtime)
+    return json.loads(newest.read_text())
+
+
+def test_classification_through_mim(run, user_folder):
+    config, work = ROOT / DEMO['mmpretrain'], user_folder / 'classification'
+    checkpoint, quick = work / 'epoch_1.pth', [*QUICK, *BY_EPOCH, *SMALL_CLASSES]
+    train = f'python -m mim train mmpretrain {config} --gpus 0 --work-dir {work}'
+    run(train, *quick)
+    test = f'python -m mim test mmpretrain {config} --checkpoint {checkpoint} --gpus 0 --work-dir {work}/test'
+    text = run(test, *QUICK)
+    assert 'selective_scan' in text or 'ss2d_scan' in text  # the log says which backend runs
+    assert 0 <= metrics(work / 'test')['accuracy/top1'] <= 100
+    test = f'python {ROOT}/tools/test.py {config} {checkpoint} --work-dir {work}/tta --tta'
+    assert 'accuracy/top1' in run(test, *QUICK)
+    quick[quick.index('train_cfg.max_epochs=1')] = 'train_cfg.max_epochs=2'
+    text = run(f'{train} --resume', *quick)
+    assert 'resumed epoch: 1' in text and (work / 'epoch_2.pth').is_file()
+
+
+def test_detection_through_the_tools(run, user_folder):
+    config, work = ROOT / DEMO['mmdet'], user_folder / 'detection'
+    run(f'python {ROOT}/tools/train.py {config} --work-dir {work}', *QUICK, *BY_EPOCH)
+    test = f'python {ROOT}/tools/test.py {config} {work}/epoch_1.pth --work-dir {work}/test'
+    text = run(f'{test} --show-dir {work}/shown --out {work}/results.pkl', *QUICK)
+    assert 'coco/segm_mAP' in text
+    assert len(list((work / 'shown').rglob('*.png'))) == 4 and (work / 'results.pkl').stat().st_size > 0
+
+
+def test_segmentation_by_the_name_of_a_shipped_config(run, user_folder):
+    name, work = DEMO['mmseg'].rpartition('/')[2], user_folder / 'segmentation'
+    run(f'python -m mim train mmvmamba {name} --gpus 0 --work-dir {work}', *QUICK, *BY_ITER)
+    test = f'python -m mim test mmvmamba {name} --checkpoint {work}/iter_2.pth --gpus 0 --work-dir {work}/test --tta'
+    assert 'mIoU' in run(test, *QUICK) and 0 <= metrics(work / 'test')['mIoU'] <= 100
+
+
+HOOK = '''
+import hashlib
+from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class WriteParameters(Hook):
+    """Write a hash of every process's parameters, and which images it saw."""
+
+    def __init__(self):
+        self.seen = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.seen += [sample.img_path for sample in data_batch['data_samples']]
+
+    def after_train(self, runner):
+        digest = hashlib.sha256()
+        for value in runner.model.parameters():
+            digest.update(value.detach().numpy().tobytes())
+        with open(f'rank{get_rank()}of{get_world_size()}.txt', 'w') as file:
+            file.write('\\n'.join([digest.hexdigest(), *self.seen]))
+'''
+
+
+def test_two_processes_keep_equal_parameters(run, user_folder):
+    (user_folder / 'write_parameters.py').write_text(HOOK)
+    (user_folder / 'two.py').write_text(
+        f"_base_ = ['{ROOT / DEMO['mmseg']}']\n"
+        "custom_imports = dict(imports=['write_parameters'])\n"
+        "custom_hooks = [dict(type='WriteParameters')]\n"
+    )
+    work, environment = user_folder / 'two', dict(PYTHON=sys.executable, PYTHONPATH=str(user_folder), PORT='29617')
+    run(f'bash {ROOT}/tools/dist_train.sh two.py 2 --work-dir {work}', *QUICK, *BY_ITER, **environment)
+    first, second = ((user_folder / f'rank{rank}of2.txt').read_text().splitlines() for rank in (0, 1))
+    assert first[0] == second[0] and first[1:] and first[1:] != second[1:]
+    test = f'bash {ROOT}/tools/dist_test.sh two.py {work}/iter_2.pth 2 --work-dir {work}/test'
+    assert 'mIoU' in run(test, *QUICK, **environment)
