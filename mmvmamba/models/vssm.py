@@ -114,7 +114,8 @@ class VSSMBackbone(BaseModule):
         for i, layer in enumerate(self.layers):
             x = layer['blocks'](x)
             if i in self.out_indices:
-                outs.append(getattr(self, f'outnorm{i}')(x).permute(0, 3, 1, 2))
+                # mmcv's ops (RoIAlign, ...) read memory as contiguous, whatever the strides say
+                outs.append(getattr(self, f'outnorm{i}')(x).permute(0, 3, 1, 2).contiguous())
             if i < max(self.out_indices):
                 x = layer['downsample'](x)
             else:

@@ -115,6 +115,17 @@ def test_channels_last_and_contiguous_images_agree():
         torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
 
 
+def test_maps_are_contiguous_for_mmcv_ops():
+    from mmcv.ops import RoIAlign
+    from torchvision.ops import roi_align
+
+    maps = VSSMBackbone('nano').eval()(torch.randn(1, 3, 64, 64).to(memory_format=torch.channels_last))
+    assert all(out.is_contiguous() for out in maps)
+    rois = torch.tensor([[0.0, 3.0, 5.0, 40.0, 60.0]])
+    expected = roi_align(maps[0], rois, 7, 0.25, aligned=True)
+    torch.testing.assert_close(RoIAlign(7, 0.25)(maps[0], rois), expected)
+
+
 def test_frozen_stages():
     model = VSSMBackbone('nano', frozen_stages=2).train()
     frozen = [model.patch_embed, model.layers[0], model.layers[1], model.outnorm0, model.outnorm1]
