@@ -1,0 +1,76 @@
+"""Set-up: what it checks first, what its messages say, and that finished steps are not done again."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+
+@pytest.fixture(scope='module')
+def setup_env(tool):
+    return tool('setup_env.py')
+
+
+def test_no_compiler(setup_env, monkeypatch, tmp_path):
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    with pytest.raises(setup_env.SetupError, match=r"no C\+\+ compiler: 'no-such-compiler' .* Install one"):
+        setup_env.check_machine(tmp_path)
+
+
+def test_wrong_python(setup_env, monkeypatch, tmp_path):
+    monkeypatch.setattr(setup_env, 'PYTHONS', ((3, 99), (3, 100)))
+    with pytest.raises(setup_env.SetupError, match=r'Python is 3.* PYTHON='):
+        setup_env.check_machine(tmp_path)
+
+
+def test_full_disk(setup_env, monkeypatch, tmp_path):
+    monkeypatch.setattr(setup_env.shutil, 'disk_usage', lambda _: SimpleNamespace(free=2**30))
+    with pytest.raises(setup_env.SetupError, match='1 GiB are free'):
+        setup_env.check_machine(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'output, advice',
+    [
+        ('Max retries exceeded with url: /simple/torch/', 'check the network'),
+        ('OSError: [Errno 28] No space left on device', 'disk is full'),
+        ('error: something else', 'the usual advice'),
+    ],
+)
+def test_a_failed_step_says_what_to_do(setup_env, output, advice, capsys):
+    command = [sys.executable, '-c', f'import sys; print({output!r}); sys.exit(3)']
+    with pytest.raises(setup_env.SetupError, match=rf'installing things failed \(exit code 3\).*{advice}'):
+        setup_env.run('installing things', command, 'the usual advice')
+    assert output in capsys.readouterr().err
+
+
+def test_steps_are_done_once_and_again_after_an_interruption_or_a_change(setup_env, tmp_path):
+    env, done = setup_env.Environment(tmp_path), []
+
+    def interrupted():
+        done.append('part')
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        env.step('packages', 'key', 'installing', interrupted)
+    for _ in range(2):
+        env.step('packages', 'key', 'installing', lambda: done.append('whole'))
+    env.step('packages', 'another key', 'installing', lambda: done.append('changed'))
+    assert done == ['part', 'whole', 'changed']
+
+
+def test_an_unusable_environment_is_made_anew(setup_env, tmp_path, monkeypatch):
+    env = setup_env.Environment(tmp_path / 'env')
+    (tmp_path / 'env/bin').mkdir(parents=True)
+    env.python.write_text('#!/bin/sh\nexit 1\n')
+    env.python.chmod(0o755)
+    made = []
+    monkeypatch.setattr(setup_env.venv, 'create', lambda folder, **options: made.append((folder, options['clear'])))
+    env.create()
+    assert made == [(tmp_path / 'env', True)]
+
+
+def test_make_help_lists_the_commands(request):
+    text = subprocess.run(['make', 'help'], cwd=request.config.rootpath, capture_output=True, text=True).stdout
+    assert all(command in text for command in ('demo', 'test', 'setup', 'lint'))
