@@ -1,0 +1,3 @@
+_base_ = './vmamba-base-s2l15_8xb128_in1k.py'
+
+optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')

@@ -1,0 +1,3 @@
+_base_ = './vmamba-small-s2l15-in1k-pre_upernet_4xb4-160k_ade20k-896x896.py'
+
+optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')
