@@ -103,9 +103,10 @@ def build_model(cfg: Config) -> torch.nn.Module:
 
 def default_shape(cfg: Config) -> tuple:
     """(height, width) of the published tables: 224x224, 1280x800, and (size, 4 size) for crops of a size."""
-    if cfg.default_scope == 'mmpretrain':
+    scope = cfg.get('default_scope')
+    if scope == 'mmpretrain':
         return 224, 224
-    if cfg.default_scope == 'mmdet':
+    if scope == 'mmdet':
         return 1280, 800
     size = cfg.get('crop_size', (512, 512))[0]
     return size, 4 * size

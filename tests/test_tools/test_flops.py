@@ -1,0 +1,153 @@
+"""Parameters and FLOPs by the published rule, against the published figures."""
+
+import importlib.util
+import logging
+import re
+
+import pytest
+from mmengine.config import Config
+
+import mmvmamba.layers.ss2d
+from tests.test_configs.zoo import ROOT, arch_of, config_paths
+
+spec = importlib.util.spec_from_file_location('get_flops', ROOT / 'tools/analysis/get_flops.py')
+get_flops = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(get_flops)
+
+# published millions of parameters and GFLOPs at 1280x800, and parameters and GFLOPs at 2048x512
+DETECTORS = {
+    't-v0': ('42.4', 285.9),
+    's-v0': ('63.9', 400.3),
+    'b-v0': ('95.6', 539.8),
+    't-s2l5': ('50.2', 270.2),
+    't-s1l8': ('49.755', 271.2),
+    's-s2l15': ('69.654', 348.9),
+    'b-s2l15': ('108', 485.5),
+}
+SEGMENTORS = {
+    'tiny-v0': (54_546_956, 963.9),
+    'small-v0': (76_070_924, 1081.0),
+    'base-v0': (109_765_548, 1225.9),
+    'tiny-s2l5': (62_359_340, 947.8),
+    'tiny-s1l8': (61_902_572, 948.8),
+    'small-s2l15': (81_801_260, 1028.4),
+    'base-s2l15': (122_069_292, 1170.3),
+}
+
+
+def measure(path, shape=None):
+    """(parameters, FLOPs) of a config."""
+    cfg = Config.fromfile(path)
+    analysis = get_flops.count(cfg, shape or get_flops.default_shape(cfg))
+    return get_flops.count_parameters(analysis._model), analysis.total()
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    logging.disable(logging.INFO)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def test_scan_formula():
+    # one image of 3x4 pixels, 2 channels on 4 routes, rank 1, state 1: 288 + 96 for projections, 864 + 96 for the scan
+    assert get_flops.ss2d_scan_flops(1, 2, 3, 4, 1, 1) == 288 + 96 + 864 + 96
+    assert get_flops.selective_scan_flops(2, 8, 12, 16) == 2 * (9 * 8 * 12 * 16 + 8 * 12)
+
+
+def _classifiers():
+    for path in config_paths('vmamba-*_8xb128_in1k'):
+        slow = not arch_of(path).startswith('tiny')
+        yield pytest.param(path, id=arch_of(path), marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize('path', _classifiers())
+def test_classifiers(path, tables):
+    size, family = arch_of(path).split('-')
+    name = f'vanilla_vmamba_{size}' if family == 'v0' else f'vmamba_{size}_{family}'
+    parameters, flops = measure(path)
+    assert parameters == tables['variants'][name]['params']
+    assert abs(flops / tables['variants'][name]['flops_224'] - 1) < (1e-3 if family == 'v0' else 1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', DETECTORS)
+def test_detectors(name):
+    parameters, flops = measure(ROOT / f'configs/detection/mask-rcnn_vmamba-{name}_fpn_1x_coco.py')
+    expected_parameters, expected_flops = DETECTORS[name]
+    digits = len(expected_parameters.partition('.')[2])
+    assert f'{parameters / 1e6:.{digits}f}' == expected_parameters
+    assert abs(flops / 1e9 / expected_flops - 1) < 5e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', SEGMENTORS)
+def test_segmentors(name):
+    config = f'vmamba-{name}-in1k-pre_upernet_4xb4-160k_ade20k-512x512.py'
+    parameters, flops = measure(ROOT / 'configs/segmentation' / config)
+    assert parameters == SEGMENTORS[name][0]
+    assert abs(flops / 1e9 / SEGMENTORS[name][1] - 1) < 5e-3
+
+
+DEMO = dict(
+    classification='vmamba-nano_1xb64_digits-32px',
+    detection='mask-rcnn_vmamba-nano_fpn_1xb8-8e_digits',
+    segmentation='vmamba-nano_upernet_1xb8-1k_digits-128x128',
+)
+
+
+def test_flops_grow_with_the_number_of_pixels():
+    path = ROOT / f'configs/demo/{DEMO["classification"]}.py'
+    head = 256 * 10
+    small, large = (measure(path, (side, side))[1] - head for side in (64, 128))
+    assert large == 4 * small
+
+
+@pytest.mark.parametrize('task', DEMO)
+def test_command_line(task, capsys):
+    path = f'{ROOT}/configs/demo/{DEMO[task]}.py'
+    before = mmvmamba.layers.ss2d.ss2d_scan
+    assert get_flops.main([path, '--shape', '64', '96', '--by-module']) == 0
+    assert mmvmamba.layers.ss2d.ss2d_scan is before
+    out = capsys.readouterr().out
+    assert '1 x 3 x 64 x 96' in out and 'backbone.layers' in out
+    assert not re.search(r'counted as 0: .*(conv|linear|matmul|scan)', out)
+    parameters = int(re.search(r'parameters: ([\d,]+)', out)[1].replace(',', ''))
+    model = get_flops.build_model(Config.fromfile(path))
+    assert parameters == sum(value.numel() for value in model.parameters())
+
+
+def test_every_module_counts_once():
+    cfg = Config.fromfile(ROOT / f'configs/demo/{DEMO["classification"]}.py')
+    analysis = get_flops.count(cfg, (64, 64))
+    modules = analysis.by_module()
+    assert modules[''] == modules['backbone'] + modules['neck'] + modules['head'] == analysis.total()
+    operators = analysis.by_operator('backbone.layers.0.blocks.0.op')
+    assert operators['ss2d_scan'] == get_flops.ss2d_scan_flops(1, 32, 16, 16, 2, 1)
+
+
+def test_cascade_is_counted():
+    cfg = Config.fromfile(ROOT / f'configs/demo/{DEMO["classification"]}.py')
+    cfg.model.backbone.arch = dict(dims=16, depths=(1,), scan_mode='cascade2d', downsample='conv3')
+    cfg.model.backbone.out_indices = (0,)
+    cfg.model.head.in_channels = 16
+    operators = get_flops.count(cfg, (64, 64)).by_operator()
+    # rows and columns of 16x16, both directions: 2 passes of 2 * 16 channels over 256 pixels
+    assert operators['selective_scan'] == 2 * get_flops.selective_scan_flops(1, 32, 256, 1)
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['nowhere.py'], "config 'nowhere.py' is not a file"),
+        (['{config}', '--shape', '4'], '--shape is [4]'),
+        (['{config}', '--shape', '64', '64', '3'], '--shape is'),
+        (['{other}'], 'default_scope None'),
+    ],
+    ids=['no config', 'too small', 'too many', 'other scope'],
+)
+def test_errors(arguments, words, tmp_path, capsys):
+    (tmp_path / 'other.py').write_text('model = dict()\n')
+    places = dict(config=f'{ROOT}/configs/demo/{DEMO["classification"]}.py', other=tmp_path / 'other.py')
+    assert get_flops.main([argument.format(**places) for argument in arguments]) == 1
+    assert words in capsys.readouterr().err
