@@ -162,8 +162,8 @@ def draw_losses(results: dict, out_dir: Path) -> None:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 3.5), layout='constrained')
-    for axis, name in zip(axes, results):
+    figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 3.5), layout='constrained', squeeze=False)
+    for axis, name in zip(axes[0], results):
         axis.plot(*read_losses(out_dir / 'work_dirs' / name))
         axis.set(title=name, xlabel='iteration', ylabel='training loss', ylim=(0, None))
         axis.grid(alpha=0.3)
@@ -172,7 +172,7 @@ def draw_losses(results: dict, out_dir: Path) -> None:
 
 
 def draw_predictions(task: str, out_dir: Path) -> None:
-    """Lay out some of the images that the test drew; detection and segmentation show truth left, prediction right."""
+    """Lay out some of the images that the test drew; those of detection and segmentation are pairs."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -189,7 +189,8 @@ def draw_predictions(task: str, out_dir: Path) -> None:
         axis.axis('off')
     for axis, picture in zip(axes.flat, chosen):
         axis.imshow(plt.imread(picture))
-    figure.suptitle(task if task == 'classification' else f'{task}: truth left, prediction right')
+    left = dict(detection='image left, ', segmentation='truth left, ').get(task, '')
+    figure.suptitle(f'{task}: {left}prediction{" right" if left else ""}')
     figure.savefig(out_dir / f'{task}.png', dpi=120)
     plt.close(figure)
 
