@@ -1,0 +1,164 @@
+"""The selective scan as attention: with which weight each pixel reads every other one.
+
+Unrolling the recurrence h_i = exp(delta_i A) h_{i-1} + delta_i B_i u_i, y_i = C_i^T h_i + D u_i (equations 2a and 2b of
+`Mamba <https://arxiv.org/abs/2312.00752>`_) gives a causal linear attention along a route, as in section 4.4 of `VMamba
+<https://arxiv.org/abs/2401.10166>`_:
+
+    y_i = sum_{j <= i} w_ij u_j + D u_i,    w_ij = C_i^T exp(A sum_{j < t <= i} delta_t) B_j delta_j
+
+Each channel has its own weights. The merged map of SS2D is the sum over the four routes, so its weights are too.
+"""
+
+import copy
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmvmamba.layers import ss2d
+from mmvmamba.ops import cross_scan
+
+
+@dataclass(frozen=True)
+class ScanAttention:
+    """How one pixel reads a map, all in float64.
+
+    Attributes:
+        position (tuple[int, int]): Row and column of the pixel in the map.
+        weights (Tensor): w of every route, channel and pixel that is read, (K, D, H, W).
+        skip (Tensor): What the skip connections add to the pixel's weight of itself, (D,): D summed over routes.
+        x (Tensor): The map that is read, (D, H, W).
+        y (Tensor): What the op returned at the pixel, (D,).
+    """
+
+    position: tuple
+    weights: torch.Tensor
+    skip: torch.Tensor
+    x: torch.Tensor
+    y: torch.Tensor
+
+    def error(self) -> float:
+        """Largest difference between the weighted sum and the op's output, relative to the largest output."""
+        row, column = self.position
+        read = torch.einsum('kdhw,dhw->d', self.weights, self.x) + self.skip * self.x[:, row, column]
+        return float((read - self.y).abs().max() / self.y.abs().max())
+
+    def raw(self) -> torch.Tensor:
+        """Mean over channels of the signed weights: a map of each route, (K, H, W); their sum is the merged one."""
+        return self.weights.mean(dim=1)
+
+    def normalized(self) -> tuple:
+        """Mean over channels of each pixel's share of |w|, so that a map sums to 1; skip connections are left out.
+
+        Returns:
+            tuple[Tensor, Tensor]: A map of each route (K, H, W), and that of the merged weights (H, W).
+        """
+        merged = self.weights.sum(dim=0).abs()
+        return _shares(self.weights.abs()).mean(dim=1), _shares(merged).mean(dim=0)
+
+
+def _shares(weights: torch.Tensor) -> torch.Tensor:
+    return weights / weights.sum(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def record_scan(backbone: nn.Module, stage: int, block: int, x: torch.Tensor) -> dict:
+    """Arguments and output of the op that scans an image in a block, all of them float64.
+
+    A hook takes the block's input, and a float64 copy of its SS2D runs on it again.
+
+    Args:
+        backbone (VSSMBackbone): The backbone, in eval mode.
+        stage (int): Stage of the block; one that ``out_indices`` makes it compute.
+        block (int): Place of the block in its stage, from the end if negative.
+        x (Tensor): One image, (1, in_channels, H, W).
+
+    Returns:
+        dict: ``x`` (1, D, H, W), ``x_proj_weight``, ``dt_projs_weight``, ``dt_projs_bias``, ``A_logs``, ``Ds`` and
+        ``scan_mode`` of :func:`mmvmamba.ops.ss2d_scan`, and its ``output`` (1, D, H, W).
+
+    Raises:
+        ValueError: If there is no such stage or block, or it has no such op (``scan_mode`` cascade2d).
+    """
+    op = _find_op(backbone, stage, block)
+    inputs, calls = [], []
+    handle = op.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    try:
+        with torch.no_grad():
+            backbone(x)
+    finally:
+        handle.remove()
+
+    def recording_scan(*arguments):
+        names = ('x', 'x_proj_weight', 'dt_projs_weight', 'dt_projs_bias', 'A_logs', 'Ds', 'scan_mode')
+        calls.append(dict(zip(names, arguments), output=ss2d_scan(*arguments)))
+        return calls[-1]['output']
+
+    ss2d_scan = ss2d.ss2d_scan
+    with mock.patch.object(ss2d, 'ss2d_scan', recording_scan), torch.no_grad():
+        copy.deepcopy(op).double()(inputs[0].double())
+    return calls[0]
+
+
+def _find_op(backbone: nn.Module, stage: int, block: int) -> nn.Module:
+    computed = range(max(backbone.out_indices) + 1)
+    if stage not in computed:
+        raise ValueError(f'stage is {stage}, expected one of {", ".join(map(str, computed))}')
+    blocks = backbone.layers[stage]['blocks']
+    if not -len(blocks) <= block < len(blocks):
+        raise ValueError(f'block is {block}, expected 0 to {len(blocks) - 1} in stage {stage}')
+    op = blocks[block].op
+    if op.options.scan_mode == 'cascade2d':
+        raise ValueError('scan_mode is cascade2d, whose two passes have no single map of weights; expected another')
+    return op
+
+
+@torch.no_grad()
+def scan_attention(call: dict, row: int, column: int) -> ScanAttention:
+    """The weights with which a pixel reads the map.
+
+    Args:
+        call (dict): What :func:`record_scan` returned.
+        row (int): Row of the pixel in the map.
+        column (int): Its column.
+
+    Returns:
+        ScanAttention: The weights, exact up to rounding in float64.
+
+    Raises:
+        ValueError: If the pixel lies outside the map.
+    """
+    x = call['x']
+    _, channels, height, width = x.shape
+    if not (0 <= row < height and 0 <= column < width):
+        raise ValueError(f'pixel ({row}, {column}) lies outside the map of {height} rows and {width} columns')
+    dt_rank, d_state = call['dt_projs_weight'].shape[2], call['A_logs'].shape[1]
+    numbers = torch.arange(height * width, dtype=x.dtype, device=x.device).view(1, 1, height, width)
+    order = cross_scan(numbers, call['scan_mode'])[0, :, 0].long()  # (K, L): the pixel at each step of a route
+
+    u = x[0].flatten(1)[:, order].transpose(0, 1)  # (K, D, L)
+    dts, B, C = (call['x_proj_weight'] @ u).split([dt_rank, d_state, d_state], dim=1)
+    delta = F.softplus(call['dt_projs_weight'] @ dts + call['dt_projs_bias'].unsqueeze(-1))
+    A = -call['A_logs'].exp().view(-1, channels, d_state)
+
+    weights = torch.zeros_like(u)
+    for route, pixels in enumerate(order):
+        i = int((pixels == row * width + column).nonzero())
+        steps = delta[route, :, : i + 1]
+        elapsed = steps.cumsum(dim=-1)
+        elapsed = elapsed[:, -1:] - elapsed  # sum of delta_t over j < t <= i
+        read = torch.einsum('n,nj,dnj->dj', C[route, :, i], B[route, :, : i + 1], _decay(A[route], elapsed)) * steps
+        weights[route][:, pixels[: i + 1]] = read
+    return ScanAttention(
+        position=(row, column),
+        weights=weights.view(-1, channels, height, width),
+        skip=call['Ds'].view(-1, channels).sum(dim=0),
+        x=x[0],
+        y=call['output'][0, :, row, column],
+    )
+
+
+def _decay(A: torch.Tensor, elapsed: torch.Tensor) -> torch.Tensor:
+    """exp(A * elapsed) for A (D, N) and elapsed (D, J): (D, N, J)."""
+    return torch.exp(A.unsqueeze(-1) * elapsed.unsqueeze(1))

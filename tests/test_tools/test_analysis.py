@@ -1,0 +1,241 @@
+"""The analysis tools: what they compute against definitions, what they write, and what they refuse."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mmvmamba import VSSMBackbone
+from mmvmamba.analysis.receptive_field import contribution, smallest_square
+from mmvmamba.analysis.scan_attention import record_scan, scan_attention
+from mmvmamba.ops import cross_merge, cross_scan, selective_scan
+
+from .conftest import ROOT
+
+CLASSIFIER = str(ROOT / 'configs/demo/vmamba-nano_1xb64_digits-32px.py')
+DETECTOR = str(ROOT / 'configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-8e_digits.py')
+
+
+# ---- attention maps -------------------------------------------------------------------------------------------------
+@pytest.fixture(scope='module', params=[('cross2d', 1), ('cross2d', 3), ('bidi', 1), ('unidi', 2)], ids=str)
+def call(request, filled):
+    scan_mode, d_state = request.param
+    arch = dict(dims=8, depths=(2, 1), scan_mode=scan_mode, d_state=d_state, ssm_ratio=2.0, gate='silu')
+    backbone = filled(VSSMBackbone(arch, out_indices=(0, 1))).eval()
+    return record_scan(backbone, 0, 1, torch.randn(1, 3, 24, 20))
+
+
+def linear_scan(call, x):
+    """The scan with the delta, B and C of the recorded map, as a function of the values alone."""
+    dt_rank, d_state = call['dt_projs_weight'].shape[2], call['A_logs'].shape[1]
+    maps = call['x_proj_weight'] @ cross_scan(call['x'], call['scan_mode'])
+    dts, B, C = maps.split([dt_rank, d_state, d_state], dim=2)
+    y = selective_scan(
+        cross_scan(x, call['scan_mode'], backend='naive').flatten(1, 2),
+        (call['dt_projs_weight'] @ dts).flatten(1, 2),
+        -call['A_logs'].exp(),
+        B,
+        C,
+        call['Ds'],
+        call['dt_projs_bias'].flatten(),
+        delta_softplus=True,
+        backend='naive',
+    )
+    return cross_merge(y.unflatten(1, (4, -1)), tuple(x.shape[2:]), call['scan_mode'], backend='naive')
+
+
+@pytest.mark.parametrize('row, column', [(0, 0), (2, 3), (5, 4)])
+def test_weights_are_the_gradient_of_the_scan_and_give_its_output(call, row, column):
+    attention = scan_attention(call, row, column)
+    assert attention.error() < 1e-12
+    x = call['x'].clone().requires_grad_()
+    y = linear_scan(call, x)
+    torch.testing.assert_close(y, call['output'], rtol=1e-10, atol=1e-12)
+    (expected,) = torch.autograd.grad(y[0, :, row, column].sum(), x)  # channels don't mix in the scan
+    merged = attention.weights.sum(dim=0)
+    merged[:, row, column] += attention.skip
+    torch.testing.assert_close(merged, expected[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_route_reads_what_it_has_passed_and_shares_sum_to_one(call):
+    attention = scan_attention(call, 2, 3)
+    rows = attention.weights[0].abs().sum(dim=0).flatten()
+    passed = 2 * attention.x.shape[2] + 3
+    assert (rows[: passed + 1] > 0).all() and (rows[passed + 1 :] == 0).all()
+    shares, merged = attention.normalized()
+    torch.testing.assert_close(shares.sum(dim=(1, 2)), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(merged.sum(), torch.tensor(1.0, dtype=torch.float64))
+    assert attention.raw().shape == (4, *attention.x.shape[1:])
+
+
+def test_places_without_a_map_are_refused(call):
+    with pytest.raises(ValueError, match=r'pixel \(6, 0\) lies outside the map of 6 rows and 5 columns'):
+        scan_attention(call, 6, 0)
+    backbone = VSSMBackbone(dict(dims=8, depths=(1, 1), scan_mode='cascade2d'), out_indices=(0,))
+    for stage, block, words in ((1, 0, 'stage is 1'), (0, 1, 'block is 1'), (0, 0, 'cascade2d')):
+        with pytest.raises(ValueError, match=words):
+            record_scan(backbone, stage, block, torch.randn(1, 3, 32, 32))
+
+
+# ---- receptive fields -----------------------------------------------------------------------------------------------
+class Convolutions(nn.Module):
+    """Layers of ones: the field of 3x3 convolutions is the convolution of as many boxes."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.convs = nn.Sequential(*[nn.Conv2d(1, 1, 3, 1, 1, bias=False) for _ in range(layers)])
+        for conv in self.convs:
+            nn.init.ones_(conv.weight)
+
+    def forward(self, x):
+        return (self.convs(x),)
+
+
+def test_field_of_convolutions_is_known():
+    field = contribution(Convolutions(2), torch.ones(1, 1, 9, 9))
+    expected = torch.zeros(9, 9, dtype=torch.float64)
+    box = torch.tensor([1.0, 2, 3, 2, 1], dtype=torch.float64)
+    expected[2:7, 2:7] = box[:, None] * box
+    assert torch.equal(field, expected)
+    # the square of side 3 holds (7 / 9)^2 = 60.5 %, that of side 2 (5 / 9)^2 = 30.9 %
+    squares = [smallest_square(field, share) for share in (0.1, 0.3, 0.31, 0.6, 0.61, 1.0)]
+    assert [side for side, _, _ in squares] == [1, 2, 3, 3, 4, 5]
+    assert squares[0] == (1, 4, 4) and squares[3] == (3, 3, 3) and squares[-1] == (5, 2, 2)
+
+
+@pytest.mark.parametrize('height, width', [(7, 12), (12, 7), (10, 10)])
+def test_square_is_the_smallest_of_all(height, width):
+    field = torch.rand(height, width, dtype=torch.float64) ** 8
+    for share in (0.2, 0.5, 0.9, 0.99):
+        side, row, column = smallest_square(field, share)
+        assert field[row : row + side, column : column + side].sum() >= share * field.sum() * (1 - 1e-9)
+        smaller = [
+            field[i : i + side - 1, j : j + side - 1].sum() for i in range(height) for j in range(width) if side > 1
+        ]
+        assert all(held < share * field.sum() for held in smaller)
+
+
+# ---- the command lines ----------------------------------------------------------------------------------------------
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, filled):
+    """Images, and checkpoints of the demo's classifier and of another arch."""
+    from mmvmamba.analysis.command import load_model
+
+    folder = tmp_path_factory.mktemp('analysis')
+    rng = np.random.default_rng(0)
+    for label in '0123456789':
+        (folder / 'images' / label).mkdir(parents=True)
+        cv2.imwrite(str(folder / f'images/{label}/a.png'), rng.integers(0, 255, (40, 48, 3), dtype=np.uint8))
+    model = filled(load_model(CLASSIFIER, None))
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(epoch=1)), folder / 'classifier.pth')
+    other = VSSMBackbone('tiny-s1l8').state_dict()
+    torch.save(dict(state_dict={f'backbone.{key}': value for key, value in other.items()}), folder / 'other.pth')
+    return folder
+
+
+def arguments_of(name, folder, **changes):
+    """A small valid command line of a tool."""
+    values = dict(config=CLASSIFIER, checkpoint=f'{folder}/classifier.pth', image=f'{folder}/images/3/a.png', extra=[])
+    values.update(changes)
+    config, checkpoint, image, extra = (values[key] for key in ('config', 'checkpoint', 'image', 'extra'))
+    if name == 'erf':
+        start = ['--model', 'a', config, 'none', '--model', 'b', config, checkpoint, '--images', str(folder / 'images')]
+        return [*start, '--num-images', '2', '--size', '64', *extra]
+    if name == 'robustness_resolution':
+        start = ['--model', 'a', config, checkpoint, '--data', str(folder / 'images')]
+        return [*start, '--sizes', '32', '48', '--batch-size', '4', *extra]
+    return [config, checkpoint, image, *extra]
+
+
+PICTURES = ('erf', 'attention_map', 'feature_map', 'robustness_resolution')
+
+
+@pytest.mark.parametrize('name', PICTURES)
+def test_a_tool_writes_picture_and_data_and_overwrites_nothing(tool, folder, tmp_path, capsys, name):
+    main, out_dir = tool(f'analysis/{name}.py').main, tmp_path / 'out'
+    arguments = [*arguments_of(name, folder), '--out-dir', str(out_dir), '--device', 'cpu']
+    assert main(arguments) == 0
+    picture = cv2.imread(str(out_dir / f'{name}.png'))
+    assert picture is not None and picture.std() > 1
+    written = {path.name: path.read_bytes() for path in out_dir.iterdir()}
+    assert any(file.endswith(('.npz', '.json')) for file in written)
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.count('\n') == 1
+    assert {path.name: path.read_bytes() for path in out_dir.iterdir()} == written
+    (out_dir / 'mine.txt').write_text('mine')
+    assert main([*arguments, '--force']) == 0
+    assert (out_dir / 'mine.txt').read_text() == 'mine'
+
+
+def test_contents_of_the_data_files(tool, folder, tmp_path):
+    assert (
+        tool('analysis/attention_map.py').main(
+            [
+                *arguments_of('attention_map', folder),
+                '--pixel',
+                '47',
+                '0',
+                '--stage',
+                '1',
+                '--out-dir',
+                str(tmp_path / 'a'),
+            ]
+        )
+        == 0
+    )
+    data = np.load(tmp_path / 'a/attention_map.npz')
+    assert data['cell'].tolist() == [0, 5] and data['weights'].shape == (4, 64, 5, 6)
+    np.testing.assert_allclose(data['weights'].mean(axis=1), data['raw'], atol=1e-6)
+    np.testing.assert_allclose(data['normalized_merged'].sum(), 1)
+    assert tool('analysis/erf.py').main([*arguments_of('erf', folder), '--out-dir', str(tmp_path / 'e')]) == 0
+    summary = json.loads((tmp_path / 'e/erf.json').read_text())
+    fields = np.load(tmp_path / 'e/erf.npz')
+    assert set(summary) == set(fields.files) == {'a', 'b'} and fields['a'].shape == (64, 64)
+    sides = [summary['b']['side_in_pixels'][share] for share in ('20%', '50%', '99%')]
+    assert sides == sorted(sides) and sides[0] >= 1 and sides[-1] <= 64
+    assert (
+        tool('analysis/feature_map.py').main([*arguments_of('feature_map', folder), '--out-dir', str(tmp_path / 'f')])
+        == 0
+    )
+    maps = np.load(tmp_path / 'f/feature_map.npz')
+    assert [maps[f'stage_{stage}'].shape[0] for stage in range(4)] == [32, 64, 128, 256]
+
+
+@pytest.mark.parametrize(
+    'name, changes, words',
+    [
+        ('attention_map', dict(image='absent.png'), "image 'absent.png' does not exist"),
+        ('attention_map', dict(extra=['--pixel', '48', '0']), '--pixel is 48 0, outside the image'),
+        ('attention_map', dict(extra=['--stage', '4']), 'stage is 4, expected one of 0, 1, 2, 3'),
+        ('attention_map', dict(extra=['--block', '2', '--stage', '1']), 'block is 2, expected 0 to 0'),
+        ('attention_map', dict(config='mmpretrain::resnet/resnet18_8xb32_in1k.py', checkpoint='none'), 'VSSMBackbone'),
+        ('attention_map', dict(config='absent.py'), "config 'absent.py' is not a file"),
+        ('attention_map', dict(config=str(ROOT / 'tests/__init__.py')), 'has default_scope None and no model'),
+        ('attention_map', dict(checkpoint='absent.pth'), "checkpoint 'absent.pth' is not a file"),
+        ('attention_map', dict(checkpoint=__file__), 'checkpoint'),
+        ('feature_map', dict(other=True), "it fits arch 'tiny-s1l8'"),
+        ('feature_map', dict(config=DETECTOR), 'does not fit'),
+        ('feature_map', dict(image=__file__), 'is not an image'),
+        ('feature_map', dict(extra=['--size', '8']), '--size is 8'),
+        ('feature_map', dict(extra=['--device', 'cuda:99']), "--device is 'cuda:99'"),
+        ('erf', dict(extra=['--images', 'absent']), "--images 'absent' does not exist"),
+        ('erf', dict(extra=['--num-images', '0']), '--num-images is 0'),
+        ('erf', dict(extra=['--model', 'a', CLASSIFIER, 'none']), "--model has the name 'a' 2 times"),
+        ('robustness_resolution', dict(config=DETECTOR, checkpoint='none'), 'expected a classifier'),
+        ('robustness_resolution', dict(extra=['--data', 'absent']), "--data 'absent'"),
+        ('robustness_resolution', dict(extra=['--data', str(ROOT / 'tests')]), '--data'),
+        ('robustness_resolution', dict(extra=['--sizes', '0']), '--sizes'),
+    ],
+)
+def test_bad_input_is_one_clear_line(tool, folder, tmp_path, capfd, monkeypatch, name, changes, words):
+    monkeypatch.chdir(tmp_path)
+    if changes.pop('other', False):
+        changes = dict(changes, checkpoint=f'{folder}/other.pth')
+    assert tool(f'analysis/{name}.py').main([*arguments_of(name, folder, **changes), '--out-dir', 'out']) == 2
+    error = capfd.readouterr().err
+    assert error.startswith('error: ') and words in error and error.count('\n') == 1, error
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,150 @@
+"""Accuracy of classifiers against the resolution they are tested at, on any folder of images.
+
+python tools/analysis/robustness_resolution.py --model VMamba CONFIG CHECKPOINT --data FOLDER --sizes 128 224 384 512
+
+FOLDER has a subfolder a class, in the order of their names.  An image is resized so that its shorter side is
+size / crop-ratio, and its middle is cropped.  Writes robustness_resolution.png, .json and .md.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import torch
+from mmengine.utils import ProgressBar
+
+from mmvmamba.analysis import command
+
+
+def parse_args(arguments=None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_models_argument(parser)
+    parser.add_argument('--data', required=True, help='a folder with a subfolder a class')
+    parser.add_argument(
+        '--sizes', type=int, nargs='+', default=[128, 160, 192, 224, 288, 384, 512], help='default: %(default)s'
+    )
+    parser.add_argument('--crop-ratio', type=float, default=0.875, help='1 for no crop (default: %(default)s)')
+    parser.add_argument('--batch-size', type=int, default=32, help='default: %(default)s')
+    parser.add_argument('--limit', type=int, help='take this many images a class at most')
+    command.add_output_arguments(parser, 'analysis/robustness_resolution')
+    return parser.parse_args(arguments)
+
+
+def list_samples(data: str, limit) -> tuple:
+    """The images of a folder with the place of their class, and the names of the classes."""
+    if not Path(data).is_dir():
+        raise command.ToolError(f'--data {data!r} is not a folder; expected one with a subfolder a class')
+    classes = sorted(path.name for path in Path(data).iterdir() if path.is_dir())
+    if not classes:
+        raise command.ToolError(f'--data {data!r} has no subfolder; expected one a class')
+    folders = (str(Path(data) / name) for name in classes)
+    samples = [(path, i) for i, folder in enumerate(folders) for path in command.list_images(folder, '--data', limit)]
+    return samples, classes
+
+
+def resize_and_crop(image: np.ndarray, size: int, crop_ratio: float) -> np.ndarray:
+    """Resize the shorter side to size / crop_ratio and take the middle, (size, size, 3)."""
+    scale = round(size / crop_ratio) / min(image.shape[:2])
+    height, width = (max(size, round(side * scale)) for side in image.shape[:2])
+    image = mmcv.imresize(image, (width, height), interpolation='bicubic')
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[top : top + size, left : left + size]
+
+
+def predict(model, x: torch.Tensor) -> torch.Tensor:
+    """Scores of a batch, (B, classes)."""
+    with torch.no_grad():
+        scores = model(x, mode='tensor')
+    return scores[-1] if isinstance(scores, (tuple, list)) else scores
+
+
+def accuracy(args, model, samples: list, size: int, bar: ProgressBar) -> float:
+    """Top-1 accuracy in percent at one size."""
+    right = 0
+    for start in range(0, len(samples), args.batch_size):
+        batch = samples[start : start + args.batch_size]
+        images = [resize_and_crop(command.read_image(path, '--data'), size, args.crop_ratio) for path, _ in batch]
+        scores = predict(model, torch.cat([command.normalize(model, image) for image in images]))
+        if not bool(scores.isfinite().all()):
+            raise command.ToolError(f'the scores at size {size} are not finite; there is no accuracy')
+        right += int((scores.argmax(dim=1).cpu() == torch.tensor([label for _, label in batch])).sum())
+        bar.update(len(batch))
+    return 100 * right / len(samples)
+
+
+def measure(args: argparse.Namespace, spec: list, samples: list, classes: list) -> dict:
+    """Accuracies of one model at every size."""
+    name, config, checkpoint = spec
+    model = command.load_model(config, checkpoint, args.device)
+    if not hasattr(model, 'head') or command.read_config(config).default_scope != 'mmpretrain':
+        raise command.ToolError(
+            f'config {config!r} is of a {type(model).__name__}, expected a classifier of mmpretrain'
+        )
+    scores = predict(model, torch.zeros(1, 3, 64, 64, device=args.device)).shape[1]
+    if scores != len(classes):
+        raise command.ToolError(f'--data {args.data!r} has {len(classes)} classes, but config {config!r} {scores}')
+    print(f'{name}:', flush=True)
+    bar = ProgressBar(len(samples) * len(args.sizes))
+    result = {size: accuracy(args, model, samples, size, bar) for size in args.sizes}
+    print()
+    return result
+
+
+def draw(results: dict, path: Path) -> None:
+    """A curve a model."""
+    plt = command.pyplot()
+    figure, axis = plt.subplots(figsize=(6, 4), layout='constrained')
+    for name, result in results.items():
+        axis.plot(list(result), list(result.values()), marker='o', label=name)
+    axis.set(xlabel='test resolution, pixels', ylabel='top-1 accuracy, %', ylim=(0, 100))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, draw and write."""
+    command.check_out_dir(args.out_dir, args.force)
+    command.check_device(args.device)
+    command.check_names(args.models)
+    for option, value, valid in (
+        ('--sizes', args.sizes, min(args.sizes) >= 4),
+        ('--batch-size', args.batch_size, args.batch_size >= 1),
+        ('--crop-ratio', args.crop_ratio, 0 < args.crop_ratio <= 1),
+        ('--limit', args.limit, args.limit is None or args.limit >= 1),
+    ):
+        if not valid:
+            bounds = {'--sizes': 'sizes of at least 4', '--crop-ratio': 'a number above 0, at most 1'}
+            raise command.ToolError(f'{option} is {value}, expected {bounds.get(option, "at least 1")}')
+    args.sizes = sorted(set(args.sizes))
+    samples, classes = list_samples(args.data, args.limit)
+    results = {spec[0]: measure(args, spec, samples, classes) for spec in args.models}
+
+    out_dir = command.make_out_dir(args.out_dir)
+    draw(results, out_dir / 'robustness_resolution.png')
+    summary = {
+        name: dict(config=config, checkpoint=checkpoint, images=len(samples), top1=results[name])
+        for name, config, checkpoint in args.models
+    }
+    (out_dir / 'robustness_resolution.json').write_text(json.dumps(summary, indent=2) + '\n')
+    lines = [f'| top-1, % | {" | ".join(map(str, args.sizes))} |', '|---' * (len(args.sizes) + 1) + '|']
+    lines += [
+        f'| {name} | {" | ".join(f"{value:.1f}" for value in result.values())} |' for name, result in results.items()
+    ]
+    (out_dir / 'robustness_resolution.md').write_text('\n'.join(lines) + '\n')
+    print('\n'.join(lines), f'\nwrote {out_dir}/robustness_resolution.png, .json and .md')
+
+
+def main(arguments=None) -> int:
+    """Run the tool; returns the exit code."""
+    args = parse_args(arguments)
+    return command.run_tool(lambda: run(args))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
