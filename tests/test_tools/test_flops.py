@@ -91,8 +91,8 @@ def test_segmentors(name):
 
 DEMO = dict(
     classification='vmamba-nano_1xb64_digits-32px',
-    detection='mask-rcnn_vmamba-nano_fpn_1xb8-8e_digits',
-    segmentation='vmamba-nano_upernet_1xb8-1k_digits-128x128',
+    detection='mask-rcnn_vmamba-nano_fpn_1xb8-6e_digits',
+    segmentation='vmamba-nano_upernet_1xb6-2k_digits-128x128',
 )
 
 

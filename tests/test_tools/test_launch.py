@@ -12,8 +12,8 @@ from .conftest import ROOT
 
 DEMO = {
     'mmpretrain': 'configs/demo/vmamba-nano_1xb64_digits-32px.py',
-    'mmdet': 'configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-8e_digits.py',
-    'mmseg': 'configs/demo/vmamba-nano_upernet_1xb8-1k_digits-128x128.py',
+    'mmdet': 'configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-6e_digits.py',
+    'mmseg': 'configs/demo/vmamba-nano_upernet_1xb6-2k_digits-128x128.py',
 }
 
 

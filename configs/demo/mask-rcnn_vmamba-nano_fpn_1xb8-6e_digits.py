@@ -1,4 +1,4 @@
-"""Detect and segment digits in scenes: `mim train mmdet configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-8e_digits.py`.
+"""Detect and segment digits in scenes: `mim train mmdet configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-6e_digits.py`.
 
 The heads are narrower than the standard ones, so that a CPU trains them in minutes.
 """
@@ -74,8 +74,8 @@ val_dataloader['dataset']['pipeline'].insert(1, dict(type='Resize', scale_factor
 val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/instances_val.json', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-epochs = 8
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=4)
+epochs = 6
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=3)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -89,6 +89,6 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(interval=4, max_keep_ckpts=1, save_best='coco/segm_mAP_50'),
+    checkpoint=dict(interval=3, max_keep_ckpts=1, save_best='coco/segm_mAP_50'),
 )
 randomness = dict(seed=0)
