@@ -43,7 +43,7 @@ TASKS = (
     Task(
         'detection',
         'mmdet',
-        'configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-6e_digits.py',
+        'configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-2e_digits.py',
         (
             ('coco/bbox_mAP', 'box AP', 1),
             ('coco/bbox_mAP_50', 'box AP50', 1),

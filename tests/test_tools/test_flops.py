@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 
 import mmvmamba.layers.ss2d
-from tests.test_configs.zoo import ROOT, arch_of, config_paths
+from tests.test_configs.zoo import ROOT, arch_of, config_paths, read
 
 spec = importlib.util.spec_from_file_location('get_flops', ROOT / 'tools/analysis/get_flops.py')
 get_flops = importlib.util.module_from_spec(spec)
@@ -37,7 +37,7 @@ SEGMENTORS = {
 
 def measure(path, shape=None):
     """(parameters, FLOPs) of a config."""
-    cfg = Config.fromfile(path)
+    cfg = read(path)
     analysis = get_flops.count(cfg, shape or get_flops.default_shape(cfg))
     return get_flops.count_parameters(analysis._model), analysis.total()
 
@@ -91,7 +91,7 @@ def test_segmentors(name):
 
 DEMO = dict(
     classification='vmamba-nano_1xb64_digits-32px',
-    detection='mask-rcnn_vmamba-nano_fpn_1xb8-6e_digits',
+    detection='mask-rcnn_vmamba-nano_fpn_1xb8-2e_digits',
     segmentation='vmamba-nano_upernet_1xb6-2k_digits-128x128',
 )
 

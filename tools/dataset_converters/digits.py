@@ -161,7 +161,7 @@ def parse_args(arguments: Optional[list] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out-dir', type=Path, default=Path('data/digits'), help='default: %(default)s')
     parser.add_argument('--seed', type=int, default=0, help='two runs with one seed give identical files')
-    parser.add_argument('--num-train', type=int, default=800, help='scenes to train on (default: %(default)s)')
+    parser.add_argument('--num-train', type=int, default=2400, help='scenes to train on (default: %(default)s)')
     parser.add_argument('--num-val', type=int, default=100, help='scenes to evaluate on (default: %(default)s)')
     parser.add_argument('--image-size', type=int, default=128, help='pixels a side of a scene (default: %(default)s)')
     parser.add_argument('--force', action='store_true', help='replace what is in --out-dir')
