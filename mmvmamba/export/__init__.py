@@ -1,0 +1,1 @@
+"""Ways out of Python: models as graphs of tensors, and the scan in standard ONNX operators."""

@@ -1,0 +1,210 @@
+"""A VMamba in standard ONNX operators, with dynamic batch, height and width.
+
+ONNX has no selective scan, and its Scan operator takes one step at a time: too slow over the thousands of pixels of an
+image.  The recurrence h_t = a_t h_{t-1} + b_t is associative, so here the steps are cut into about sqrt(L) chunks: one
+Scan walks through all chunks side by side, a second one carries the states from chunk to chunk, and each step adds the
+product of its chunk's decays so far times the state before the chunk.  That is exact algebra; as every decay lies in
+(0, 1], no product can overflow.
+"""
+
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmvmamba.layers import SS2D
+from mmvmamba.ops import use_backend
+from mmvmamba.ops.backend import logger
+from mmvmamba.ops.cross_scan import naive as naive_merge
+from mmvmamba.ops.selective_scan import naive as naive_scan
+from mmvmamba.ops.ss2d import composed
+
+OPSET = 17
+_DOMAIN = 'mmvmamba'
+
+# inputs a, b: (L, M), decays and drives; output h: (L, M)
+_CHUNKED_SCAN = """
+<domain: "mmvmamba", opset_import: ["" : 17]>
+ChunkedScan (a, b) => (h) {
+    one = Constant <value = int64[1] {1}> ()
+    none = Constant <value = int64[1] {0}> ()
+    decay_of_padding = Constant <value = float {1.0}> ()
+    drive_of_padding = Constant <value = float {0.0}> ()
+    shape = Shape (a)
+    length = Gather <axis = 0> (shape, none)
+    width = Gather <axis = 0> (shape, one)
+
+    root = Cast <to = 1> (length)
+    root_up = Sqrt (root)
+    root_ceil = Ceil (root_up)
+    steps = Cast <to = 7> (root_ceil)
+    length_up = Add (length, steps)
+    length_up_1 = Sub (length_up, one)
+    chunks = Div (length_up_1, steps)
+    padded = Mul (chunks, steps)
+    missing = Sub (padded, length)
+    pads = Concat <axis = 0> (none, none, missing, none)
+    a_padded = Pad (a, pads, decay_of_padding)
+    b_padded = Pad (b, pads, drive_of_padding)
+    by_chunk = Concat <axis = 0> (chunks, steps, width)
+    a_by_chunk = Reshape (a_padded, by_chunk)
+    b_by_chunk = Reshape (b_padded, by_chunk)
+    a_by_step = Transpose <perm = [1, 0, 2]> (a_by_chunk)
+    b_by_step = Transpose <perm = [1, 0, 2]> (b_by_chunk)
+
+    all_chunks = Concat <axis = 0> (chunks, width)
+    zeros = ConstantOfShape <value = float[1] {0.0}> (all_chunks)
+    ones = ConstantOfShape <value = float[1] {1.0}> (all_chunks)
+    h_end, p_end, h_inside, p_inside = Scan <num_scan_inputs = 2, body = step (
+        float[?, ?] h_before, float[?, ?] p_before,
+        float[?, ?] a_t, float[?, ?] b_t
+    ) => (
+        float[?, ?] h_after, float[?, ?] p_after,
+        float[?, ?] h_t, float[?, ?] p_t
+    ) {
+        decayed = Mul (a_t, h_before)
+        h_after = Add (decayed, b_t)
+        p_after = Mul (a_t, p_before)
+        h_t = Identity (h_after)
+        p_t = Identity (p_after)
+    }> (zeros, ones, a_by_step, b_by_step)
+
+    first = ConstantOfShape <value = float[1] {0.0}> (width)
+    last, carries = Scan <num_scan_inputs = 2, body = carry (
+        float[?] c_before, float[?] p_chunk, float[?] h_chunk
+    ) => (float[?] c_after, float[?] c) {
+        c_decayed = Mul (p_chunk, c_before)
+        c_after = Add (c_decayed, h_chunk)
+        c = Identity (c_before)
+    }> (first, p_end, h_end)
+
+    carried = Mul (p_inside, carries)
+    h_by_step = Add (h_inside, carried)
+    h_by_chunk = Transpose <perm = [1, 0, 2]> (h_by_step)
+    all_steps = Concat <axis = 0> (padded, width)
+    h_padded = Reshape (h_by_chunk, all_steps)
+    h = Slice (h_padded, none, length, none)
+}
+"""
+
+
+class _ChunkedScan(torch.autograd.Function):
+    """h_t = a_t h_{t-1} + b_t along the first dimension of (L, M): one node while tracing."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        h, states = torch.zeros_like(b[0]), []
+        for a_t, b_t in zip(a, b):
+            h = a_t * h + b_t
+            states.append(h)
+        return torch.stack(states)
+
+    @staticmethod
+    def symbolic(g, a, b):
+        type_ = a.type().with_sizes([None, None])  # the traced sizes must not be taken for the only ones
+        return g.op(f'{_DOMAIN}::ChunkedScan', a, b).setType(type_)
+
+
+def _traceable_scan(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, out_dtype=None):
+    """The naive selective scan with its loop over time as one node; arguments and results are the same."""
+    if delta_bias is not None:
+        delta = delta + delta_bias[:, None]
+    if delta_softplus:
+        delta = F.softplus(delta)
+    groups, d_state = B.shape[1], A.shape[1]
+
+    def by_group(x):  # (batch, dim, L) to (batch, K, dim / K, 1, L)
+        return x.unflatten(1, (int(groups), -1)).unsqueeze(3)
+
+    decay = torch.exp(delta.unsqueeze(2) * A.unsqueeze(-1)).flatten(1, 2)  # (batch, dim * N, L)
+    drive = (by_group(delta * u) * B.unsqueeze(2)).flatten(1, 3)
+    h = _ChunkedScan.apply(*(x.permute(2, 0, 1).flatten(1) for x in (decay, drive)))
+    states = h.unflatten(1, (-1, int(decay.shape[1]))).permute(1, 2, 0)  # (batch, dim * N, L)
+    states = states.unflatten(1, (int(groups), -1, int(d_state)))
+    y = (states * C.unsqueeze(2)).sum(dim=3).flatten(1, 2)
+    if D is not None:
+        y = y + D[:, None] * u
+    return y, states[..., -1]
+
+
+def _traceable_merge(y, size, scan_mode, backend):
+    """The naive cross-merge without the check that ``size`` holds integers: while tracing they are tensors."""
+    return naive_merge.cross_merge(y, size, scan_mode, channel_last=False)
+
+
+def _traceable_layer_norm(x, shape, *arguments):
+    """F.layer_norm over a number of channels that does not depend on the image."""
+    return torch.layer_norm(x, [int(size) for size in shape], *arguments)
+
+
+@contextmanager
+def _tracing():
+    """Ops as plain PyTorch, the loop over time as one node; without the warning that plain PyTorch is slow."""
+    level = logger.level
+    logger.setLevel('ERROR')
+    try:
+        with (
+            use_backend('naive'),
+            mock.patch.object(naive_scan, 'selective_scan', _traceable_scan),
+            mock.patch.object(composed, 'cross_merge', _traceable_merge),
+            mock.patch.object(F, 'layer_norm', _traceable_layer_norm),
+            torch.no_grad(),
+        ):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def export_onnx(graph: nn.Module, example: torch.Tensor, output_names: tuple, path: Path, metadata: dict) -> None:
+    """Write a graph as an ONNX file, checked by ``onnx.checker``.
+
+    Args:
+        graph (nn.Module): Maps images to a tensor or a tuple of them, see :mod:`mmvmamba.export.graphs`; on the CPU, in
+            float32 and eval mode.
+        example (Tensor): Images to trace it with, (B, 3, H, W), H and W multiples of 32.
+        output_names (tuple[str, ...]): A name an output.
+        path (Path): The file; batch, height and width are dynamic in it.
+        metadata (dict): Texts to keep in the file's ``metadata_props``.
+
+    Raises:
+        ValueError: If a scan has the mode cascade2d, whose lines become batches: the tracer fixes their number.
+    """
+    import onnx
+    from onnx import inliner, parser
+
+    if any(isinstance(module, SS2D) and module.options.scan_mode == 'cascade2d' for module in graph.modules()):
+        raise ValueError('scan_mode is cascade2d, which can not be exported to ONNX; expected cross2d, unidi or bidi')
+    axes = {0: 'batch', 2: 'height', 3: 'width'}
+    dynamic = dict(images=axes)
+    with _tracing():
+        outputs = graph(example)
+        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        for name, output in zip(output_names, outputs):
+            dynamic[name] = {
+                axis: f'{name}_{label}' if axis else label for axis, label in axes.items() if axis < output.dim()
+            }
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # checks of arguments are traced too, and hold at every size
+            torch.onnx.export(
+                graph,
+                (example,),
+                str(path),
+                input_names=['images'],
+                output_names=list(output_names),
+                dynamic_axes=dynamic,
+                opset_version=OPSET,
+                custom_opsets={_DOMAIN: 1},
+                dynamo=False,
+            )
+    model = onnx.load(str(path))
+    model.functions.append(parser.parse_function(_CHUNKED_SCAN))
+    model = inliner.inline_local_functions(model)
+    for entry in [entry for entry in model.opset_import if entry.domain == _DOMAIN]:
+        model.opset_import.remove(entry)
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
