@@ -15,6 +15,7 @@ a :class:`CheckpointError`, never a model with random weights.
 import os
 import pickle
 import re
+import zipfile
 from collections import Counter, OrderedDict
 from io import BytesIO
 from urllib.parse import urlparse
@@ -35,6 +36,7 @@ _OLD_NAMES = (
 )
 # OpenMMLab and torch.hub put the start of the SHA-256 at the end of a file name
 _HASH = re.compile(r'-([a-f0-9]{8,})\.')
+_LOCAL_HOSTS = ('localhost', '127.0.0.1', '::1')
 
 
 class CheckpointError(RuntimeError):
@@ -103,16 +105,25 @@ def read_checkpoint(checkpoint: str, map_location='cpu'):
         CheckpointError: If it can't be downloaded or read.
     """
     scheme = urlparse(checkpoint).scheme if '://' in checkpoint else ''
+    advice = ''
     if scheme in ('http', 'https'):
         file = _download(checkpoint)
         advice = f'; delete {file} to download it again'
     elif scheme:
-        file, advice = BytesIO(get(checkpoint)), ''
+        try:
+            file = BytesIO(get(checkpoint))
+        except Exception as error:  # each storage backend has its own
+            raise CheckpointError(f'checkpoint {checkpoint!r} can not be fetched ({error})') from error
     else:
-        file, advice = checkpoint, ''
+        file = checkpoint
         if not os.path.isfile(file):
             raise FileNotFoundError(f'checkpoint {checkpoint!r} is not a file')
+    damage = find_damage(file) if zipfile.is_zipfile(file) else ''
+    if damage:
+        raise CheckpointError(f'checkpoint {checkpoint!r} is damaged, {damage}{advice}')
     try:
+        if isinstance(file, BytesIO):
+            file.seek(0)
         return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         unsafe = re.search(r'GLOBAL (\S+)', str(error)) or re.search(
@@ -130,6 +141,23 @@ def read_checkpoint(checkpoint: str, map_location='cpu'):
         raise CheckpointError(
             f'checkpoint {checkpoint!r} can not be read, it is truncated or no checkpoint ({reason}){advice}'
         ) from error
+
+
+def find_damage(file) -> str:
+    """Hold every record in a file of ``torch.save`` to its checksum, which torch itself does not when it loads.
+
+    Args:
+        file (str | BytesIO): The file; those of torch < 1.6 have no checksums and count as damaged.
+
+    Returns:
+        str: What is wrong, empty if nothing is.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            record = archive.testzip()
+    except Exception as error:  # zipfile raises many types; each means that the file is not whole
+        return f'it is truncated or no checkpoint: {str(error).strip() or type(error).__name__}'
+    return f'{record} does not have the checksum that it was saved with' if record else ''
 
 
 def select_weights(content, name: str) -> tuple:
@@ -186,7 +214,7 @@ def backbone_weights(state: dict, name: str, prefix=None) -> tuple:
     weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     left_out = [key for key in state if not key.startswith(prefix)]
     upgrade_names(weights)
-    stages = [int(key.split('.')[1]) for key in weights if re.match(r'layers\.\d+\.', key)]
+    stages = [int(key.split('.')[1]) for key in weights if re.match(r'layers\.\d{1,4}\.', key)]
     if not stages:
         hint = next((key for key in state if re.search(r'(^|\.)patch_embed\.', key)), None)
         advice = f'; try prefix={hint.split("patch_embed.")[0]!r}' if hint else ''
@@ -268,7 +296,9 @@ def _download(url: str) -> str:
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, os.path.basename(urlparse(url).path))
-    digest = _HASH.search(path)
+    digest = _HASH.search(os.path.basename(path))
+    if urlparse(url).scheme == 'http' and urlparse(url).hostname not in _LOCAL_HOSTS:
+        raise CheckpointError(f'checkpoint {url!r} is not downloaded over an open connection; expected https://')
 
     def fetch():
         if os.path.exists(path):
@@ -292,13 +322,19 @@ def _download(url: str) -> str:
 
 def _is_state(value) -> bool:
     """Whether a value is a state dict: names to tensors."""
-    return isinstance(value, dict) and bool(value) and all(isinstance(item, torch.Tensor) for item in value.values())
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items())
+    )
 
 
 def _ema_was_evaluated(content: dict) -> bool:
     """Whether an official file records an accuracy of its averaged weights, under either spelling."""
     accuracy = content.get('max_accuray_ema', content.get('max_accuracy_ema'))
-    return accuracy is not None and float(accuracy) > 0
+    if isinstance(accuracy, torch.Tensor):
+        accuracy = accuracy.item() if accuracy.numel() == 1 else None
+    return isinstance(accuracy, (int, float)) and accuracy > 0
 
 
 def _match_outnorms(state: dict, expected: dict, left_out: list) -> list:
@@ -332,9 +368,9 @@ def _check_fit(state: dict, expected: dict, name: str, source: str) -> None:
     if shapes:
         problems.append(f'{len(shapes)} of other shapes: {_some(shapes, "; ")}')
     kinds = [
-        f'{key} {state[key].dtype}'
+        f'{key} {state[key].dtype} {state[key].layout}'
         for key in common
-        if state[key].is_floating_point() != expected[key].is_floating_point()
+        if state[key].is_floating_point() != expected[key].is_floating_point() or state[key].layout != torch.strided
     ]
     if kinds:
         problems.append(f'{len(kinds)} of other kinds: {_some(kinds)}')
@@ -349,7 +385,7 @@ def _check_fit(state: dict, expected: dict, name: str, source: str) -> None:
 
 def _describe(state: dict) -> str:
     """Depths and widths of a backbone's state dict, as far as they can be told."""
-    matches = (re.match(r'layers\.(\d+)\.blocks\.(\d+)\.', key) for key in state)
+    matches = (re.match(r'layers\.(\d{1,4})\.blocks\.(\d{1,4})\.', key) for key in state)
     blocks = {match.groups() for match in matches if match}
     depths = Counter(int(stage) for stage, _ in blocks)
     norms = [state.get(f'layers.{stage}.blocks.0.norm.weight') for stage in sorted(depths)]

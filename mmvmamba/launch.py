@@ -19,12 +19,26 @@ class LaunchError(Exception):
     """A command line or config that can't be run; the message says what was found and what was expected."""
 
 
+class OptionAction(DictAction):
+    """mmengine's KEY=VALUE pairs; what is none is an error of the command line."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError, IndexError) as error:
+            parser.error(f'{option_string} is {" ".join(values)!r}, expected KEY=VALUE pairs ({error})')
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that training and testing share."""
     parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/<name of the config>)')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='settings that replace the config ones'
+        '--cfg-options',
+        nargs='+',
+        action=OptionAction,
+        metavar='KEY=VALUE',
+        help='settings that replace the config ones',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -45,9 +59,12 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not Path(args.config).is_file():
         raise LaunchError(f'config {args.config!r} is not a file; expected the path of a config')
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    try:
+        cfg = Config.fromfile(args.config)
+        if args.cfg_options:
+            cfg.merge_from_dict(args.cfg_options)
+    except Exception as error:  # a config is Python code, which can raise anything
+        raise LaunchError(f'config {args.config!r} can not be read: {type(error).__name__}: {error}') from error
     scope = cfg.get('default_scope')
     if scope not in CODEBASES:
         raise LaunchError(
@@ -73,8 +90,12 @@ def check_data(cfg: Config, phase: str) -> None:
         raise LaunchError(
             f'the config has no {name}; expected one, to {"train" if phase == "train" else "evaluate"} on'
         )
+    if not isinstance(cfg[name], dict):
+        raise LaunchError(f'{name} is {cfg[name]!r}, expected a dict')
     for dataset in _leaf_datasets(cfg[name].get('dataset')):
         root = dataset.get('data_root')
+        if root and not isinstance(root, str):
+            raise LaunchError(f'data_root of {name} is {root!r}, expected a path')
         if root and '://' not in root and not Path(root).is_dir():
             raise LaunchError(
                 f'data_root {root!r} of {name} is not a folder (relative to {os.getcwd()}); set it with '
@@ -90,6 +111,14 @@ def _leaf_datasets(dataset) -> list:
     if inner is None:
         return [dataset]
     return [leaf for part in (inner if isinstance(inner, (list, tuple)) else [inner]) for leaf in _leaf_datasets(part)]
+
+
+def use_atomic_checkpoints(cfg: Config) -> None:
+    """Put :class:`mmvmamba.hooks.AtomicCheckpointHook` where the config has mmengine's own, or the default one."""
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hook = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
+    if hook is not None and hook.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
+        hook.type = 'mmvmamba.AtomicCheckpointHook'
 
 
 def set_test_time_augmentation(cfg: Config) -> None:

@@ -1,13 +1,22 @@
 """The registry scope of the project; import-light, since a failed import here shows up as "not in registry"."""
 
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmvmamba', locations=['mmvmamba.models'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvmamba', locations=['mmvmamba.hooks'])
 
 
 def register_backbone(cls):
     """Register a backbone as ``mmvmamba.Name`` and in the root scope, where a plain ``Name`` finds it from anywhere."""
     MODELS.register_module(module=cls)
     MMENGINE_MODELS.register_module(module=cls)
+    return cls
+
+
+def register_hook(cls):
+    """Register a hook of training likewise."""
+    HOOKS.register_module(module=cls)
+    MMENGINE_HOOKS.register_module(module=cls)
     return cls

@@ -10,12 +10,21 @@ def check_tensor(op: str, name: str, value, dims: str) -> None:
     """Check that ``value`` is a floating-point tensor with the dimensions that ``dims`` lists, none of them empty."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f'{op}: {name} must be a tensor of shape ({dims}), got {type(value).__name__}')
+    if value.is_nested or value.layout != torch.strided:
+        layout = 'nested' if value.is_nested else str(value.layout).replace('torch.', '')
+        raise TypeError(f'{op}: {name} must be a dense tensor of shape ({dims}), got a {layout} one')
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f'{op}: {name} must be a floating-point tensor, got {dtype_name(value.dtype)}')
     if value.dim() != len(dims.split(',')):
         raise ValueError(f'{op}: {name} must have the dimensions ({dims}), got shape {tuple(value.shape)}')
     if any(size == 0 for size in value.shape):
         raise ValueError(f'{op}: {name} has an empty dimension, got shape {tuple(value.shape)} for ({dims})')
+
+
+def check_flag(op: str, name: str, value) -> None:
+    """Check that a switch is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f'{op}: {name} is {value!r}, expected True or False')
 
 
 def check_shape(op: str, name: str, value: torch.Tensor, expected: tuple, why: str) -> None:

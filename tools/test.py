@@ -10,6 +10,7 @@ from pathlib import Path
 from mmengine.evaluator import DumpResults
 
 import mmvmamba  # noqa: F401  (registers the backbone and makes checkpoints loadable)
+from mmvmamba.checkpoint import find_damage
 from mmvmamba.launch import (
     LaunchError,
     add_common_arguments,
@@ -39,6 +40,11 @@ def prepare_config(args: argparse.Namespace):
     """The config with what the command line asks for."""
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         raise LaunchError(f'checkpoint {args.checkpoint!r} is not a file; expected a path or a URL')
+    if '://' not in args.checkpoint:
+        with open(args.checkpoint, 'rb') as file:
+            damage = find_damage(file) if file.read(2) == b'PK' else ''
+        if damage:
+            raise LaunchError(f'checkpoint {args.checkpoint!r} is damaged, {damage}')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise LaunchError(f'--out is {args.out!r}, expected a file name that ends in .pkl')
     cfg = load_config(args)

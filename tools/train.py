@@ -7,7 +7,14 @@ import argparse
 import sys
 
 import mmvmamba  # noqa: F401  (registers the backbone and makes checkpoints loadable)
-from mmvmamba.launch import LaunchError, add_common_arguments, build_runner, check_data, load_config
+from mmvmamba.launch import (
+    LaunchError,
+    add_common_arguments,
+    build_runner,
+    check_data,
+    load_config,
+    use_atomic_checkpoints,
+)
 
 
 def parse_args(arguments=None) -> argparse.Namespace:
@@ -45,6 +52,7 @@ def prepare_config(args: argparse.Namespace):
                 '--auto-scale-lr needs auto_scale_lr = dict(enable=..., base_batch_size=...) in the config'
             )
         cfg.auto_scale_lr.enable = True
+    use_atomic_checkpoints(cfg)
     check_data(cfg, 'train')
     return cfg
 

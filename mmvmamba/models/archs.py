@@ -74,9 +74,13 @@ class Arch:
         check_number('mlp_ratio', self.mlp_ratio, low=0)
         check_number('mlp_dropout', self.mlp_dropout, low=0, high=1)
         check_number('drop_path_rate', self.drop_path_rate, low=0, high=1)
+        if self.drop_path_rate == 1:
+            raise ValueError('drop_path_rate is 1, expected less: a branch that is never kept has no scale')
         for name in ('dims', 'depths'):
             for i, value in enumerate(getattr(self, name)):
                 check_int(f'{name}[{i}]', value, 1)
+        if self.mlp_ratio > 0 and int(self.mlp_ratio * min(self.dims)) < 1:
+            raise ValueError(f'mlp_ratio is {self.mlp_ratio}, which leaves no channel of {min(self.dims)}; 0 is no MLP')
         if len(self.dims) != len(self.depths):
             raise ValueError(f'dims has {len(self.dims)} stages and depths has {len(self.depths)}; expected as many')
         if self.stem == 'conv3x2' and self.dims[0] % 2:
@@ -106,7 +110,7 @@ def build_arch(arch, drop_path_rate: Optional[float] = None) -> Arch:
         raise TypeError(f'arch is a {type(arch).__name__}, expected a name or a dict of options')
     options = dict(arch)
     known = [field.name for field in fields(Arch) if field.name != 'ssm'] + list(_SSM_KEYS)
-    unknown = sorted(set(options) - set(known))
+    unknown = sorted(str(name) for name in set(options) - set(known))
     if unknown:
         raise TypeError(f'arch has unknown options {", ".join(unknown)}; known are {", ".join(known)}')
     for name in ('dims', 'depths'):
@@ -114,7 +118,7 @@ def build_arch(arch, drop_path_rate: Optional[float] = None) -> Arch:
             raise TypeError(f'arch has no {name!r}')
     ssm = SS2DOptions(**{name: options.pop(name) for name in _SSM_KEYS if name in options})
     options['depths'] = _as_tuple('depths', options['depths'])
-    if isinstance(options['dims'], int):
+    if isinstance(options['dims'], int) and not isinstance(options['dims'], bool):
         options['dims'] = tuple(options['dims'] * 2**i for i in range(len(options['depths'])))
     options['dims'] = _as_tuple('dims', options['dims'])
     if drop_path_rate is not None:

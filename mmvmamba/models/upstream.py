@@ -1,5 +1,6 @@
 """The published code's spelling: ``forward_type`` strings and the keyword names of its ``MM_VSSM``."""
 
+from mmvmamba.layers.options import check_int
 from mmvmamba.registry import register_backbone
 
 from .vssm import VSSMBackbone
@@ -152,24 +153,25 @@ class MM_VSSM(VSSMBackbone):
             if init_cfg is not None:
                 raise ValueError('pretrained and init_cfg are both given, expected one of them')
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        check_int('ssm_conv', ssm_conv, -1)
         arch = dict(
             dims=dims,
             depths=depths,
             in_channels=in_chans,
-            norm_layer=norm_layer.lower(),
+            norm_layer=_lower('norm_layer', norm_layer),
             stem=_translate('patchembed_version', patchembed_version, _STEMS),
             downsample=_translate('downsample_version', downsample_version, _DOWNSAMPLES),
             ssm_init=_translate('ssm_init', ssm_init, _SSM_INITS),
             d_state=ssm_d_state,
             ssm_ratio=ssm_ratio,
             dt_rank=ssm_dt_rank,
-            act=ssm_act_layer.lower(),
+            act=_lower('ssm_act_layer', ssm_act_layer),
             d_conv=max(ssm_conv, 1),
             conv_bias=ssm_conv_bias,
             dropout=ssm_drop_rate,
             mlp='gmlp' if gmlp else 'mlp',
             mlp_ratio=mlp_ratio,
-            mlp_act=mlp_act_layer.lower(),
+            mlp_act=_lower('mlp_act_layer', mlp_act_layer),
             mlp_dropout=mlp_drop_rate,
             **parse_forward_type(forward_type),
         )
@@ -184,7 +186,13 @@ class MM_VSSM(VSSMBackbone):
         )
 
 
+def _lower(name: str, value) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f'{name} is {value!r}, expected a string')
+    return value.lower()
+
+
 def _translate(name: str, value: str, table: dict) -> str:
-    if value not in table:
+    if not isinstance(value, str) or value not in table:
         raise ValueError(f'{name} is {value!r}, expected one of {", ".join(table)}')
     return table[value]

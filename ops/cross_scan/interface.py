@@ -6,7 +6,7 @@ import torch
 
 from .. import library
 from ..backend import resolve
-from ..checks import check_shape, check_tensor
+from ..checks import check_flag, check_shape, check_tensor
 from . import naive
 
 SCAN_MODES = ('cross2d', 'unidi', 'bidi', 'cascade2d')
@@ -41,6 +41,7 @@ def cross_scan(
         ValueError: If ``x`` is not 4-dimensional or is empty, or ``scan_mode`` is unknown.
         BackendError: If the backend asked for can't run.
     """
+    check_flag('cross_scan', 'channel_last', channel_last)
     check_tensor('cross_scan', 'x', x, 'B, H, W, C' if channel_last else 'B, C, H, W')
     check_scan_mode('cross_scan', scan_mode)
     backend = resolve('cross_scan', x.device.type, backend, torch.is_grad_enabled() and x.requires_grad)
@@ -71,6 +72,7 @@ def cross_merge(
         BackendError: If the backend asked for can't run.
     """
     op = 'cross_merge'
+    check_flag(op, 'channel_last', channel_last)
     check_tensor(op, 'y', y, 'B, L, K, C' if channel_last else 'B, K, C, L')
     check_scan_mode(op, scan_mode)
     if not (

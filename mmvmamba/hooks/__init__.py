@@ -1,0 +1,7 @@
+"""Hooks that keep a training run safe: whole checkpoints, exact resuming, and a stop at the first NaN."""
+
+from .atomic_checkpoint import AtomicCheckpointHook
+from .exact_resume import ExactResumeHook
+from .nan_guard import NaNGuardHook, NonFiniteError
+
+__all__ = ['AtomicCheckpointHook', 'ExactResumeHook', 'NaNGuardHook', 'NonFiniteError']

@@ -1,0 +1,183 @@
+"""Checkpoints that a killed run can trust."""
+
+import os
+import re
+from collections import deque
+from pathlib import Path
+from typing import Optional
+
+from mmengine.dist import barrier, is_main_process
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook
+
+from mmvmamba.checkpoint import CheckpointError, find_damage
+from mmvmamba.registry import register_hook
+
+from .files import PART, commit, remove, write_whole
+
+
+@register_hook
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook``, in its place (``default_hooks.checkpoint``), for runs that may be killed.
+
+    - A checkpoint is written under a temporary name, brought to disk and renamed: a file with a checkpoint's name is
+      whole. What it replaces (``max_keep_ckpts``, the former best) is removed afterwards, not before.
+    - Resuming checks the checksums of the file first. From a damaged one it goes back to the newest whole one, and
+      stops if there is none; it never starts over in silence.
+    - A configuration saved inside a checkpoint is Python code that mmengine would run on resuming: it is left out.
+
+    Arguments are those of ``CheckpointHook``. Storage other than local files stores objects whole by itself.
+    """
+
+    def before_run(self, runner) -> None:
+        """Before mmengine resumes, see that what it resumes from is whole."""
+        if not runner._resume:
+            return
+        if runner._load_from is not None:
+            path = os.path.expanduser(str(runner._load_from))
+            if '://' not in path and os.path.isfile(path):
+                _check(path, 'choose another one')
+            return
+        try:
+            if is_main_process():
+                self._point_to_whole_checkpoint(runner)
+        finally:
+            barrier()
+
+    def before_train(self, runner) -> None:
+        super().before_train(runner)
+        if is_main_process() and self._is_local():
+            for part in Path(self.out_dir).glob('*' + PART):
+                remove(str(part))  # of a run that was killed
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Drop the code that mmengine runs from a checkpoint's ``meta``; it only served to compare numbers of GPUs."""
+        meta = checkpoint.get('meta')
+        if isinstance(meta, dict) and meta.pop('config', None) is not None:
+            runner.logger.warning('The checkpoint holds a config as Python code, which is not run.')
+
+    def _save_checkpoint_with_step(self, runner, step, meta) -> None:
+        outdated = []
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            kept = [*self.keep_ckpt_ids, step]
+            outdated = kept[: -self.max_keep_ckpts]
+            self.keep_ckpt_ids = deque(kept[-self.max_keep_ckpts :], self.max_keep_ckpts)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        self._committing(runner).save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            write_whole(Path(runner.work_dir) / 'last_checkpoint', self.last_ckpt.encode())
+            for old in outdated:
+                self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
+
+    def _save_best_checkpoint(self, runner, metrics) -> None:
+        if not self.save_best:
+            return
+        single = len(self.key_indicators) == 1
+        previous = {'': self.best_ckpt_path} if single else dict(self.best_ckpt_path_dict)
+        # the base class removes the former best before it writes the new one, unless it knows of none
+        self._set_best(dict.fromkeys(previous))
+        super()._save_best_checkpoint(self._committing(runner), metrics)
+        current = {'': self.best_ckpt_path} if single else dict(self.best_ckpt_path_dict)
+        self._set_best({key: current[key] or path for key, path in previous.items()})
+        if is_main_process():
+            for key, path in previous.items():
+                if path and current[key] not in (None, path):
+                    self._remove(path)
+
+    def _set_best(self, paths: dict) -> None:
+        if '' in paths:
+            self.best_ckpt_path = paths['']
+        else:
+            self.best_ckpt_path_dict = paths
+
+    def _is_local(self) -> bool:
+        return isinstance(self.file_backend, LocalBackend) or self.file_client_args is not None
+
+    def _committing(self, runner):
+        return _Committing(runner) if self._is_local() and not isinstance(runner, _Committing) else runner
+
+    def _remove(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):
+            self.file_backend.rmtree(path)
+
+    def _point_to_whole_checkpoint(self, runner) -> None:
+        """Let ``last_checkpoint``, which mmengine reads, name a whole checkpoint."""
+        pointer = Path(runner.work_dir) / 'last_checkpoint'
+        named = pointer.read_text().strip() if pointer.is_file() else ''
+        if '://' in named:
+            return
+        candidates = [Path(named)] if named and Path(named).exists() else []
+        candidates += [path for path in self._newest_first(runner, named) if path not in candidates]
+        damaged = []
+        for path in candidates:
+            damage = '' if path.is_dir() else find_damage(str(path))
+            if damage:
+                damaged.append(f'{path} ({damage})')
+                continue
+            if str(path) != named:
+                problem = f'skipped {", ".join(damaged)}' if damaged else f'last_checkpoint names {named!r}'
+                runner.logger.warning(f'Resuming from {path}, the newest whole checkpoint; {problem}')
+                write_whole(pointer, str(path).encode())
+            return
+        if damaged or named:
+            found = ', '.join(damaged) or f'last_checkpoint names {named!r}, which is not there'
+            raise CheckpointError(
+                f'no whole checkpoint to resume from in {runner.work_dir}: {found}; remove these and last_checkpoint '
+                'to start from the beginning'
+            )
+
+    def _newest_first(self, runner, named: str) -> list:
+        """Files with the name of a regular checkpoint where this run keeps them."""
+        folders = {Path(runner.work_dir)}
+        if named:
+            folders.add(Path(named).parent)
+        if self.out_dir is not None:
+            folders.add(Path(self.out_dir) / Path(runner.work_dir).name)
+        pattern = re.compile(re.escape(self.filename_tmpl).replace(r'\{\}', r'\d+'))
+        found = [path for folder in folders for path in folder.glob('*') if pattern.fullmatch(path.name)]
+        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+class _Committing:
+    """A runner whose checkpoints get their names when they are whole."""
+
+    def __init__(self, runner):
+        self._runner = runner
+
+    def __getattr__(self, name):
+        return getattr(self._runner, name)
+
+    def save_checkpoint(self, out_dir: str, filename: str, file_client_args: Optional[dict] = None, **kwargs) -> None:
+        final = os.path.join(out_dir, filename)
+        try:
+            self._runner.save_checkpoint(out_dir, filename + PART, file_client_args, **kwargs)
+            if is_main_process():
+                commit(final + PART, final)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+            remove(final + PART)
+            code = getattr(error, 'errno', None) or 0
+            reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
+            raise OSError(
+                code, f'checkpoint {final} can not be written ({reason}); earlier checkpoints are as they were'
+            ) from error
+
+
+def _check(path: str, advice: str) -> None:
+    damage = find_damage(path)
+    if damage:
+        raise CheckpointError(f'checkpoint {path!r} is damaged ({damage}); {advice}')

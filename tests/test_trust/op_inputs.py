@@ -1,0 +1,136 @@
+"""Arguments for the ops, valid and broken in one place, and an oracle that shares no code with any backend."""
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from tests.test_ops.scan_inputs import SHARED_DTYPE
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LAYOUTS = ('contiguous', 'transposed', 'gaps', 'far', 'negative', 'overlapping')
+FAULTS = (
+    'list',
+    'text',
+    'number',
+    'integer',
+    'complex',
+    'bool',
+    'float8',
+    'sparse',
+    'nested',
+    'empty',
+    'dimension',
+    'size',
+    'dtype',
+    'meta',
+)
+_SCALES = dict(normal=1.0, zeros=0.0, large=1e3, tiny=1e-30)
+
+
+def lengths():
+    """Lengths around the chunk of 64 steps, and others."""
+    return st.one_of(st.sampled_from((1, 2, 63, 64, 65, 128, 129)), st.integers(1, 140))
+
+
+def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """The same values (for ``overlapping``: some of them) in another place of memory."""
+    if layout == 'transposed':
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == 'gaps':
+        return torch.full((*tensor.shape, 3), float('nan'), dtype=tensor.dtype)[..., 1].copy_(tensor)
+    if layout == 'far':  # a first stride of 2**20 elements, of which few are ever touched
+        inner = tensor[0].contiguous()
+        room = torch.empty(2**20 * (tensor.shape[0] - 1) + inner.numel(), dtype=tensor.dtype)
+        return room.as_strided(tensor.shape, (2**20, *inner.stride())).copy_(tensor)
+    if layout == 'negative' and tensor.dtype in (torch.float32, torch.float64):
+        return torch.complex(torch.zeros_like(tensor), -tensor).conj().imag  # PyTorch negates when it is read
+    if layout == 'overlapping':
+        return tensor[:1].expand(tensor.shape)
+    return tensor
+
+
+@st.composite
+def scan_arguments(draw, scales=('normal', 'normal', 'zeros', 'large', 'tiny'), max_channels=5, growth=False):
+    """Valid arguments of ``selective_scan``, and whether A is large (then float32 holds exp(delta A) less well)."""
+    batch, groups, channels = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, max_channels))
+    states, length = draw(st.sampled_from((1, 1, 2, 3, 5, 17))), draw(lengths())
+    dtype, dim = draw(st.sampled_from(DTYPES)), groups * channels
+    shapes = dict(
+        u=(batch, dim, length),
+        delta=(batch, dim, length),
+        A=(dim, states),
+        B=(batch, groups, states, length),
+        C=(batch, groups, states, length),
+        D=(dim,),
+        delta_bias=(dim,),
+    )
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    arguments = dict(delta_softplus=draw(st.booleans()))
+    large = False
+    for name, shape in shapes.items():
+        if name in ('D', 'delta_bias') and draw(st.booleans()):
+            continue
+        scale = 'normal' if name == 'delta_bias' else draw(st.sampled_from(scales))
+        value = torch.randn(shape, generator=generator, dtype=torch.float64) * _SCALES[scale]
+        if name == 'A' or (not growth and 'delta' in name and not arguments['delta_softplus']):
+            value = value.abs() * (-1 if name == 'A' else 1)  # decay, as in the model
+        large |= name == 'A' and scale == 'large'
+        state = torch.float64 if dtype == torch.float64 else torch.float32
+        value = value.to(dtype if name in SHARED_DTYPE else state)
+        arguments[name] = lay_out(value, draw(st.sampled_from(LAYOUTS)))
+    if draw(st.booleans()) and dtype != torch.float64:
+        arguments['out_dtype'] = torch.float32
+    return arguments, large
+
+
+def broken(value: torch.Tensor, fault: str, axis: int):
+    """A wrong argument in place of a tensor."""
+    axis %= value.dim()
+    other_dtype = torch.float32 if value.dtype == torch.float64 else torch.float64
+    makers = dict(
+        list=lambda: value.tolist(),
+        text=lambda: 'u',
+        number=lambda: 1.0,
+        integer=lambda: torch.ones(value.shape, dtype=torch.int64),
+        complex=lambda: torch.ones(value.shape, dtype=torch.complex64),
+        bool=lambda: torch.ones(value.shape, dtype=torch.bool),
+        float8=lambda: torch.ones(value.shape).to(torch.float8_e5m2),
+        sparse=lambda: value.contiguous().to_sparse(),
+        nested=lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        empty=lambda: value.narrow(axis, 0, 0),
+        dimension=lambda: value[None],
+        size=lambda: torch.cat([value, value.narrow(axis, 0, 1)], axis),
+        dtype=lambda: value.to(other_dtype),
+        meta=lambda: value.to('meta'),
+    )
+    return makers[fault]()
+
+
+def oracle(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, out_dtype=None):
+    """The recurrence in NumPy float64.
+
+    Returns:
+        tuple[ndarray, ndarray]: y (batch, dim, L), and the sum of the sizes of its terms, to which rounding is
+        relative; infinite from the step on where a state or its decay leaves the range of float32.
+    """
+    u, delta, A, B, C = (np.asarray(t.detach().double().resolve_neg().numpy()) for t in (u, delta, A, B, C))
+    D, bias = (None if t is None else t.detach().double().resolve_neg().numpy() for t in (D, delta_bias))
+    channels = u.shape[1] // B.shape[1]
+    if bias is not None:
+        delta = delta + bias[:, None]
+    if delta_softplus:
+        delta = np.logaddexp(0, delta)
+    with np.errstate(over='ignore', invalid='ignore', under='ignore'):
+        B, C = (np.moveaxis(np.repeat(t, channels, axis=1), 3, 0) for t in (B, C))  # (L, batch, dim, N)
+        u, delta = np.moveaxis(u, 2, 0), np.moveaxis(delta, 2, 0)
+        h = np.zeros(B.shape[1:])
+        size, outputs, sizes = np.zeros_like(h), [], []
+        lost = np.zeros(h.shape[:2], dtype=bool)
+        for t in range(len(u)):
+            decay, drive = np.exp(delta[t][..., None] * A), (delta[t] * u[t])[..., None] * B[t]
+            h, size = decay * h + drive, decay * size + abs(drive)
+            skip = 0 if D is None else D * u[t]
+            outputs.append((h * C[t]).sum(-1) + skip)
+            lost |= np.maximum(size, decay).max(-1) > 1e36
+            sizes.append(np.where(lost, np.inf, (size * abs(C[t])).sum(-1) + abs(skip)))
+    return np.stack(outputs, -1), np.stack(sizes, -1)

@@ -1,0 +1,213 @@
+"""Checkpoints are whole or not there, whatever stops the run; resuming finds the last whole one."""
+
+import importlib
+import resource
+import struct
+import zipfile
+
+import pytest
+import torch
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import init_default_scope
+
+from mmvmamba.checkpoint import CheckpointError, find_damage
+from mmvmamba.hooks import AtomicCheckpointHook, ExactResumeHook, NaNGuardHook
+
+from .toy import make_runner
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it, and nothing is cleaned up."""
+
+
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet', 'mmseg'])
+def test_hooks_resolve_in_all_scopes(scope):
+    hooks = importlib.import_module(f'{scope}.registry').HOOKS
+    init_default_scope(scope)
+    for cls in (AtomicCheckpointHook, ExactResumeHook, NaNGuardHook):
+        assert type(hooks.build(dict(type=f'mmvmamba.{cls.__name__}'))) is cls
+        assert type(hooks.build(dict(type=cls.__name__))) is cls
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob('*') if path.is_file() and not path.name.startswith('20'))
+
+
+def test_same_files_as_the_hook_it_replaces(tmp_path):
+    options, scores = dict(max_keep_ckpts=2, save_best='score', rule='greater'), [0.1, 0.3, 0.2]
+    make_runner(tmp_path / 'ours', 3, checkpoint=options, scores=scores).train()
+    theirs = make_runner(tmp_path / 'theirs', 3, checkpoint=options, scores=scores)
+    for hook in [hook for hook in theirs.hooks if isinstance(hook, CheckpointHook)]:
+        hook.__class__ = CheckpointHook
+    theirs.train()
+    assert names(tmp_path / 'ours') == names(tmp_path / 'theirs')
+    assert names(tmp_path / 'ours') == ['best_score_epoch_2.pth', 'epoch_2.pth', 'epoch_3.pth', 'last_checkpoint']
+    for name in ('best_score_epoch_2.pth', 'epoch_3.pth'):
+        first, second = (torch.load(tmp_path / run / name) for run in ('ours', 'theirs'))
+        assert first['message_hub'].keys() == second['message_hub'].keys() and first.keys() == second.keys()
+        info = [content['message_hub']['runtime_info'] for content in (first, second)]
+        assert info[0]['keep_ckpt_ids'] == info[1]['keep_ckpt_ids'] and info[0]['best_score'] == info[1]['best_score']
+
+
+@pytest.mark.parametrize(
+    'moment', ['while writing', 'before the rename', 'before last_checkpoint', 'before the removal']
+)
+def test_killed_while_saving(tmp_path, monkeypatch, moment):
+    """With one checkpoint kept, as the demo has it: at no moment is there none."""
+    import mmvmamba.hooks.atomic_checkpoint as module
+
+    options = dict(max_keep_ckpts=1, save_best='score', rule='greater')
+    runner = make_runner(tmp_path, 3, checkpoint=options, scores=[0.1, 0.2, 0.3])
+    put, rename, point, remove = LocalBackend.put, module.commit, module.write_whole, AtomicCheckpointHook._remove
+
+    def at(moment_here, call):
+        def wrapped(*arguments):
+            if moment == moment_here and runner.epoch == 1:
+                if moment == 'while writing':
+                    _, content, path = arguments
+                    with open(path, 'wb') as file:
+                        file.write(content[: len(content) // 2])
+                raise Killed
+            return call(*arguments)
+
+        return wrapped
+
+    monkeypatch.setattr(LocalBackend, 'put', at('while writing', put))
+    monkeypatch.setattr(module, 'commit', at('before the rename', rename))
+    monkeypatch.setattr(module, 'write_whole', at('before last_checkpoint', point))
+    monkeypatch.setattr(AtomicCheckpointHook, '_remove', at('before the removal', remove))
+    with pytest.raises(Killed):
+        runner.train()
+    monkeypatch.undo()
+    files = [name for name in names(tmp_path) if name.endswith('.pth')]
+    assert files and not any(find_damage(str(tmp_path / name)) for name in files)
+
+    resumed = make_runner(tmp_path, 3, checkpoint=options, scores=[0.2, 0.3], resume=True)
+    resumed.train()
+    assert resumed.epoch == 3
+    assert 'epoch_3.pth' in names(tmp_path) and not list(tmp_path.glob('*.part'))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def flip(path):
+    """Flip one bit of a weight: torch itself loads this without a word."""
+    with zipfile.ZipFile(path) as archive:
+        header = next(record.header_offset for record in archive.infolist() if record.filename.endswith('/data/0'))
+    content = bytearray(path.read_bytes())
+    content[header + 30 + sum(struct.unpack_from('<HH', content, header + 26))] ^= 16
+    path.write_bytes(bytes(content))
+    torch.load(path)
+
+
+@pytest.mark.parametrize('damage', [cut, flip, lambda path: path.write_bytes(b'')], ids=['cut', 'flip', 'empty'])
+def test_resuming_goes_back_to_the_newest_whole_checkpoint(tmp_path, damage):
+    make_runner(tmp_path, 3).train()
+    damage(tmp_path / 'epoch_3.pth')
+    runner = make_runner(tmp_path, 4, resume=True)
+    runner.train()
+    assert (tmp_path / 'last_checkpoint').read_text().endswith('epoch_4.pth')
+    assert runner._resume and not find_damage(str(tmp_path / 'epoch_3.pth'))  # written anew on the way
+
+
+@pytest.mark.parametrize('pointer', [None, '', '/nowhere/epoch_9.pth'], ids=['none', 'empty', 'stale'])
+def test_a_lost_pointer_is_found_again(tmp_path, pointer):
+    make_runner(tmp_path, 2).train()
+    path = tmp_path / 'last_checkpoint'
+    path.unlink() if pointer is None else path.write_text(pointer)
+    runner = make_runner(tmp_path, 3, resume=True)
+    runner.train()
+    assert runner.iter == 6 and runner.model.calls == 2
+
+
+def test_no_whole_checkpoint_stops_the_run(tmp_path):
+    make_runner(tmp_path, 1).train()
+    flip(tmp_path / 'epoch_1.pth')
+    with pytest.raises(CheckpointError, match=r'no whole checkpoint to resume from .*epoch_1.pth .*checksum'):
+        make_runner(tmp_path, 2, resume=True).train()
+
+
+def test_a_damaged_file_by_name_is_refused(tmp_path):
+    make_runner(tmp_path, 1).train()
+    cut(tmp_path / 'epoch_1.pth')
+    with pytest.raises(CheckpointError, match=r'epoch_1.pth. is damaged \(it is truncated'):
+        make_runner(tmp_path, 2, resume=True, load_from=tmp_path / 'epoch_1.pth').train()
+
+
+def test_nothing_to_resume_from_starts_at_the_beginning(tmp_path):
+    runner = make_runner(tmp_path, 1, resume=True)
+    runner.train()
+    assert runner.model.calls == 2
+
+
+def test_full_disk(tmp_path):
+    """The system refuses to write on after some bytes; what was there before stays, and the message says so."""
+    make_runner(tmp_path, 1).train()
+    before = (tmp_path / 'epoch_1.pth').read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    runner = make_runner(tmp_path, 2, resume=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(
+            OSError, match=r'epoch_2.pth can not be written \(File too large\); earlier .* as they were'
+        ):
+            runner.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / 'epoch_1.pth').read_bytes() == before
+    assert names(tmp_path) == ['epoch_1.pth', 'last_checkpoint']
+
+
+def test_code_in_a_checkpoint_is_not_run_on_resuming(tmp_path):
+    make_runner(tmp_path, 1).train()
+    path, trace = tmp_path / 'epoch_1.pth', tmp_path / 'trace'
+    content = torch.load(path)
+    content['meta']['config'] = f"open({str(trace)!r}, 'w')\n"
+    torch.save(content, path)
+    runner = make_runner(tmp_path, 2, resume=True)
+    runner.train()
+    assert runner.epoch == 2 and not trace.exists()
+
+
+def test_mmengine_would_run_it(tmp_path):
+    """Keeps the test above honest: without the hook the code is run."""
+    make_runner(tmp_path, 1).train()
+    path, trace = tmp_path / 'epoch_1.pth', tmp_path / 'trace'
+    content = torch.load(path)
+    content['meta']['config'] = f"open({str(trace)!r}, 'w')\n"
+    torch.save(content, path)
+    runner = make_runner(tmp_path, 2, resume=True)
+    runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, AtomicCheckpointHook)]
+    runner.train()
+    assert trace.exists()
+
+
+@pytest.mark.parametrize('stops', [[1], [2], [1, 2, 3]], ids=str)
+def test_resumed_runs_end_with_the_same_bits(tmp_path, stops):
+    hooks = [dict(type='mmvmamba.ExactResumeHook')]
+    whole = make_runner(tmp_path / 'whole', 4, hooks)
+    start = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    whole.train()
+    for epochs in [*stops, 4]:
+        part = make_runner(tmp_path / 'parts', epochs, hooks, resume=True)
+        part.model.load_state_dict(start)
+        torch.rand(epochs)  # some other history of random numbers
+        part.train()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, part.model.state_dict()[name]), name
+    first, second = (torch.load(tmp_path / run / 'epoch_4.pth')['optimizer'] for run in ('whole', 'parts'))
+    assert all(torch.equal(first['state'][i]['exp_avg'], second['state'][i]['exp_avg']) for i in first['state'])
+
+
+def test_exact_resuming_by_iterations_wants_workers(tmp_path):
+    with pytest.raises(ValueError, match='num_workers is 0, expected at least 1'):
+        make_runner(tmp_path, 2, [dict(type='mmvmamba.ExactResumeHook')], by_iter=True).train()
+
+
+def test_temporary_files_of_a_killed_run_are_removed(tmp_path):
+    (tmp_path / 'epoch_7.pth.part').write_bytes(b'half')
+    make_runner(tmp_path, 1).train()
+    assert names(tmp_path) == ['epoch_1.pth', 'last_checkpoint']

@@ -1,0 +1,81 @@
+"""The guard stops at the first bad number, names where it arose, and keeps the batch."""
+
+import pytest
+import torch
+
+from mmvmamba.hooks import NaNGuardHook, NonFiniteError
+
+from .toy import make_runner
+
+GUARD = dict(type='mmvmamba.NaNGuardHook')
+
+
+def train(runner):
+    with pytest.raises(NonFiniteError) as caught:
+        runner.train()
+    return str(caught.value)
+
+
+def test_healthy_training_is_not_changed(tmp_path):
+    plain, guarded = make_runner(tmp_path / 'plain'), make_runner(tmp_path / 'guarded', hooks=[GUARD])
+    guarded.model.load_state_dict(plain.model.state_dict())
+    for runner in (plain, guarded):
+        torch.manual_seed(3)
+        runner.train()
+    states = plain.model.state_dict(), guarded.model.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not list((tmp_path / 'guarded').glob('nan_*'))
+    assert not guarded.model._forward_hooks and not guarded.model._forward_pre_hooks
+
+
+def test_the_module_is_named_and_the_batch_saved(tmp_path):
+    runner = make_runner(tmp_path, hooks=[GUARD])
+    runner.model.fault[3] = lambda x: x + 1000  # exp(1000) is infinite
+    message = train(runner)
+    assert (
+        'iteration 3' in message and 'arises in exponential (Exponential)' in message and 'infinite of the' in message
+    )
+    (path,) = tmp_path.glob('nan_iter_3_rank0.pth')
+    saved = torch.load(path, weights_only=True)
+    assert saved['batch']['inputs'].shape == (8, 4) and saved['iter'] == 3
+    # the weights are those before the bad update: from them and the batch the loss can be seen again
+    runner.model.load_state_dict(saved['state_dict'])
+    torch.set_rng_state(saved['random_state']['torch'])
+    assert not runner.model(**saved['batch'], mode='loss')['loss'].isfinite()
+
+
+def test_a_bad_batch_is_told_from_a_bad_model(tmp_path):
+    runner = make_runner(tmp_path, hooks=[GUARD])
+    runner.train_dataloader.dataset.__class__ = type(
+        'Bad',
+        (type(runner.train_dataloader.dataset),),
+        dict(__getitem__=lambda self, i: dict(inputs=torch.full((4,), float('nan')), labels=torch.tensor(0.0))),
+    )
+    assert 'an input of the model has 32 NaN' in train(runner)
+
+
+def test_a_bad_parameter_is_named(tmp_path):
+    runner = make_runner(tmp_path, hooks=[GUARD])
+    runner.model.last.bias.data.fill_(float('inf'))
+    assert 'parameter last.bias was bad before this iteration, 0 NaN and 1 infinite' in train(runner)
+
+
+def test_a_bad_gradient_of_a_good_loss_stops_before_the_step(tmp_path):
+    runner = make_runner(tmp_path, hooks=[GUARD])
+    runner.model.fault[2] = lambda x: x + 0 * (x * 0).abs().sqrt()  # sqrt has an infinite slope at zero: 0 * inf
+    message = train(runner)
+    assert 'gradients of 2 parameters are not finite' in message and 'first.' in message
+    assert 'that of the output of dropout' in message
+    assert all(p.isfinite().all() for p in runner.model.parameters())
+
+
+def test_gradients_need_not_be_checked(tmp_path):
+    runner = make_runner(tmp_path, epochs=1, hooks=[dict(GUARD, check_gradients=False)])
+    runner.model.fault[1] = lambda x: x + 0 * (x * 0).abs().sqrt()
+    runner.train()
+    assert not runner.model.first.weight.isfinite().all()
+
+
+def test_bad_argument():
+    with pytest.raises(TypeError, match='check_gradients is 1, expected True or False'):
+        NaNGuardHook(check_gradients=1)

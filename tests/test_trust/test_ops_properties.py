@@ -1,0 +1,225 @@
+"""Any arguments of the ops give the right result, or one error that names the argument; never a crash or a mistake."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from mmvmamba.ops import SCAN_MODES, BackendError, cross_merge, cross_scan, selective_scan, ss2d_scan
+from tests.test_ops.scan_inputs import assert_scan_close, run_scan, run_truth
+
+from .cases import cases
+from .op_inputs import DTYPES, FAULTS, LAYOUTS, broken, lay_out, lengths, oracle, scan_arguments
+
+ROUNDING = {torch.float64: 2.0**-52, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+
+def assert_refused(op, arguments, names=None):
+    """Hold a call to its contract for bad input: a documented error type, whose message names op and argument."""
+    with pytest.raises((TypeError, ValueError, BackendError)) as caught:
+        op(**arguments)
+    message = str(caught.value)
+    assert message.startswith(f'{op.__name__}: ') or 'backend' in message, message
+    words = message.replace(',', ' ').replace(':', ' ').split()
+    assert set(names or arguments) & set(words), message
+
+
+@cases(quick=150, full=3500, case=scan_arguments(growth=True))
+def test_selective_scan_gives_the_sum_of_its_equation(case):
+    arguments, large = case
+    out = selective_scan(**arguments)
+    assert out.dtype == arguments.get('out_dtype', arguments['u'].dtype) and out.is_contiguous()
+    expected, size = oracle(**arguments)
+    limit = 1e-12 if arguments['u'].dtype == torch.float64 else 2e-5
+    error = abs(out.double().numpy() - expected)
+    allowed = limit * (50 if large else 1) * size + ROUNDING[out.dtype] * abs(expected)
+    allowed += float(torch.finfo(out.dtype).smallest_normal)
+    # the exponential ends at the smallest normal float32; what multiplies it there is the floor of the error
+    u, B, C = (1 + float(arguments[name].abs().max()) for name in ('u', 'B', 'C'))
+    allowed += 1.2e-38 * u * B * C * out.shape[2] * arguments['B'].shape[2]
+    # where a result leaves the range of its dtype, or a state that of float32, infinity is the documented answer
+    inside = (size < 1e36) & (abs(expected) < 0.999 * torch.finfo(out.dtype).max)
+    assert (error[inside] <= allowed[inside]).all(), (error[inside] / allowed[inside]).max()
+
+
+@cases(
+    quick=80,
+    full=800,
+    case=scan_arguments(),
+    fault=st.sampled_from(FAULTS),
+    which=st.integers(0, 6),
+    axis=st.integers(0, 3),
+)
+def test_selective_scan_refuses_one_broken_argument(case, fault, which, axis):
+    arguments, _ = case
+    names = [name for name, value in arguments.items() if isinstance(value, torch.Tensor)]
+    name = names[which % len(names)]
+    arguments[name] = broken(arguments[name], fault, axis)
+    assert_refused(selective_scan, arguments, names=('u', 'delta', 'A', 'B', 'C', 'D', 'delta_bias'))
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(delta_softplus='yes'),
+        dict(delta_softplus=1),
+        dict(delta_softplus=None),
+        dict(out_dtype=torch.int32),
+        dict(out_dtype='half'),
+        dict(backend='gpu'),
+        dict(backend=3),
+        dict(backend=['cpu']),
+    ],
+    ids=str,
+)
+def test_selective_scan_refuses_a_broken_option(change):
+    ones = torch.ones(1, 2, 3)
+    arguments = dict(u=ones, delta=ones, A=-torch.ones(2, 1), B=torch.ones(1, 1, 1, 3), C=torch.ones(1, 1, 1, 3))
+    assert_refused(selective_scan, {**arguments, **change}, names=change)
+
+
+@cases(quick=40, full=600, case=scan_arguments(scales=('normal',), max_channels=36), use_out=st.booleans())
+def test_selective_scan_has_the_gradients_of_its_equation(case, use_out):
+    arguments, _ = case
+    softplus, out_dtype = arguments.pop('delta_softplus'), arguments.pop('out_dtype', None)
+    dout = torch.randn(arguments['u'].shape)
+    dout = dout if use_out else dout[:, :1].expand(arguments['u'].shape)
+    result = run_scan(arguments, dout, softplus, out_dtype)
+    truth = run_truth(arguments, dout.to(result['out'].dtype), delta_softplus=softplus)
+    assert_scan_close(result, truth, arguments['u'].dtype)
+
+
+@cases(
+    quick=80,
+    full=800,
+    case=scan_arguments(scales=('normal',)),
+    which=st.integers(0, 6),
+    place=st.integers(0, 10**6),
+    value=st.sampled_from((float('nan'), float('inf'), float('-inf'))),
+)
+def test_nan_and_infinity_reach_what_they_touch_and_nothing_else(case, which, place, value):
+    arguments, _ = case
+    names = [name for name, item in arguments.items() if isinstance(item, torch.Tensor)]
+    changed = arguments[names[which % len(names)]].clone(memory_format=torch.contiguous_format)
+    changed.view(-1)[place % changed.numel()] = value
+    arguments[names[which % len(names)]] = changed
+    out, expected = selective_scan(**arguments), selective_scan(**arguments, backend='naive')
+    finite = expected.isfinite()
+    assert torch.equal(out.isfinite(), finite)
+    tolerance = max(1e-4, 4 * ROUNDING[out.dtype])
+    if finite.any():
+        out, expected = out[finite].double(), expected[finite].double()
+        assert ((out - expected).abs() <= tolerance * (1 + expected.abs().max())).all()
+
+
+MAPS = dict(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 5),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(LAYOUTS),
+    scan_mode=st.sampled_from(SCAN_MODES),
+)
+
+
+@cases(quick=80, full=1000, **MAPS, channel_last=st.booleans())
+def test_cross_scan_and_merge_are_exact(batch, channels, height, width, dtype, layout, scan_mode, channel_last):
+    pixels = torch.arange(batch * channels * height * width).remainder(251).to(dtype)
+    x = lay_out(
+        pixels.view((batch, height, width, channels) if channel_last else (batch, channels, height, width)), layout
+    )
+    scanned = cross_scan(x, scan_mode, channel_last)
+    assert torch.equal(scanned, cross_scan(x, scan_mode, channel_last, backend='naive'))
+    merged = cross_merge(lay_out(scanned, layout), (height, width), scan_mode, channel_last)
+    expected = 4 * (x if layout != 'overlapping' else x[:1].expand(x.shape)).double()
+    assert torch.equal(merged.double(), expected.to(dtype).double())
+
+
+@cases(
+    quick=60,
+    full=600,
+    **{**MAPS, 'scan_mode': st.sampled_from(('cross2d', 'diagonal', '', None, 3, ('cross2d',)))},
+    fault=st.sampled_from((None, *FAULTS)),
+    axis=st.integers(0, 3),
+    size=st.sampled_from((None, 'swapped', (0, 0), (-1, -4), 'ab', (2.0, 3), (1, 2, 3), [2])),
+)
+def test_cross_ops_refuse(batch, channels, height, width, dtype, layout, scan_mode, fault, axis, size):
+    x = torch.ones(batch, channels, height, width, dtype=dtype)
+    y = torch.ones(batch, 4, channels, height * width, dtype=dtype)
+    true_size = (height, width)
+    # broken along an axis that the op can not know, a map stays a map
+    if fault == 'dtype' or (fault == 'size' and axis in (0, 2)) or fault == 'meta':
+        fault = None
+    if fault is not None:
+        x = broken(x, fault, axis) if fault != 'size' else x
+        y = broken(y, fault, axis)
+    if fault not in (None, 'size') or scan_mode != 'cross2d':
+        assert_refused(cross_scan, dict(x=x, scan_mode=scan_mode))
+    else:
+        cross_scan(x, scan_mode)
+    size = true_size if size in (None, 'swapped') else size
+    if fault is not None or scan_mode != 'cross2d' or size != true_size:
+        assert_refused(cross_merge, dict(y=y, size=size, scan_mode=scan_mode))
+    else:
+        assert cross_merge(y, size, scan_mode).shape == (batch, channels, height, width)
+
+
+@st.composite
+def ss2d_arguments(draw):
+    """Valid arguments of ``ss2d_scan``."""
+    batch, channels, rank = draw(st.integers(1, 2)), draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    states, dtype = draw(st.sampled_from((1, 1, 3))), draw(st.sampled_from(DTYPES))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    shapes = dict(
+        x=(batch, channels, height, width),
+        x_proj_weight=(4, rank + 2 * states, channels),
+        dt_projs_weight=(4, channels, rank),
+        dt_projs_bias=(4, channels),
+        A_logs=(4 * channels, states),
+        Ds=(4 * channels,),
+    )
+    arguments = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    parameters = draw(st.sampled_from(DTYPES))
+    arguments = {name: value.to(dtype if name == 'x' else parameters) for name, value in arguments.items()}
+    arguments = {name: lay_out(value, draw(st.sampled_from(LAYOUTS))) for name, value in arguments.items()}
+    arguments['scan_mode'] = draw(st.sampled_from(('cross2d', 'unidi', 'bidi')))
+    return arguments
+
+
+@cases(quick=40, full=600, arguments=ss2d_arguments())
+def test_ss2d_scan_agrees_with_float64(arguments):
+    out = ss2d_scan(**arguments)
+    assert out.dtype == arguments['x'].dtype
+    exact = {n: v.to(arguments['x'].dtype).double() if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
+    for name in ('dt_projs_bias', 'A_logs', 'Ds'):  # parameters of the state, which is float32
+        exact[name] = arguments[name].double()
+    expected = ss2d_scan(**exact, backend='naive')
+    # half precision rounds the projections, which exp(delta A) then amplifies
+    limit = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.5}[out.dtype]
+    assert ((out.double() - expected).norm() <= limit * expected.norm() + limit).item()
+
+
+@cases(
+    quick=40,
+    full=400,
+    arguments=ss2d_arguments(),
+    fault=st.sampled_from(FAULTS),
+    which=st.integers(0, 5),
+    axis=st.integers(0, 3),
+)
+def test_ss2d_scan_refuses_one_broken_argument(arguments, fault, which, axis):
+    name = list(arguments)[which]
+    if fault == 'dtype' or (name == 'x' and fault == 'size' and axis != 1):
+        fault = 'text'  # parameters of any dtype and maps of any size are right
+    arguments[name] = broken(arguments[name], fault, axis)
+    assert_refused(ss2d_scan, arguments)
+
+
+def test_length_strategy_reaches_the_chunk():
+    """The compiled scan works in chunks of 64 steps; lengths must lie on both sides of a chunk's end."""
+    from hypothesis import find
+
+    assert find(lengths(), lambda n: n > 64) and find(lengths(), lambda n: n == 64)
+    assert np.isfinite(oracle(*(torch.ones(1, 1, 2),) * 2, -torch.ones(1, 1), *(torch.ones(1, 1, 1, 2),) * 2)[0]).all()

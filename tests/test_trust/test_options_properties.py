@@ -1,0 +1,258 @@
+"""Any options of the backbone and any command line: a model or a run, or one documented error that names the option."""
+
+import re
+import string
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from mmvmamba.launch import CODEBASES, LaunchError
+from mmvmamba.layers.options import CHOICES, SS2DOptions
+from mmvmamba.models import ARCHS, MM_VSSM, VSSMBackbone, parse_forward_type
+from mmvmamba.models.archs import Arch, build_arch
+from tests.test_tools.conftest import ROOT, load_tool
+
+from .cases import attempt, cases
+
+OPTIONS = {
+    **{name: st.sampled_from(values) for name, values in CHOICES.items()},
+    'd_state': st.integers(1, 3),
+    'ssm_ratio': st.sampled_from((0.5, 1.0, 2, 0.01)),
+    'dt_rank': st.sampled_from(('auto', 1, 2)),
+    'd_conv': st.sampled_from((1, 3, 5)),
+    'conv_bias': st.booleans(),
+    'dropout': st.sampled_from((0.0, 0.5, 1)),
+    'out_act': st.booleans(),
+    'force_fp32': st.booleans(),
+    'in_channels': st.integers(1, 3),
+    'mlp_ratio': st.sampled_from((0, 0.001, 0.5, 2.0)),
+    'mlp_dropout': st.sampled_from((0.0, 0.3)),
+    'drop_path_rate': st.sampled_from((0.0, 0.5)),
+}
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.integers(min_value=300, max_value=2**70),
+    st.floats(),
+    st.text(max_size=6),
+    st.lists(st.integers(-1, 2), max_size=2),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=1),
+    st.sampled_from((float('nan'), float('inf'), b'ln', object(), (), torch.ones(1), [[]])),
+)
+
+
+@cases(
+    quick=12,
+    full=300,
+    dims=st.one_of(st.sampled_from((8, 16)), st.just((8, 12))),
+    options=st.fixed_dictionaries({}, optional=OPTIONS),
+    size=st.tuples(st.integers(4, 20), st.integers(4, 20)),
+)
+def test_any_valid_options_make_a_model_that_trains(dims, options, size):
+    arch = dict(options, dims=dims, depths=(1, 1))
+    model, message = attempt(lambda: VSSMBackbone(arch, out_indices=(0, 1)), ValueError)
+    if message:  # two options that leave nothing
+        assert 'which leaves no channel' in message
+        return
+    outs = model(torch.rand(2, model.arch.in_channels, *size))
+    sum(out.square().mean() for out in outs).backward()
+    # softmax over one pixel and a full dropout have no gradient to give, but none may be missing or bad
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(out.isfinite().all() for out in outs)
+
+
+def is_valid(name, value):
+    """Whether a value is a documented one; what ``build_arch`` accepts must be."""
+    if name in CHOICES:
+        return isinstance(value, str) and value in CHOICES[name]
+    if name == 'dt_rank' and isinstance(value, str):
+        return value == 'auto'
+    kind = {**SS2DOptions.__annotations__, **Arch.__annotations__}.get(name)
+    if kind is bool:
+        return isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float)) if kind is float else isinstance(value, (int, tuple, list))
+
+
+@cases(quick=100, full=1500, name=st.sampled_from((*OPTIONS, 'dims', 'depths', 'typo', '', 7, None)), value=JUNK)
+def test_a_junk_option_is_accepted_only_where_documented(name, value):
+    arch = {**dict(dims=8, depths=(1, 1)), name: value}
+    built, message = attempt(lambda: build_arch(arch), TypeError, ValueError)
+    if message is None:
+        assert is_valid(name, value), f'{name}={value!r} was accepted'
+        assert built.depths and len(built.dims) == len(built.depths)
+    else:
+        assert str(name) in message
+
+
+@cases(
+    quick=80,
+    full=600,
+    name=st.sampled_from(('arch', 'out_indices', 'drop_path_rate', 'frozen_stages', 'with_cp', 'norm_eval')),
+    value=JUNK,
+)
+def test_a_junk_argument_of_the_backbone_is_named(name, value):
+    arguments = {**dict(arch=dict(dims=8, depths=(1, 1)), out_indices=(1,)), name: value}
+    _, message = attempt(lambda: VSSMBackbone(**arguments), TypeError, ValueError)
+    assert message is None or name in message, message
+
+
+_PUBLISHED = (
+    'norm_layer',
+    'ssm_d_state',
+    'ssm_ratio',
+    'ssm_dt_rank',
+    'ssm_act_layer',
+    'ssm_conv',
+    'ssm_conv_bias',
+    'ssm_drop_rate',
+    'ssm_init',
+    'forward_type',
+    'mlp_ratio',
+    'mlp_act_layer',
+    'mlp_drop_rate',
+    'gmlp',
+    'drop_path_rate',
+    'downsample_version',
+    'patchembed_version',
+    'use_checkpoint',
+    'patch_size',
+    'in_chans',
+    'patch_norm',
+    'posembed',
+    'depths',
+    'dims',
+)
+
+
+@cases(quick=80, full=600, name=st.sampled_from(_PUBLISHED), value=JUNK)
+def test_a_junk_argument_under_its_published_name(name, value):
+    if name == 'in_chans' and isinstance(value, int) and value > 300:
+        return  # a valid stem of any size
+    arguments = {**dict(dims=8, depths=(1, 1), out_indices=(1,)), name: value}
+    with torch.device('meta'):
+        _, message = attempt(lambda: MM_VSSM(**arguments), TypeError, ValueError)
+    assert message is None or re.search(r"^\w+(\[\d+\])? (is|has|and) |no '?\w+", message), message
+
+
+@cases(
+    quick=100,
+    full=1000,
+    parts=st.lists(
+        st.sampled_from(
+            (
+                'v0',
+                'v01',
+                'v05',
+                'v052dc',
+                'v2',
+                'v3',
+                'no32',
+                'noz',
+                'nozact',
+                'oact',
+                'onnone',
+                'onsoftmax',
+                '',
+                'v9',
+                'x',
+            )
+        ),
+        max_size=5,
+    ),
+)
+def test_forward_type_means_the_same_in_any_order(parts):
+    text = '_'.join(parts)
+    options, message = attempt(lambda: parse_forward_type(text), ValueError)
+    if message is None:
+        version, *postfixes = text.split('_')
+        assert parse_forward_type('_'.join([version, *reversed(postfixes)])) == options
+    else:
+        assert repr(text) in message
+
+
+@cases(quick=60, full=500, text=st.text(alphabet=string.ascii_letters + '_0123', max_size=12))
+def test_any_forward_type(text):
+    _, message = attempt(lambda: build_arch(dict(dims=8, depths=(1,), **parse_forward_type(text))), ValueError)
+    assert message is None or repr(text) in message
+
+
+@cases(quick=60, full=300, name=st.text(max_size=20))
+def test_any_arch_name(name):
+    if name not in ARCHS:
+        with pytest.raises(ValueError, match=r'arch is .* expected one of'):
+            VSSMBackbone(name)
+
+
+# ---- command lines --------------------------------------------------------------------------------------------------
+CONFIG = (ROOT / 'configs/demo/vmamba-nano_1xb64_digits-32px.py').read_text()
+_CONFIGS = ('good.py', 'broken.py', 'folder', 'missing.py', '', 'noext', 'data.json', '\0')
+_WORDS = st.one_of(
+    st.sampled_from(
+        (
+            '--work-dir',
+            '--amp',
+            '--resume',
+            '--tta',
+            '--show-dir',
+            '--out',
+            '--cfg-options',
+            '--launcher',
+            'none',
+            'x=1',
+            'model.backbone=3',
+            'model=',
+            '=',
+            'a.b.c.d=[1',
+            'default_scope=mmpretrain',
+            'train_cfg.max_epochs=-1',
+            '-h',
+            'train_dataloader=None',
+            'test_dataloader=None',
+            'model.backbone.arch=nothing',
+            'out.pkl',
+            'out.txt',
+            'optim_wrapper.optimizer.lr=1e400',
+            '--local_rank=x',
+            '--no-validate',
+            '--auto-scale-lr',
+        )
+    ),
+    st.text(max_size=8).filter(lambda text: '\0' not in text),
+)
+
+
+@cases(
+    quick=15,
+    full=200,
+    tool=st.sampled_from(('train.py', 'test.py')),
+    config=st.sampled_from(_CONFIGS),
+    words=st.lists(_WORDS, max_size=5),
+    edits=st.lists(st.tuples(st.integers(0, len(CONFIG) - 1), st.sampled_from('(){}[]=,\'" \nx0')), max_size=2),
+)
+def test_any_command_line_is_prepared_or_refused(tool, config, words, edits):
+    with TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / 'folder').mkdir()
+        (path / 'data.json').write_text('{"default_scope": "mmdet"}')
+        (path / 'noext').write_text(CONFIG)
+        (path / 'broken.py').write_text('model = dict(\n')
+        text = list(CONFIG)
+        for place, character in edits:
+            text[place] = character
+        (path / 'good.py').write_text(''.join(text))
+        arguments = [
+            str(path / config) if config else '',
+            *([str(path / 'noext')] if tool == 'test.py' else []),
+            *words,
+        ]
+        module = load_tool(tool)
+        # argparse ends the program with usage and a message, 2; or 0 for -h
+        prepare = lambda: module.prepare_config(module.parse_args(arguments))  # noqa: E731
+        cfg, message = attempt(prepare, SystemExit, LaunchError)
+        assert message in ('0', '2') or ' ' in message if message is not None else cfg.default_scope in CODEBASES

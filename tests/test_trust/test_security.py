@@ -1,0 +1,132 @@
+"""What the sources must not hold, where downloads may come from, and files that would run code."""
+
+import ast
+import re
+import subprocess
+
+import pytest
+import torch
+from mmengine.runner.checkpoint import CheckpointLoader
+
+import mmvmamba  # noqa: F401
+from mmvmamba.checkpoint import CheckpointError, read_checkpoint
+from tests.test_tools.conftest import ROOT
+
+from .test_checkpoint_properties import Writes
+
+SOURCES = sorted(
+    path
+    for folder in ('mmvmamba', 'ops', 'tools', 'configs', '.')
+    for path in (ROOT / folder).glob('*.py' if folder == '.' else '**/*.py')
+    if '.mim' not in path.parts
+)
+FORBIDDEN = re.compile(
+    r'^(eval|exec|compile|__import__|(c?[pP]ickle|dill|joblib|marshal)\.(load|loads|Unpickler)'
+    r'|os\.(system|popen)|subprocess\.(getoutput|getstatusoutput)|yaml\.(load|unsafe_load)|torch\.hub\.load)$'
+)
+
+
+def calls(path):
+    """(line, dotted name, keyword arguments) of every call in a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            keywords = {word.arg: getattr(word.value, 'value', None) for word in node.keywords}
+            yield node.lineno, ast.unparse(node.func), keywords
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_source_runs_no_foreign_code(path):
+    for line, name, keywords in calls(path):
+        place = f'{path.relative_to(ROOT)}:{line}: {name}'
+        assert not FORBIDDEN.match(name), place
+        assert not keywords.get('shell'), f'{place} builds a shell command'
+        assert not keywords.get('allow_pickle'), place
+        if name == 'torch.load':
+            assert keywords.get('weights_only') is True, f'{place} without weights_only=True'
+    for url in re.findall(r'http://[^\s\'")\]]+', path.read_text()):
+        assert re.match(r'http://(localhost|127\.0\.0\.1|www\.apache\.org|\{)', url), url
+
+
+def test_the_search_finds_what_it_looks_for(tmp_path):
+    path = tmp_path / 'bad.py'
+    path.write_text('eval("1")\npickle.load(f)\nsubprocess.run(c, shell=True)\ntorch.load(p)\nos.system(c)\n')
+    found = list(calls(path))
+    assert [bool(FORBIDDEN.match(name)) for _, name, _ in found] == [True, True, False, False, True]
+    assert found[2][2] == {'shell': True} and found[3][2] == {}
+
+
+@pytest.mark.parametrize(
+    'url', ['http://example.com/a.pth', 'http://10.0.0.1/a-12345678.pth', 'HTTP://EXAMPLE.COM/a.pth']
+)
+def test_downloads_over_open_connections_are_refused(url, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda *_, **__: pytest.fail('downloaded'))
+    with pytest.raises(CheckpointError, match=r'not downloaded over an open connection; expected https'):
+        read_checkpoint(url)
+
+
+def test_the_hash_is_that_of_the_file_name(monkeypatch, tmp_path):
+    """A folder may look like a hash too."""
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'run-deadbeef01.d'))
+    asked = []
+
+    def download(url, path, digest, progress):
+        asked.append(digest)
+        torch.save({}, path)
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    read_checkpoint('https://example.com/plain.pth')
+    read_checkpoint('https://example.com/named-0123abcd.pth')
+    assert asked == [None, '0123abcd']
+
+
+@pytest.mark.parametrize('scheme', ['s3', 'nothing', 'file'])
+def test_other_schemes(scheme):
+    with pytest.raises(CheckpointError, match=rf'{scheme}://a/b.pth'):
+        read_checkpoint(f'{scheme}://a/b.pth')
+
+
+def test_mmengine_loads_safely_too(tmp_path):
+    """``mim test`` and ``--resume`` load by mmengine, with whatever torch takes for the default."""
+    path, trace = tmp_path / 'evil.pth', tmp_path / 'trace'
+    torch.save({'state_dict': {}, 'meta': Writes(trace)}, path)
+    with pytest.raises(Exception, match=r'[Ww]eights.only'):
+        CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    assert not trace.exists()
+
+
+def test_only_data_classes_are_allowed_in_checkpoints():
+    """The allow-list is global in torch: what mmvmamba adds to it must not be able to do anything."""
+    allowed = torch.serialization.get_safe_globals()
+    names = {item[1] if isinstance(item, tuple) else f'{item.__module__}.{item.__qualname__}' for item in allowed}
+    harmless = (
+        r'(numpy|torch)\..*|mmengine\.logging\.history_buffer\.HistoryBuffer|builtins\.getattr|yacs\.config\.CfgNode'
+    )
+    foreign = [name for name in names if not re.fullmatch(harmless, name)]
+    assert not foreign
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
+def test_scripts_pass_on_what_the_user_gives_as_it_is(script, tmp_path):
+    """Words that a shell would run reach the program as words."""
+    for name in ('python', 'srun'):
+        (tmp_path / name).write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    words = ['$(touch trace)', 'a b', '; touch trace', '`touch trace`', "'", '*']
+    fixed = ['part', words[0]] if 'slurm' in script else []
+    arguments = [*fixed, words[1], *(['check; touch trace'] if 'test' in script else []), *words[2:]]
+    if 'dist' in script:
+        arguments.insert(2 if 'test' in script else 1, '2')
+    environment = {'PATH': f'{tmp_path}:/usr/bin:/bin', 'PYTHON': str(tmp_path / 'python')}
+    command = ['bash', str(ROOT / 'tools' / script), *arguments]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / 'trace').exists()
+    assert result.stdout.splitlines()[-4:] == words[2:]
+
+
+def test_tested_set_is_pinned():
+    for name in ('tested.txt', 'build.txt', 'mmcv.txt', 'dev.txt'):
+        lines = (ROOT / 'requirements' / name).read_text().splitlines()
+        packages = [line for line in lines if line.strip() and not line.startswith(('#', '-', ' '))]
+        assert packages and all(re.match(r'^[A-Za-z0-9_.\-]+==[\w.+]+', line) for line in packages), name
