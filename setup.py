@@ -62,8 +62,8 @@ def choose_build(torch, cpp_extension) -> tuple:
     sources = list((ROOT / 'ops/csrc/cuda').glob('*.cu'))
     if not sources or wanted == 'cpu':
         return 'cpu', 'MMVMAMBA_BUILD=cpu' if wanted else 'no CUDA sources in this version'
-    nvcc = cpp_extension.CUDA_HOME and shutil.which('nvcc', path=str(Path(cpp_extension.CUDA_HOME) / 'bin'))
-    if torch.version.cuda is None or nvcc is None:
+    nvcc = find_nvcc(cpp_extension)
+    if torch.version.cuda is None or not nvcc:
         reason = (
             'torch is built without CUDA'
             if torch.version.cuda is None
@@ -73,6 +73,22 @@ def choose_build(torch, cpp_extension) -> tuple:
             print(f'mmvmamba: MMVMAMBA_BUILD=cuda, but {reason}', file=sys.stderr)
         return 'cpu', reason
     return 'cuda', f'nvcc of {cpp_extension.CUDA_HOME}'
+
+
+def find_nvcc(cpp_extension) -> str:
+    """Path of nvcc, or an empty string; tells torch where the toolkit really lies.
+
+    torch takes the folder above nvcc's for the toolkit, which is wrong if the nvcc on PATH is a script that calls
+    another; nvcc itself knows.
+    """
+    nvcc = cpp_extension.CUDA_HOME and shutil.which('nvcc', path=str(Path(cpp_extension.CUDA_HOME) / 'bin'))
+    if nvcc and not (Path(cpp_extension.CUDA_HOME) / 'include/cuda_runtime_api.h').is_file():
+        command = [nvcc, '--dryrun', '-x', 'cu', '-c', os.devnull, '-o', os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True)
+        top = re.search(r'^#\$ TOP=(.+)$', said.stdout + said.stderr, re.MULTILINE)
+        if top:
+            cpp_extension.CUDA_HOME = str(Path(top.group(1)).resolve())
+    return nvcc or ''
 
 
 def cuda_arches(nvcc: str) -> str:
@@ -97,17 +113,20 @@ def make_extension(kind: str, cpp_extension) -> Extension:
             'mmvmamba.ops._C', [str(source) for source in sources], extra_compile_args=flags, extra_link_args=flags[-1:]
         )
     sources += [*sorted(folder.glob('cuda/*.cpp')), *sorted(folder.glob('cuda/*.cu'))]
-    nvcc = str(Path(cpp_extension.CUDA_HOME) / 'bin/nvcc')
+    nvcc = find_nvcc(cpp_extension)
     os.environ['TORCH_CUDA_ARCH_LIST'] = arches = cuda_arches(nvcc)
     print(f'mmvmamba: compiling CUDA kernels for {arches}', flush=True)
-    packaged = sorted(Path(cpp_extension.__file__).parents[2].glob('nvidia/*/include'))
+    # headers that a slim toolkit lacks, after the toolkit's own
+    packaged = [str(path) for path in sorted(Path(cpp_extension.__file__).parents[2].glob('nvidia/*/include'))]
+    flags += [f'-idirafter{path}' for path in packaged]
+    nvcc_flags = ['-O3', '-std=c++17', '--use_fast_math', '-lineinfo']
+    nvcc_flags += [f'-Xcompiler=-idirafter{path}' for path in packaged]
     return cpp_extension.CUDAExtension(
         'mmvmamba.ops._C',
         [str(source) for source in sources],
-        include_dirs=[str(path) for path in packaged],  # headers that a slim toolkit lacks
         define_macros=[('MMVMAMBA_WITH_CUDA', None)],
-        extra_compile_args=dict(cxx=flags, nvcc=['-O3', '-std=c++17', '--use_fast_math', '-lineinfo']),
-        extra_link_args=flags[-1:],
+        extra_compile_args=dict(cxx=flags, nvcc=nvcc_flags),
+        extra_link_args=['-fopenmp'] if sys.platform == 'linux' else [],
     )
 
 
@@ -213,6 +232,8 @@ setup(
     python_requires='>=3.9',
     packages=[
         'mmvmamba',
+        'mmvmamba.analysis',
+        'mmvmamba.hooks',
         'mmvmamba.layers',
         'mmvmamba.models',
         'mmvmamba.ops',

@@ -148,7 +148,14 @@ def use_backend(name: str):
 
 
 @torch._dynamo.assume_constant_result
-def resolve(op: str, device_type: str, name: Optional[str] = None, training: bool = False, d_state: int = 1) -> str:
+def resolve(
+    op: str,
+    device_type: str,
+    name: Optional[str] = None,
+    training: bool = False,
+    d_state: int = 1,
+    double: bool = False,
+) -> str:
     """Choose the backend for one call.
 
     Args:
@@ -157,6 +164,8 @@ def resolve(op: str, device_type: str, name: Optional[str] = None, training: boo
         name (str, optional): The call's own ``backend`` argument.
         training (bool): Whether gradients will be needed.
         d_state (int): State size N, for the rule of ``auto``; any number above 1 means all of them.
+        double (bool): Whether the op's arithmetic is in float64, which the GPU kernels don't have: ``auto`` then takes
+            ``naive``, the reference. Default: False.
 
     Returns:
         str: A backend that runs on this device.
@@ -172,7 +181,7 @@ def resolve(op: str, device_type: str, name: Optional[str] = None, training: boo
     else:
         chosen = _check_name(os.environ.get(ENV_VARIABLE, '') or 'auto', f'environment variable {ENV_VARIABLE}')
     if chosen == 'auto':
-        chosen = _choose(op, device_type, training, d_state)
+        chosen = 'naive' if double and device_type != 'cpu' else _choose(op, device_type, training, d_state)
     else:
         status = _status(chosen)
         if not status.available:
@@ -182,12 +191,14 @@ def resolve(op: str, device_type: str, name: Optional[str] = None, training: boo
                 f'{op}: backend {chosen!r} takes {"/".join(status.devices)} tensors, '
                 f'but the tensors are on {device_type}'
             )
+        if double and chosen in ('cuda', 'triton'):
+            raise BackendError(f'{op}: backend {chosen!r} takes float32, float16 and bfloat16, but u is float64')
     _announce(op, device_type, chosen)
     return chosen
 
 
 def _choose(op: str, device_type: str, training: bool, d_state: int) -> str:
-    for name in _preference(op, device_type, d_state):
+    for name in _preference(op, device_type, training, d_state):
         if _status(name).available:
             return name
     if device_type == 'cuda' and training:
@@ -199,12 +210,27 @@ def _choose(op: str, device_type: str, training: bool, d_state: int) -> str:
     return 'naive'
 
 
-def _preference(op: str, device_type: str, d_state: int) -> tuple:
-    """The rule of ``auto``: compiled backends for a device, the faster first."""
+def _preference(op: str, device_type: str, training: bool, d_state: int) -> tuple:
+    """The rule of ``auto``: compiled backends for a device, the faster first.
+
+    Milliseconds on an H200, float16 in, float32 out (tools/benchmark/ops.py):
+
+    ============================  ===================  ==================
+    op, (batch, dim, L), N        cuda                 triton
+    ============================  ===================  ==================
+    selective_scan, forward and backward
+    (128, 384, 3136), 1           0.46 + 1.11          0.40 + 1.52
+    (128, 768, 784), 1            0.31 + 0.73          0.24 + slower
+    (32, 384, 3136), 16           0.96 + 3.35          2.4 + 22
+    cross_scan and cross_merge at (batch, C, H, W)
+    (128, 96, 56, 56)             0.13 + 0.15          0.67 + 0.21
+    ============================  ===================  ==================
+    """
     if device_type == 'cpu':
         return ('cpu',)
     if device_type == 'cuda':
-        return ('cuda', 'triton')
+        forward_of_one_state = op == 'selective_scan' and not training and d_state == 1
+        return ('triton', 'cuda') if forward_of_one_state else ('cuda', 'triton')
     return ()
 
 

@@ -9,7 +9,7 @@ import torch
 from .checks import promote, state_dtype
 
 # Steps between two saved states. A backend recomputes a chunk's states in backward.
-CHUNK = {'cpu': 64, 'triton': 256, 'cuda': 1024}
+CHUNK = {'cpu': 64, 'triton': 256, 'cuda': 256}
 SCAN_MODE_INDEX = {'cross2d': 0, 'unidi': 1, 'bidi': 2, 'cascade2d': 3}
 
 _library = torch.library.Library('mmvmamba', 'DEF')

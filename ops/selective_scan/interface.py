@@ -8,6 +8,7 @@ from .. import library
 from ..backend import resolve
 from ..checks import (
     MAX_STATE,
+    check_flag,
     check_out_dtype,
     check_same_device,
     check_same_dtype,
@@ -81,6 +82,7 @@ def selective_scan(
     for name, value in (('D', D), ('delta_bias', delta_bias)):
         if value is not None:
             check_tensor(op, name, value, 'dim')
+    check_flag(op, 'delta_softplus', delta_softplus)
     tensors = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
     check_same_device(op, 'u', tensors)
     if torch.is_autocast_enabled(u.device.type):
@@ -95,7 +97,7 @@ def selective_scan(
 
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values())
     # the rule only asks whether N is 1; N itself may be a symbol while torch.compile traces
-    backend = resolve(op, u.device.type, backend, training, 1 if A.shape[1] == 1 else 2)
+    backend = resolve(op, u.device.type, backend, training, 1 if A.shape[1] == 1 else 2, u.dtype == torch.float64)
     if backend == 'naive':
         out, last_state = naive.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype)
     else:

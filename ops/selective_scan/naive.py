@@ -29,8 +29,8 @@ def selective_scan(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=Fa
     drive = (delta * u).unsqueeze(2) * B  # delta_t B_t u_t
     h = torch.zeros_like(drive[..., 0])
     states = []
-    for t in range(u.shape[-1]):
-        h = decay[..., t] * h + drive[..., t]
+    for decay_t, drive_t in zip(decay.unbind(-1), drive.unbind(-1)):
+        h = decay_t * h + drive_t
         states.append(h)
     y = (torch.stack(states, dim=-1) * C).sum(dim=2)
     if D is not None:

@@ -1,0 +1,210 @@
+"""What this installation can do: versions, known traps with their remedies, op backends and one timed op each.
+
+Run as ``python -m mmvmamba.doctor``; the exit code is 1 if a trap was found.  Packages are recognised by their
+metadata, not by importing them, since some of the traps break the import.
+"""
+
+import platform
+import re
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+import torch
+
+from mmvmamba.ops import backend_report, selective_scan
+
+PACKAGES = (
+    'mmvmamba',
+    'torch',
+    'torchvision',
+    'triton',
+    'mmengine',
+    'mmcv',
+    'mmdet',
+    'mmsegmentation',
+    'mmpretrain',
+    'openmim',
+    'numpy',
+    'setuptools',
+    'transformers',
+)
+TIMED_SHAPE = (2, 4, 24, 196)  # batch, groups, channels of a group, L
+
+
+@dataclass(frozen=True)
+class Trap:
+    """A combination that is known to fail.
+
+    Attributes:
+        what (str): What was found, and what it breaks.
+        remedy (str): What to do.
+    """
+
+    what: str
+    remedy: str
+
+
+def installed_versions() -> dict:
+    """Version of each package of interest; packages that are missing are left out."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    if 'mmcv' not in versions and util.find_spec('mmcv'):
+        versions['mmcv'] = metadata.version('mmcv-lite')
+    return versions
+
+
+def release(version: str) -> tuple:
+    """``(2, 11)`` for ``2.11.0+cu130``."""
+    return tuple(int(number) for number in re.findall(r'\d+', version)[:2])
+
+
+def find_traps(versions: dict, has_pkg_resources: bool, has_mmcv_ops: bool, has_mim_files: bool) -> list:
+    """Compare what is installed with the combinations that are known to fail.
+
+    Args:
+        versions (dict): Version by package name, without the packages that are missing.
+        has_pkg_resources (bool): Whether ``pkg_resources`` can be imported.
+        has_mmcv_ops (bool): Whether mmcv was built with its ops.
+        has_mim_files (bool): Whether the package holds the files that mim looks for.
+
+    Returns:
+        list[Trap]: What was found, worst first.
+    """
+    traps = []
+
+    def at_least(name, *number):
+        return name in versions and release(versions[name]) >= number
+
+    if at_least('mmpretrain', 0) and at_least('transformers', 5):
+        traps.append(
+            Trap(
+                f'mmpretrain {versions["mmpretrain"]} breaks at import beside transformers {versions["transformers"]}',
+                "pip install 'transformers<5', or uninstall transformers",
+            )
+        )
+    if at_least('mmengine', 0) and not has_pkg_resources:
+        traps.append(
+            Trap(
+                'mmengine imports pkg_resources, which setuptools 82 dropped '
+                f'(installed: {versions.get("setuptools", "none")})',
+                "pip install 'setuptools<82'",
+            )
+        )
+    if 'mmcv' in versions and not has_mmcv_ops:
+        traps.append(
+            Trap(
+                f'mmcv {versions["mmcv"]} has no compiled ops, which detectors and segmentors need',
+                "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary mmcv 'mmcv==2.1.0', with a C++ compiler",
+            )
+        )
+    limited = [name for name in ('mmdet', 'mmsegmentation', 'mmpretrain') if name in versions]
+    if at_least('mmcv', 2, 2) and limited:
+        traps.append(
+            Trap(
+                f'mmcv {versions["mmcv"]} is newer than {", ".join(limited)} accept at import (below 2.2)',
+                "pip install --no-build-isolation 'mmcv==2.1.0', or use the maintained forks (onedl-*)",
+            )
+        )
+    if at_least('torch', 2, 13) and 'mmcv' not in versions:
+        traps.append(
+            Trap(
+                f'mmcv 2.1 can not be built against torch {versions["torch"]}, whose headers need C++20',
+                "pip install 'torch<2.13' before mmcv",
+            )
+        )
+    torch_build, vision_build = (versions.get(name, '').partition('+')[2] for name in ('torch', 'torchvision'))
+    if torch_build == 'cpu' and 'torchvision' in versions and vision_build != 'cpu':
+        traps.append(
+            Trap(
+                f'torchvision {versions["torchvision"]} is a CUDA build and does not load on torch {versions["torch"]}',
+                'install both from the same index: the CUDA build of torch runs on CPU too',
+            )
+        )
+    if not has_mim_files:
+        traps.append(
+            Trap(
+                'mim will not find the configs and tools: the package has no .mim folder',
+                'install it again: pip install --no-build-isolation -e . (or .)',
+            )
+        )
+    return traps
+
+
+def detect_traps() -> list:
+    """:func:`find_traps` of this installation."""
+    mmcv = util.find_spec('mmcv')
+    ops = mmcv is not None and any(Path(mmcv.origin).parent.glob('_ext*'))
+    return find_traps(
+        installed_versions(),
+        util.find_spec('pkg_resources') is not None,
+        ops,
+        (Path(__file__).parent / '.mim').exists(),
+    )
+
+
+def time_scan(backend: str, device: str) -> tuple:
+    """Milliseconds of a small selective scan, forward and backward, and the error of its output.
+
+    Returns:
+        tuple[float, float]: Best of five runs, and the relative error against float64.
+    """
+    batch, groups, channels, length = TIMED_SHAPE
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(batch, groups * channels, length)] * 2 + [(groups * channels, 1)] + [(batch, groups, 1, length)] * 2
+    values = [torch.randn(shape, generator=generator) for shape in shapes]
+    values[2] = -values[2].exp()
+    leaves = [value.to(device).requires_grad_() for value in values]
+    times = []
+    for _ in range(6):  # the first compiles and warms up
+        start = time.perf_counter()
+        out = selective_scan(*leaves, delta_softplus=True, backend=backend)
+        out.sum().backward()
+        if device == 'cuda':
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    truth = selective_scan(*(value.double() for value in values), delta_softplus=True, backend='naive')
+    error = (out.detach().cpu().double() - truth).norm() / truth.norm()
+    return min(times[1:]) * 1e3, error.item()
+
+
+def report_backends() -> None:
+    """Print each backend with its reason, and how fast and exact it is."""
+    print('op backends (auto takes the fastest; MMVMAMBA_BACKEND or use_backend() choose)')
+    for status in backend_report():
+        line = f'  {status.name:8}{"yes" if status.available else "no":5}{status.reason}'
+        if status.available:
+            device = 'cpu' if 'cuda' not in status.devices else 'cuda'
+            try:
+                milliseconds, error = time_scan(status.name, device)
+                line += f'; selective_scan on {device}: {milliseconds:.2f} ms, error {error:.0e}'
+            except Exception as error:  # a broken backend is what the report is for
+                line += f'; selective_scan on {device} FAILED: {type(error).__name__}: {error}'
+        print(line, flush=True)
+
+
+def main() -> int:
+    """Print the report; returns the exit code."""
+    print(f'python {platform.python_version()}, {platform.system()} {platform.machine()}')
+    print(', '.join(f'{name} {version}' for name, version in installed_versions().items()))
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        print(f'GPUs: {", ".join(devices)}; CUDA {torch.version.cuda}')
+    else:
+        print(f'GPUs: none visible to torch (built for CUDA {torch.version.cuda})')
+    report_backends()
+    traps = detect_traps()
+    print('known traps' if traps else 'known traps: none found')
+    for trap in traps:
+        print(f'  {trap.what}\n    remedy: {trap.remedy}')
+    return 1 if traps else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The Triton kernels at small sizes on CPU, run by Triton's interpreter in a process of its own."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.test_ops.scan_inputs import NAMES, assert_scan_close, make_scan_inputs, relative_error, run_truth
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+
+
+@pytest.mark.skipif(INTERPRETED, reason='this is the process that the interpreter runs in')
+@pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='triton is not installed')
+def test_in_a_process_with_the_interpreter():
+    """TRITON_INTERPRET is read when a kernel is defined, hence the process."""
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', __file__]
+    environment = {**os.environ, 'TRITON_INTERPRET': '1'}
+    root = Path(__file__).parents[2]
+    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    assert result.returncode == 0 and ' passed' in result.stdout, result.stdout[-3000:] + result.stderr[-1000:]
+
+
+if INTERPRETED:
+    from triton.runtime import interpreter
+
+    from mmvmamba.ops.cross_scan import naive as cross_naive
+    from mmvmamba.ops.cross_scan import triton as cross_triton
+    from mmvmamba.ops.selective_scan import triton as scan_triton
+
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_loop_bounds(tensor, scope):
+        """Triton 3.6 turns a one-element array into an integer, which numpy >= 2.4 refuses."""
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, '__index__', lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_loop_bounds
+
+    @pytest.mark.parametrize(
+        'd_state, length, dtype, options',
+        [
+            (1, 7, torch.float32, {}),
+            (1, 300, torch.float32, {}),
+            (1, 49, torch.float16, dict(groups=1, channels=11)),
+            (3, 40, torch.float32, {}),
+            (2, 257, torch.float16, {}),
+            (1, 20, torch.float32, dict(optional=False)),
+        ],
+        ids=str,
+    )
+    def test_scan(d_state, length, dtype, options):
+        inputs = make_scan_inputs(batch=1, d_state=d_state, length=length, dtype=dtype, **options)
+        softplus = options.get('optional', True)
+        if not softplus:
+            inputs['delta'] = inputs['delta'].abs()
+        dout = torch.randn_like(inputs['u'])
+        out, carries = scan_triton.selective_scan_fwd(*inputs.values(), softplus, dtype)
+        grads = scan_triton.selective_scan_bwd(dout, *inputs.values(), carries, softplus)
+        result = dict(out=out, last_state=carries[:, :, -1], **{'d' + n: g for n, g in zip(NAMES, grads) if g.numel()})
+        assert_scan_close(result, run_truth(inputs, dout, delta_softplus=softplus), dtype)
+
+    @pytest.mark.parametrize('channel_last', [False, True], ids=['first', 'last'])
+    @pytest.mark.parametrize('mode, scan_mode', list(enumerate(('cross2d', 'unidi', 'bidi', 'cascade2d'))))
+    def test_cross_scan(mode, scan_mode, channel_last):
+        x = torch.randn((1, 5, 70, 3) if channel_last else (1, 3, 5, 70))
+        y = cross_triton.cross_scan(x, mode, channel_last)
+        assert torch.equal(y, cross_naive.cross_scan(x, scan_mode, channel_last))
+        merged = cross_triton.cross_merge(y, 5, 70, mode, channel_last)
+        assert relative_error(merged, cross_naive.cross_merge(y, (5, 70), scan_mode, channel_last)) < 1e-6

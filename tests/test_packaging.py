@@ -1,0 +1,115 @@
+"""Installing with and without nvcc, a compiler or torch: each is green and says what it built and why."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parents[1]
+NVCC = shutil.which('nvcc')
+USE = (
+    'import torch; from mmvmamba.ops import backend_report, selective_scan as scan\n'
+    'x = torch.randn(1, 4, 9); b = torch.randn(1, 2, 1, 9)\n'
+    'y = scan(x, x, -torch.ones(4, 1), b, b)\n'
+    'print([s.name for s in backend_report() if s.available], backend_report()[1].reason)\n'
+)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the package's sources, so that building leaves nothing in the checkout."""
+    tree = tmp_path / 'tree'
+    tree.mkdir()
+    ignore = shutil.ignore_patterns('*.so', '__pycache__', '.mim', '_build_info.json', 'data')
+    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml'):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, tree)
+    for name in ('mmvmamba', 'ops', 'configs', 'tools'):
+        shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+    return tree
+
+
+def install(tree, **environment):
+    """pip install into a folder of its own; returns that folder, the build information and pip's words."""
+    target = tree.parent / 'site'
+    command = [sys.executable, '-m', 'pip', 'install', '-v', '--no-deps', '--no-build-isolation', '--no-index']
+    result = subprocess.run(
+        [*command, '--target', str(target), '.'],
+        cwd=tree,
+        env={**os.environ, 'MAX_JOBS': '2', **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-2000:]
+    info = json.loads((target / 'mmvmamba/ops/_build_info.json').read_text())
+    return target, info, result.stdout + result.stderr
+
+
+def use(target):
+    """What a process says that uses the installed package."""
+    environment = {**os.environ, 'PYTHONPATH': str(target)}
+    result = subprocess.run([sys.executable, '-c', USE], cwd=target, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_without_a_compiler(tree):
+    target, info, words = install(tree, CXX='no-such-compiler')
+    assert info['built'] == 'none' and not list(target.glob('mmvmamba/ops/_C*'))
+    assert "no C++ compiler: 'no-such-compiler' is not on PATH" in info['reason'] and info['reason'] in words
+    assert 'naive' in use(target) and "'cpu'" not in use(target).split(']')[0] and 'no C++ compiler' in use(target)
+    files = {path.name for path in (target / 'mmvmamba/.mim').iterdir()}
+    assert files == {'configs', 'tools', 'model-index.yml'}
+
+
+def test_without_torch_at_build_time(tree):
+    """As in an isolated build."""
+    (tree.parent / 'fake').mkdir()
+    (tree.parent / 'fake/torch.py').write_text("raise ImportError('there is no torch here')\n")
+    target, info, _ = install(tree, PYTHONPATH=str(tree.parent / 'fake'))
+    assert info['built'] == 'none' and 'there is no torch here' in info['reason']
+    assert '--no-build-isolation' in info['reason'] and 'naive' in use(target)
+
+
+def test_a_failed_build_leaves_a_working_install(tree):
+    (tree / 'ops/csrc/registration.cpp').write_text('#error "does not compile"\n')
+    target, info, _ = install(tree, MMVMAMBA_BUILD='cpu')
+    assert info['built'] == 'none' and info['reason'].startswith('compilation failed') and 'naive' in use(target)
+
+
+def test_unknown_build_is_refused(tree):
+    command = [sys.executable, 'setup.py', '-q', 'build_ext']
+    environment = {**os.environ, 'MMVMAMBA_BUILD': 'gpu'}
+    result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    assert result.returncode != 0 and "MMVMAMBA_BUILD is 'gpu', expected cpu, cuda or none" in result.stderr
+
+
+@pytest.mark.skipif(NVCC is None, reason='nvcc is not on PATH')
+def test_one_cuda_file_compiles(tmp_path):
+    source = ROOT / 'ops/csrc/cuda/selective_scan_fp16.cu'
+    command = [NVCC, '-O1', '-std=c++17', '-arch=sm_90', '-c', str(source), '-o', str(tmp_path / 'scan.o')]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_without_nvcc(tree):
+    folders = [f for f in os.environ['PATH'].split(os.pathsep) if not (Path(f) / 'nvcc').exists()]
+    if shutil.which('c++', path=os.pathsep.join(folders)) is None:
+        pytest.skip('nvcc lies in the folder of the compiler')
+    target, info, _ = install(tree, PATH=os.pathsep.join(folders), CUDA_HOME='/no/such/folder')
+    assert info['built'] == 'cpu' and 'nvcc is not found' in info['reason'] and "'cpu'" in use(target)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NVCC is None or cpp_extension.CUDA_HOME is None, reason='nvcc is not on PATH')
+def test_with_nvcc(tree):
+    """Every CUDA source compiles, for one architecture and without a GPU, and the library loads."""
+    target, info, words = install(tree, TORCH_CUDA_ARCH_LIST='9.0')
+    assert info['built'] == 'cuda', info['reason']
+    assert 'compiling CUDA kernels for 9.0' in words and "'cpu'" in use(target)

@@ -1,0 +1,200 @@
+"""Time the ops of every backend at VMamba's shapes, after checking each against the naive backend.
+
+On a GPU: python tools/benchmark/ops.py
+On CPU:   python tools/benchmark/ops.py --device cpu    (also against pure-PyTorch formulations of the scan)
+
+Prints a table, and writes it as JSON with --json FILE.  GB/s count the bytes that have to move, each once; the fraction
+is of a large copy measured in the same run.
+"""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import torch
+from timing import copy_ceiling, time_ms
+from torch_scan import FORMULATIONS
+from torch_scan import selective_scan as torch_selective_scan
+
+from mmvmamba.ops import backend_report, cross_merge, cross_scan, selective_scan
+
+# (batch, groups, channels of a group, N, height, width): the stages of VMamba-T at 224, and what detection feeds
+SCAN_SHAPES = [
+    (128, 4, 96, 1, 56, 56),
+    (128, 4, 192, 1, 28, 28),
+    (128, 4, 384, 1, 14, 14),
+    (128, 4, 768, 1, 7, 7),
+    (2, 4, 96, 1, 200, 336),
+    (32, 4, 96, 16, 56, 56),
+]
+CPU_SCAN_SHAPES = [(8, 4, 192, 1, 56, 56)]
+CROSS_SHAPES = [(128, 96, 56, 56), (128, 384, 14, 14), (2, 96, 200, 336)]
+CPU_CROSS_SHAPES = [(8, 96, 56, 56)]
+LIMIT = {torch.float32: 5e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+def scan_inputs(shape, dtype, device):
+    """Arguments of selective_scan with the statistics of a trained model, and a gradient of its output."""
+    batch, groups, channels, states, height, width = shape
+    dim, length = groups * channels, height * width
+    u, delta, dout = (torch.randn(batch, dim, length, device=device) for _ in range(3))
+    B, C = (torch.randn(batch, groups, states, length, device=device) for _ in range(2))
+    A = -torch.exp(0.5 * torch.randn(dim, states, device=device))
+    D, bias = torch.randn(dim, device=device), 0.5 * torch.randn(dim, device=device) - 3
+    return [u.to(dtype), (0.5 * delta).to(dtype), A, B.to(dtype), C.to(dtype), D, bias], dout
+
+
+def error_against(function, reference, inputs, dout):
+    """Largest relative error over the output and every gradient."""
+    results = []
+    for f in (function, reference):
+        leaves = [t.detach().requires_grad_() for t in inputs]
+        out = f(*leaves)
+        results.append([out.detach(), *torch.autograd.grad(out, leaves, dout.to(out.dtype))])
+    pairs = [(a.double(), b.double()) for a, b in zip(*results)]
+    return max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+
+
+def measure(name, op, shape, function, inputs, dout, moved, ceiling, device, repeats):
+    """One row: forward, backward and their sum in ms, with bandwidths."""
+    with torch.no_grad():
+        forward = time_ms(lambda: function(*inputs), device, repeats)
+    leaves = [t.detach().requires_grad_() for t in inputs]
+
+    def both():
+        out = function(*leaves)
+        torch.autograd.grad(out, leaves, dout)
+
+    if device == 'cuda':
+        out = function(*leaves)
+        backward = time_ms(lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True), device, repeats)
+        total = forward + backward
+    else:
+        total = time_ms(both, device, repeats, warmup=1)
+        backward = total - forward
+    row = dict(op=op, shape='x'.join(map(str, shape)), backend=name, forward_ms=forward, backward_ms=backward)
+    row['total_ms'] = total
+    for which, ms in (('forward', forward), ('backward', backward)):
+        row[f'{which}_GBps'] = moved[which] / ms / 1e6
+        row[f'{which}_fraction'] = row[f'{which}_GBps'] / ceiling
+    return row
+
+
+def scan_cases(device, dtype, backends, ceiling, repeats):
+    """Rows of selective_scan."""
+    for shape in SCAN_SHAPES if device == 'cuda' else CPU_SCAN_SHAPES:
+        inputs, dout = scan_inputs(shape, dtype, device)
+        functions = {
+            name: lambda *a, name=name: selective_scan(*a, True, out_dtype=torch.float32, backend=name)
+            for name in backends
+        }
+        if device == 'cpu':
+            functions['naive'] = lambda *a: selective_scan(*a, True, backend='naive')
+            functions.update({f'torch {f}': lambda *a, f=f: torch_selective_scan(*a, f) for f in FORMULATIONS})
+        # the naive loop is slow: check on one image
+        few = [t[:1] if t.dim() > 2 else t for t in inputs]
+        size, in_bytes = inputs[0].numel(), inputs[0].element_size()
+        small = inputs[3].numel()
+        moved = dict(
+            forward=size * (2 * in_bytes + 4) + 2 * small * in_bytes,
+            backward=size * (4 * in_bytes + 4) + 4 * small * in_bytes,
+        )
+        for name, function in functions.items():
+            error = error_against(
+                function, lambda *a: selective_scan(*a, True, out_dtype=torch.float32, backend='naive'), few, dout[:1]
+            )
+            if not error < LIMIT[dtype]:
+                raise SystemExit(f'selective_scan {shape}: {name} is wrong, relative error {error:.2e}')
+            slow = name == 'naive'
+            row = measure(
+                name, 'selective_scan', shape, function, inputs, dout, moved, ceiling, device, 1 if slow else repeats
+            )
+            yield {**row, 'error': error}
+
+
+def cross_cases(device, dtype, backends, ceiling, repeats):
+    """Rows of cross_scan + cross_merge; forward is the scan, backward the merge."""
+    for shape in CROSS_SHAPES if device == 'cuda' else CPU_CROSS_SHAPES:
+        for channel_last in (False, True):
+            batch, channels, height, width = shape
+            x = torch.randn((batch, height, width, channels) if channel_last else shape, device=device).to(dtype)
+            moved = dict.fromkeys(('forward', 'backward'), 5 * x.numel() * x.element_size())
+            op = f'cross_scan, cross_merge ({"NHWC" if channel_last else "NCHW"})'
+            for name in [*backends, 'naive']:
+                y = cross_scan(x, 'cross2d', channel_last, name)
+                merged = cross_merge(y, (height, width), 'cross2d', channel_last, name)
+                expected = cross_scan(x, 'cross2d', channel_last, 'naive')
+                error = ((merged.double() - 4 * x.double()).norm() / (4 * x.double()).norm()).item()
+                if not torch.equal(y, expected) or error > LIMIT[dtype]:
+                    raise SystemExit(f'{op} {shape}: {name} is wrong')
+                scan = time_ms(lambda: cross_scan(x, 'cross2d', channel_last, name), device, repeats)  # noqa: B023
+                merge = time_ms(
+                    lambda: cross_merge(y, (height, width), 'cross2d', channel_last, name),  # noqa: B023
+                    device,
+                    repeats,
+                )
+                row = dict(op=op, shape='x'.join(map(str, shape)), backend=name, forward_ms=scan, backward_ms=merge)
+                row.update(total_ms=scan + merge, error=error)
+                for which, ms in (('forward', scan), ('backward', merge)):
+                    row[f'{which}_GBps'] = moved[which] / ms / 1e6
+                    row[f'{which}_fraction'] = row[f'{which}_GBps'] / ceiling
+                yield row
+
+
+def ratios(rows):
+    """How many times faster the compiled CPU scan is than the loop and than the best pure-PyTorch one."""
+    times = {row['backend']: row for row in rows if row['op'] == 'selective_scan'}
+    others = [times[name] for name in times if name.startswith('torch ')]
+    result = {}
+    for key in ('forward_ms', 'total_ms'):
+        best = min(row[key] for row in others)
+        result[key] = dict(naive=times['naive'][key] / times['cpu'][key], best_torch=best / times['cpu'][key])
+    return result
+
+
+def main():
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], help='default: float16, on CPU float32')
+    parser.add_argument('--repeats', type=int, help='runs a median is taken of (default: 25, on CPU 5)')
+    parser.add_argument('--threads', type=int, default=2, help='CPU threads (default: 2)')
+    parser.add_argument('--json', type=Path, help='also write the rows to this file')
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype or ('float32' if args.device == 'cpu' else 'float16'))
+    if args.device == 'cpu' and dtype != torch.float32:
+        parser.error('--device cpu compares with formulations written for float32')
+    repeats = args.repeats or (5 if args.device == 'cpu' else 25)
+    backends = [status.name for status in backend_report() if status.available and args.device in status.devices]
+    ceiling = copy_ceiling(args.device)
+    machine = torch.cuda.get_device_name() if args.device == 'cuda' else f'{platform.machine()}, {args.threads} threads'
+    print(f'{machine}, torch {torch.__version__}, {dtype}, copy ceiling {ceiling:.0f} GB/s')
+
+    print(
+        f'{"op":34}{"shape":22}{"backend":16}{"fwd ms":>9}{"GB/s":>7}{"":>5}{"bwd ms":>9}{"GB/s":>7}{"":>5}{"error":>9}'
+    )
+    rows = []
+    for cases in (scan_cases, cross_cases):
+        for row in cases(args.device, dtype, backends, ceiling, repeats):
+            rows.append(row)
+            print(
+                f'{row["op"]:34}{row["shape"]:22}{row["backend"]:16}'
+                f'{row["forward_ms"]:9.3f}{row["forward_GBps"]:7.0f}{row["forward_fraction"]:5.0%}'
+                f'{row["backward_ms"]:9.3f}{row["backward_GBps"]:7.0f}{row["backward_fraction"]:5.0%}{row["error"]:9.1e}',
+                flush=True,
+            )
+    report = dict(machine=machine, torch=torch.__version__, dtype=str(dtype), copy_GBps=ceiling, rows=rows)
+    if args.device == 'cpu':
+        report['cpu_faster_by'] = ratios(rows)
+        for key, factors in report['cpu_faster_by'].items():
+            what = 'forward' if key == 'forward_ms' else 'forward+backward'
+            print(f'{what}: cpu is {factors["naive"]:.1f}x naive, {factors["best_torch"]:.1f}x the best pure PyTorch')
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,34 @@
+"""Timing shared by the benchmarks: medians of repeated runs, and the memory bandwidth that can be reached at all."""
+
+import statistics
+import time
+
+import torch
+
+
+def time_ms(function, device: str, repeats: int, warmup: int = 2) -> float:
+    """Median time of a call in milliseconds; on a GPU by CUDA events around batches of calls."""
+    for _ in range(warmup):
+        function()
+    times = []
+    for _ in range(repeats):
+        if device == 'cpu':
+            start = time.perf_counter()
+            function()
+            times.append((time.perf_counter() - start) * 1e3)
+        else:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(5):
+                function()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) / 5)
+    return statistics.median(times)
+
+
+def copy_ceiling(device: str) -> float:
+    """Bandwidth of a large copy in GB/s, counting bytes read and written."""
+    size = 1 << (30 if device == 'cuda' else 27)
+    source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
+    return 2 * size / time_ms(lambda: target.copy_(source), device, 9) / 1e6
