@@ -54,7 +54,7 @@ TASKS = (
     Task(
         'segmentation',
         'mmsegmentation',
-        'configs/demo/vmamba-nano_upernet_1xb6-2k_digits-128x128.py',
+        'configs/demo/vmamba-nano_upernet_1xb4-6k_digits-128x128.py',
         (('mIoU', 'mIoU', 0.01), ('aAcc', 'pixel accuracy', 0.01)),
     ),
 )

@@ -89,6 +89,6 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(interval=1, max_keep_ckpts=1, save_best='coco/segm_mAP_50'),
+    checkpoint=dict(type='mmvmamba.AtomicCheckpointHook', interval=1, max_keep_ckpts=1, save_best='coco/segm_mAP_50'),
 )
 randomness = dict(seed=0)

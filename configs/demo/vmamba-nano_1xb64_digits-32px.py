@@ -60,7 +60,7 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=10),
-    checkpoint=dict(interval=5, max_keep_ckpts=1, save_best='accuracy/top1'),
+    checkpoint=dict(type='mmvmamba.AtomicCheckpointHook', interval=5, max_keep_ckpts=1, save_best='accuracy/top1'),
 )
 visualizer = dict(vis_backends=[dict(type='LocalVisBackend')])
 randomness = dict(seed=0)

@@ -16,7 +16,7 @@ from mmvmamba.ops import cross_merge, cross_scan, selective_scan
 from .conftest import ROOT
 
 CLASSIFIER = str(ROOT / 'configs/demo/vmamba-nano_1xb64_digits-32px.py')
-DETECTOR = str(ROOT / 'configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-2e_digits.py')
+DETECTOR = str(next((ROOT / 'configs/demo').glob('mask-rcnn_*.py')))
 
 
 # ---- attention maps -------------------------------------------------------------------------------------------------

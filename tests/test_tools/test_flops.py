@@ -80,32 +80,50 @@ def test_detectors(name):
     assert abs(flops / 1e9 / expected_flops - 1) < 5e-3
 
 
+def segmentor(name):
+    """Path of a UperNet config."""
+    return ROOT / f'configs/segmentation/vmamba-{name}-in1k-pre_upernet_4xb4-160k_ade20k-512x512.py'
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', SEGMENTORS)
 def test_segmentors(name):
-    config = f'vmamba-{name}-in1k-pre_upernet_4xb4-160k_ade20k-512x512.py'
-    parameters, flops = measure(ROOT / 'configs/segmentation' / config)
+    parameters, flops = measure(segmentor(name))
     assert parameters == SEGMENTORS[name][0]
     assert abs(flops / 1e9 / SEGMENTORS[name][1] - 1) < 5e-3
 
 
+@pytest.mark.parametrize('name', [name for name in SEGMENTORS if name.startswith('tiny')])
+def test_segmentors_at_small_size(name):
+    """Every layer's FLOPs grow with the pixels, but those of the pooled pyramid, which are constant: two sizes do."""
+    (parameters, small), (_, large) = (measure(segmentor(name), (64, width)) for width in (64, 128))
+    flops = small + (large - small) * (512 * 2048 - 64 * 64) // (64 * 64)
+    assert parameters == SEGMENTORS[name][0]
+    assert abs(flops / 1e9 / SEGMENTORS[name][1] - 1) < 5e-3
+
+
+def demo(pattern):
+    """Path of a demo config."""
+    (path,) = (ROOT / 'configs/demo').glob(f'{pattern}.py')
+    return path
+
+
 DEMO = dict(
-    classification='vmamba-nano_1xb64_digits-32px',
-    detection='mask-rcnn_vmamba-nano_fpn_1xb8-2e_digits',
-    segmentation='vmamba-nano_upernet_1xb6-2k_digits-128x128',
+    classification=demo('vmamba-nano_1xb*'),
+    detection=demo('mask-rcnn_vmamba-nano_fpn_*'),
+    segmentation=demo('vmamba-nano_upernet_*'),
 )
 
 
 def test_flops_grow_with_the_number_of_pixels():
-    path = ROOT / f'configs/demo/{DEMO["classification"]}.py'
     head = 256 * 10
-    small, large = (measure(path, (side, side))[1] - head for side in (64, 128))
+    small, large = (measure(DEMO['classification'], (side, side))[1] - head for side in (64, 128))
     assert large == 4 * small
 
 
 @pytest.mark.parametrize('task', DEMO)
 def test_command_line(task, capsys):
-    path = f'{ROOT}/configs/demo/{DEMO[task]}.py'
+    path = str(DEMO[task])
     before = mmvmamba.layers.ss2d.ss2d_scan
     assert get_flops.main([path, '--shape', '64', '96', '--by-module']) == 0
     assert mmvmamba.layers.ss2d.ss2d_scan is before
@@ -118,7 +136,7 @@ def test_command_line(task, capsys):
 
 
 def test_every_module_counts_once():
-    cfg = Config.fromfile(ROOT / f'configs/demo/{DEMO["classification"]}.py')
+    cfg = Config.fromfile(DEMO['classification'])
     analysis = get_flops.count(cfg, (64, 64))
     modules = analysis.by_module()
     assert modules[''] == modules['backbone'] + modules['neck'] + modules['head'] == analysis.total()
@@ -127,7 +145,7 @@ def test_every_module_counts_once():
 
 
 def test_cascade_is_counted():
-    cfg = Config.fromfile(ROOT / f'configs/demo/{DEMO["classification"]}.py')
+    cfg = Config.fromfile(DEMO['classification'])
     cfg.model.backbone.arch = dict(dims=16, depths=(1,), scan_mode='cascade2d', downsample='conv3')
     cfg.model.backbone.out_indices = (0,)
     cfg.model.head.in_channels = 16
@@ -148,6 +166,6 @@ def test_cascade_is_counted():
 )
 def test_errors(arguments, words, tmp_path, capsys):
     (tmp_path / 'other.py').write_text('model = dict()\n')
-    places = dict(config=f'{ROOT}/configs/demo/{DEMO["classification"]}.py', other=tmp_path / 'other.py')
+    places = dict(config=DEMO['classification'], other=tmp_path / 'other.py')
     assert get_flops.main([argument.format(**places) for argument in arguments]) == 1
     assert words in capsys.readouterr().err

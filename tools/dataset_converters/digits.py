@@ -28,7 +28,7 @@ DIGIT_SIDE = 32  # pixels of a classification image
 SIZES = (0.25, 0.45)  # height of a digit in a scene over the scene's side
 COUNTS = (2, 5)  # digits in a scene
 INK = 0.35  # an upscaled scan is digit where it is darker than this
-MIN_VISIBLE = 0.7  # of a digit's pixels, once others lie on it
+MIN_VISIBLE = 0.85  # of a digit's pixels, once others lie on it
 
 
 def upscale(scan: np.ndarray, side: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Label every pixel of a scene: `mim train mmsegmentation configs/demo/vmamba-nano_upernet_1xb6-2k_digits-128x128.py`.
+"""Label every pixel of a scene: `mim train mmsegmentation configs/demo/vmamba-nano_upernet_1xb4-6k_digits-128x128.py`.
 
 The heads are narrower than the standard ones, so that a CPU trains them in minutes.
 """
@@ -30,7 +30,7 @@ model = dict(
     backbone=dict(_delete_=True, type='mmvmamba.VSSMBackbone', arch='nano'),
     decode_head=dict(
         in_channels=[32, 64, 128, 256],
-        channels=64,
+        channels=32,
         dropout_ratio=0.0,
         num_classes=11,
         norm_cfg=norm_cfg,
@@ -54,7 +54,7 @@ dataset = dict(
     metainfo=metainfo,
 )
 train_dataloader = dict(
-    batch_size=6,
+    batch_size=4,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
@@ -98,8 +98,8 @@ tta_pipeline = [
     ),
 ]
 
-iterations = 2000
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=1000)
+iterations = 6000
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=3000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -113,9 +113,11 @@ param_scheduler = [
 ]
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=20, log_metric_by_epoch=False),
+    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1000, max_keep_ckpts=1, save_best='mIoU'),
+    checkpoint=dict(
+        type='mmvmamba.AtomicCheckpointHook', by_epoch=False, interval=3000, max_keep_ckpts=1, save_best='mIoU'
+    ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook', interval=1),
 )

@@ -1,0 +1,118 @@
+"""Metafiles, model index and folder READMEs agree with the configs, and mim reads them."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from mmengine.config import Config
+
+from tests.test_configs.zoo import ROOT, TASKS, arch_of, config_paths, read
+
+METAFILES = {folder: yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text()) for folder in TASKS}
+ROWS = [(folder, row) for folder, metafile in METAFILES.items() for row in metafile['Models']]
+
+
+def test_every_config_has_its_row_and_every_row_its_config():
+    paths = [f'configs/{path.parent.name}/{path.name}' for path in config_paths()]
+    rows = [row['Config'] for _, row in ROWS]
+    assert sorted(rows) == sorted(paths) and len(set(rows)) == len(rows)
+    for folder, row in ROWS:
+        assert row['Config'] == f'configs/{folder}/{row["Name"]}.py'
+
+
+def test_index_lists_the_metafiles():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+    assert index == dict(Import=[f'configs/{folder}/metafile.yml' for folder in TASKS])
+    names = [entry['Name'] for metafile in METAFILES.values() for entry in metafile['Collections']]
+    assert len(set(names)) == len(names) == 3
+    for metafile in METAFILES.values():
+        (collection,) = metafile['Collections']
+        assert (ROOT / collection['README']).is_file()
+        assert all(row['In Collection'] == collection['Name'] for row in metafile['Models'])
+
+
+@pytest.mark.parametrize('folder, row', ROWS, ids=lambda value: value if isinstance(value, str) else value['Name'])
+def test_row(folder, row, tables):
+    cfg = read(ROOT / row['Config'])
+    metadata = row['Metadata']
+    schedule = cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters'))
+    assert metadata.get('Epochs', metadata.get('Iterations')) == schedule
+    if 'custom' in row['Name']:
+        assert 'Weights' not in row and 'Results' not in row
+        return
+    arch = arch_of(ROOT / row['Config'])
+    size, family = arch.split('-')
+    variant = tables['variants'][f'vanilla_vmamba_{size}' if family == 'v0' else f'vmamba_{size}_{family}']
+    if folder == 'classification':
+        assert metadata['Parameters'] == variant['params']
+        assert abs(metadata['FLOPs'] / variant['flops_224'] - 1) < 1e-3
+        assert row['Weights'] == cfg.vmamba.checkpoint
+    else:
+        # a whole model has the backbone's parameters, less the classifier, and more FLOPs than its pixels cost there
+        assert metadata['Parameters'] > variant['params'] - 1_030_000
+        assert metadata['FLOPs'] > 20 * variant['flops_224']
+    if 'Results' in row:
+        assert metadata['Accuracy'] == 'published, not trained again here'
+        assert 'amp' not in row['Name'] and 'fsdp' not in row['Name'] and 'Weights' in row
+        assert all(20 < value < 100 for result in row['Results'] for value in result['Metrics'].values())
+    if 'Weights' in row:
+        assert re.fullmatch(
+            r'https://github\.com/MzeroMiko/VMamba/releases/download/%23\w+/\w[\w.-]*\.pth', row['Weights']
+        )
+        assert row['Converted From']['Weights'] == row['Weights']
+        assert metadata['Converted Name'] == f'{row["Name"]}.pth'
+
+
+@pytest.mark.parametrize('folder', TASKS)
+def test_readme_tables(folder):
+    """Each config stands in a table of its folder, with the figures of its row."""
+    text = (ROOT / f'configs/{folder}/README.md').read_text()
+    assert 'published' in text and 'measured here' in text
+    for line_folder, row in ROWS:
+        if line_folder != folder or 'custom' in row['Name'] or 'amp' in row['Name'] or 'fsdp' in row['Name']:
+            continue
+        (line,) = [line for line in text.splitlines() if line.startswith('|') and f']({row["Name"]}.py)' in line]
+        assert f'| {row["Metadata"]["Parameters"]:,} | {row["Metadata"]["FLOPs"] / 1e9:.2f} G |' in line
+        for result in row.get('Results', []):
+            for value in result['Metrics'].values():
+                assert f' {value} ' in line
+        assert (f'({row["Weights"]})' in line) if 'Weights' in row else ('[weights]' not in line)
+    for target in re.findall(r'\]\((?!https?:)([^)]+)\)', text):
+        assert (ROOT / 'configs' / folder / target).exists(), target
+
+
+def mim(*arguments, folder):
+    """Run mim as a user does."""
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', 'mim', *arguments], cwd=folder, capture_output=True, text=True
+    )
+
+
+def test_mim_search(tmp_path):
+    result = mim(
+        'search',
+        'mmvmamba',
+        '--config',
+        'vmamba-tiny-s1l8_8xb128_in1k',
+        '--display-width',
+        '200',
+        folder=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (
+        re.search(r'top_1_accuracy\s+82\.6', result.stdout) and 'vssm1_tiny_0230s_ckpt_epoch_264.pth' in result.stdout
+    )
+
+
+def test_mim_download(tmp_path):
+    """The config comes without a network once the weights are there; weights out of reach are an error."""
+    name = 'mask-rcnn_vmamba-t-s1l8_fpn_1x_coco'
+    (tmp_path / 'mask_rcnn_vssm_fpn_coco_tiny_s_epoch_12.pth').touch()
+    result = mim('download', 'mmvmamba', '--config', name, '--dest', '.', folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    cfg = Config.fromfile(tmp_path / f'{name}.py')
+    assert cfg.model == read(ROOT / f'configs/detection/{name}.py').model
+    result = mim('download', 'mmvmamba', '--config', 'no-such-config', folder=tmp_path)
+    assert result.returncode != 0 and 'no-such-config' in result.stderr

@@ -1,0 +1,148 @@
+"""The documentation: it builds, its links lead somewhere, its commands parse, and its Python runs."""
+
+import argparse
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+
+from tests.test_tools.conftest import load_tool
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / 'docs').glob('*.md'))
+
+
+def blocks(page: Path, language: str) -> list:
+    return re.findall(rf'^```{language}\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list:
+    """Every line of every bash block, without its comment."""
+    lines = [(page, line) for page in PAGES for block in blocks(page, 'bash') for line in block.splitlines()]
+    return [
+        pytest.param(line.split('  #')[0].strip(), id=f'{page.stem}: {line}') for page, line in lines if line.strip()
+    ]
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r'[\s]+', '-', re.sub(r'[^\w\s.-]', '', heading.strip().lower())).replace('.', '')
+
+
+def test_pages_and_navigation_agree():
+    navigation = yaml.safe_load((ROOT / 'mkdocs.yml').read_text())['nav']
+    assert sorted(next(iter(entry.values())) for entry in navigation) == [page.name for page in PAGES]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_links_and_pictures_exist(page):
+    text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r'\]\(([^)\s]+)\)', text):
+        if target.startswith('http'):
+            assert re.fullmatch(r'https://(arxiv\.org/abs/\d{4}\.\d{5}|github\.com/[\w./-]+)', target), target
+            continue
+        file, _, fragment = target.partition('#')
+        linked = page.parent / file if file else page
+        assert linked.is_file(), f'{page.name} links to {target}'
+        if fragment:
+            headings = re.findall(r'^#+ (.+)$', linked.read_text(), re.MULTILINE)
+            assert fragment in map(anchor, headings), f'{page.name} links to {target}'
+    # paths of the repository that the text names
+    for path in re.findall(r'`((?:configs|tools|docs|tests|requirements|mmvmamba)/[\w./*-]*)`', text):
+        assert list(ROOT.glob(path.rstrip('/'))), f'{page.name} names {path}'
+
+
+def test_pictures_are_small_and_all_used():
+    pictures = sorted((ROOT / 'docs/pictures').glob('*'))
+    text = ''.join(page.read_text() for page in PAGES)
+    assert pictures and all(f'pictures/{path.name}' in text for path in pictures)
+    assert sum(path.stat().st_size for path in pictures) < 800_000
+
+
+def check_config(word: str) -> None:
+    """Configs of the repository exist, and those of a codebase are found."""
+    if word.startswith('configs/'):
+        assert (ROOT / word).is_file(), word
+    elif '::' in word:
+        from mmvmamba.analysis.command import read_config
+
+        assert read_config(word).model
+
+
+@pytest.mark.parametrize('line', commands())
+def test_command_is_understood(line, monkeypatch, capsys):
+    words = [word for word in shlex.split(line) if not re.fullmatch(r'[A-Z_]+=\S+', word)]  # without the environment
+    for word in words:
+        check_config(word)
+    if words[0] == 'make':
+        targets = re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+        assert words[1] in targets
+    elif words[:2] == ['python', '-m']:
+        assert importlib.util.find_spec(words[2])
+    elif words[0] == 'python':
+        script, arguments = words[1], words[2:]
+        assert (ROOT / script).is_file()
+        parse(script.removeprefix('tools/'), arguments, monkeypatch)
+    elif words[0] == 'mim':
+        assert words[1] in ('train', 'test', 'run') and words[2] in ('mmpretrain', 'mmdet', 'mmsegmentation')
+        if words[1] == 'run':
+            package = Path(importlib.util.find_spec(words[2]).origin).parent
+            assert list(package.glob(f'.mim/tools/**/{words[3]}.py'))
+    elif words[0] == 'pip':
+        assert words[1] == 'install'
+    else:
+        assert (ROOT / words[0]).is_file(), f'no such command: {line}'
+
+
+class ParsedError(Exception):
+    """Raised where a command line has been parsed."""
+
+
+def parse(script: str, arguments: list, monkeypatch) -> None:
+    """Let a tool parse a command line by its own parser, and stop it before it does anything."""
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def stop(self, given=None, namespace=None):
+        parse_args(self, given, namespace)
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
+    monkeypatch.setattr('sys.argv', [script, *arguments])
+    main = load_tool(script).main
+    with pytest.raises(SystemExit if arguments == ['--help'] else ParsedError):
+        main(arguments) if main.__code__.co_argcount else main()
+
+
+def snippets() -> list:
+    return [
+        pytest.param(block, id=f'{page.stem}-{i}') for page in PAGES for i, block in enumerate(blocks(page, 'python'))
+    ]
+
+
+@pytest.mark.parametrize('code', snippets())
+def test_python_runs(code, tmp_path):
+    if code.startswith('_base_'):
+        (tmp_path / 'config.py').write_text(code)
+        assert Config.fromfile(tmp_path / 'config.py').model.backbone.type == 'mmvmamba.VSSMBackbone'
+        return
+    torch.manual_seed(0)
+    namespace = {}
+    exec(compile(code, 'docs', 'exec'), namespace)
+    if 'backbone' in namespace:
+        from mmvmamba.registry import MODELS
+
+        assert MODELS.build(namespace['backbone']).arch.depths == (2, 2, 8, 2)
+
+
+def test_site_builds_without_a_dead_link(tmp_path):
+    pytest.importorskip('mkdocs')
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    build(load_config(str(ROOT / 'mkdocs.yml'), site_dir=str(tmp_path / 'site'), strict=True))
+    built = {path.stem for path in (tmp_path / 'site').glob('*.html')}
+    assert {page.stem for page in PAGES} <= built
