@@ -1,0 +1,70 @@
+"""One process of a small training on CPU: ``distributed.py OUT BATCHES [FAULT]``, started by torch.distributed.run.
+
+BATCHES is the number of images of each process in each step, joined by ``+`` and steps by ``,``: ``2+2,3+1``. Saves
+losses and gradients of rank 0 to OUT. FAULT ``die`` lets the last process die in the second step.
+"""
+
+import os
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from mmengine.model import MMDistributedDataParallel
+
+from mmvmamba.models import VSSMBackbone
+
+
+class Model(torch.nn.Module):
+    """A backbone and the sum of squares of its maps over an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = VSSMBackbone(dict(dims=8, depths=(1, 1)), out_indices=(0, 1))
+
+    def forward(self, x):
+        return sum(out.square().mean(dim=(1, 2, 3)) for out in self.backbone(x))
+
+
+def images(step: int, first: int, count: int) -> torch.Tensor:
+    """Images of a step by their place in the whole batch."""
+    make = lambda i: torch.Generator().manual_seed(1000 * step + i)  # noqa: E731
+    return torch.stack([torch.rand(3, 20, 28, generator=make(i)) for i in range(first, first + count)])
+
+
+def main(out: str, batches: str, fault: str = '') -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, rank, world = Model(), 0, 1
+    if 'RANK' in os.environ:
+        dist.init_process_group('gloo', timeout=timedelta(seconds=30))
+        rank, world = dist.get_rank(), dist.get_world_size()
+        model = MMDistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    results = []
+    for step, sizes in enumerate(batches.split(',')):
+        sizes = [int(size) for size in sizes.split('+')]
+        own = sizes if world == 1 else [sizes[rank]]
+        first = 0 if world == 1 else sum(sizes[:rank])
+        if fault == 'die' and step == 1 and rank == world - 1:
+            Path(f'{out}.died').write_text(str(time.time()))
+            os._exit(7)
+        optimizer.zero_grad()
+        # a process without images takes part with a loss of zero, as a detector without boxes does
+        loss = model(images(step, first, max(sum(own), 1)))
+        loss = loss.sum() * (1 if sum(own) else 0) / sum(sizes)
+        (loss * world).backward()  # DistributedDataParallel averages over processes
+        total = loss.detach().clone()
+        if world > 1:
+            dist.all_reduce(total)
+        optimizer.step()
+        inner = model.module if world > 1 else model
+        results.append((total, {name: p.grad.clone() for name, p in inner.named_parameters()}))
+    if rank == 0:
+        torch.save(results, out)
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,127 @@
+"""Train the demo classifier whole and with kills, and compare: ``killed_runs.py FOLDER EPOCHS KILL [KILL ...]``.
+
+FOLDER holds the digits data set. A KILL is a number of seconds after which ``kill -9`` comes, or the moment of saving
+at which it comes: ``writing``, ``rename``, ``pointer`` or ``removal``. Each killed run is resumed with the next one;
+the last goes through. A process of its own, since runs are forked after the slow imports.
+"""
+
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import mmpretrain  # noqa: F401
+import torch
+from mmengine.fileio import LocalBackend
+
+import mmvmamba.hooks.atomic_checkpoint as saving
+from mmvmamba.checkpoint import find_damage
+from tests.test_tools.conftest import ROOT, load_tool
+
+CONFIG = ROOT / 'configs/demo/vmamba-nano_1xb64_digits-32px.py'
+SMALL = f"""
+_base_ = ['{CONFIG}']
+train_dataloader = dict(batch_size=120, dataset=dict(data_prefix='val'))
+train_cfg = dict(val_interval=1)
+default_hooks = dict(checkpoint=dict(interval=1))
+param_scheduler = [dict(type='LinearLR', start_factor=0.04, end=2, convert_to_iter_based=True)]
+custom_hooks = [dict(type='mmvmamba.ExactResumeHook')]
+randomness = dict(deterministic=True)
+"""
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(moment: str) -> None:
+    """Let this process be killed at a moment of its second checkpoint."""
+    put, commit, write_whole, calls = LocalBackend.put, saving.commit, saving.write_whole, dict.fromkeys('pcwr', 0)
+
+    def second(key):
+        calls[key] += 1
+        return calls[key] == 2
+
+    def half(self, content, path):
+        if second('p'):
+            Path(path).write_bytes(content[: len(content) // 2])
+            die()
+        put(self, content, path)
+
+    def before(key, call):
+        return lambda *arguments: die() if second(key) else call(*arguments)
+
+    if moment == 'writing':
+        LocalBackend.put = half
+    elif moment == 'rename':
+        saving.commit = before('c', commit)
+    elif moment == 'pointer':
+        saving.write_whole = before('w', write_whole)
+    elif moment == 'removal':
+        remove = saving.AtomicCheckpointHook._remove
+        saving.AtomicCheckpointHook._remove = lambda *arguments: die() if second('r') else remove(*arguments)
+    else:
+        raise ValueError(f'moment is {moment!r}, expected writing, rename, pointer, removal or seconds')
+
+
+def train(folder: Path, work: str, epochs: int, kill: str = '') -> int:
+    """Train in a forked process; returns its exit status, -9 if it was killed."""
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        log = os.open(f'{work}.log', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if kill and not re.fullmatch(r'[\d.]+', kill):
+            die_at(kill)
+        Path(f'{work}.py').write_text(SMALL)
+        arguments = [f'{work}.py', '--work-dir', work, '--resume', '--cfg-options', f'train_cfg.max_epochs={epochs}']
+        status = 1
+        try:
+            status = load_tool('train.py').main(arguments)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    if re.fullmatch(r'[\d.]+', kill):
+        end = time.monotonic() + float(kill)
+        while time.monotonic() < end and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            time.sleep(0.05)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def compare(first: Path, second: Path, epochs: int) -> None:
+    """Bit for bit: weights, optimizer, metrics."""
+    one, two = (torch.load(path / f'epoch_{epochs}.pth', weights_only=True) for path in (first, second))
+    for name, value in one['state_dict'].items():
+        assert torch.equal(value, two['state_dict'][name]), name
+    for state, other in zip(one['optimizer']['state'].values(), two['optimizer']['state'].values()):
+        assert all(torch.equal(state[key], other[key]) for key in state)
+    info, other = (content['message_hub']['runtime_info'] for content in (one, two))
+    assert info['best_score'] == other['best_score']
+
+
+def main(folder: str, epochs: str, *kills: str) -> None:
+    folder, epochs, killed = Path(folder), int(epochs), 0
+    status = train(folder, 'whole', epochs)
+    assert status == 0, (folder / 'whole.log').read_text()[-3000:]
+    for kill in kills:
+        status = train(folder, 'killed', epochs, kill)
+        assert status in (0, -9), (folder / 'killed.log').read_text()[-3000:]
+        killed += status == -9
+        for path in (folder / 'killed').glob('*.pth'):
+            assert not find_damage(str(path)), path  # a file with a checkpoint's name is whole
+    status = train(folder, 'killed', epochs)
+    assert status == 0, (folder / 'killed.log').read_text()[-3000:]
+    compare(folder / 'whole', folder / 'killed', epochs)
+    print(f'{killed} of {len(kills)} runs were killed; the resumed one ended with the same bits')
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

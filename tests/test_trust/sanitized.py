@@ -1,0 +1,54 @@
+"""Exercise every CPU kernel at odd sizes and in every dtype; run by test_sanitizers.py with instrumented kernels."""
+
+import itertools
+
+import torch
+
+from mmvmamba.ops import SCAN_MODES, cross_merge, cross_scan, selective_scan
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def scan(batch, groups, channels, states, length, dtype, full):
+    state = torch.float64 if dtype == torch.float64 else torch.float32
+    dim = groups * channels
+    leaf = lambda kind, *shape: torch.randn(shape).to(kind).requires_grad_()  # noqa: E731
+    options = dict(D=leaf(state, dim), delta_bias=leaf(state, dim), delta_softplus=True) if full else {}
+    out = selective_scan(
+        leaf(dtype, batch, dim, length),
+        leaf(dtype, batch, dim, length),
+        -leaf(state, dim, states).abs(),
+        leaf(dtype, batch, groups, states, length),
+        leaf(dtype, batch, groups, states, length),
+        out_dtype=dtype if dtype == torch.float64 or not full else torch.float32,
+        backend='cpu',
+        **options,
+    )
+    out.sum().backward()
+
+
+def main():
+    torch.manual_seed(0)
+    cases = 0
+    for dtype, length, channels in itertools.product(DTYPES, (1, 2, 63, 64, 65, 129), (1, 3, 4, 5, 33)):
+        scan(2, 2, channels, 1 + cases % 3, length, dtype, full=cases % 2 == 0)
+        cases += 1
+    for bad in (float('nan'), float('inf'), float('-inf'), 3e38, -3e38, 1e-40):
+        value = torch.full((1, 5, 67), bad, requires_grad=True)
+        ones = torch.ones(1, 1, 2, 67)
+        selective_scan(value, value, -torch.ones(5, 2), ones, ones, delta_softplus=True, backend='cpu').sum().backward()
+        selective_scan(ones[:, 0, :1], ones[:, 0, :1], value[0, :1, :2], ones, ones, backend='cpu').sum().backward()
+        cases += 2
+    for dtype, mode, last, (height, width) in itertools.product(
+        DTYPES, SCAN_MODES, (False, True), ((1, 1), (1, 7), (5, 3))
+    ):
+        x = torch.randn((2, height, width, 3) if last else (2, 3, height, width)).to(dtype).requires_grad_()
+        cross_merge(
+            cross_scan(x, mode, last, backend='cpu'), (height, width), mode, last, backend='cpu'
+        ).sum().backward()
+        cases += 1
+    print(f'{cases} cases through {torch.ops.mmvmamba_C.selective_scan_fwd_cpu}')
+
+
+if __name__ == '__main__':
+    main()

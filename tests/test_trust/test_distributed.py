@@ -1,0 +1,86 @@
+"""Several processes on CPU compute what one does; one that dies ends the run."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from tests.test_tools.conftest import ROOT, run, user_folder  # noqa: F401  (fixtures)
+from tests.test_tools.test_launch import DEMO
+from tests.test_tools.test_train_test import metrics
+
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': str(ROOT)}
+
+
+def train(folder, processes, batches, *fault, name='out'):
+    out = folder / f'{name}.pth'
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
+    command = command if processes > 1 else [sys.executable]
+    command += ['-m', 'tests.test_trust.distributed', str(out), batches, *fault]
+    result = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
+    return result, out
+
+
+def assert_same(first, second):
+    """Losses and gradients agree to the rounding of their sums."""
+    one, two = (torch.load(path, weights_only=True) for path in (first, second))
+    assert len(one) == len(two)
+    for (loss, gradients), (other_loss, other_gradients) in zip(one, two):
+        torch.testing.assert_close(loss, other_loss, rtol=1e-5, atol=0)
+        for name, gradient in gradients.items():
+            assert (gradient - other_gradients[name]).norm() <= 2e-5 * gradient.norm(), name
+
+
+def test_two_processes_compute_what_one_does(tmp_path):
+    """Also with uneven batches, and with nothing in the last batch of one process."""
+    batches = '2+2,3+1,2+0'
+    result, one = train(tmp_path, 1, batches, name='one')
+    assert result.returncode == 0, result.stderr[-3000:]
+    result, two = train(tmp_path, 2, batches, name='two')
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert_same(one, two)
+
+
+@pytest.mark.slow
+def test_four_processes_compute_what_one_does(tmp_path):
+    batches = '1+1+1+1,2+1+1+1,1+0+2+0'
+    result, one = train(tmp_path, 1, batches, name='one')
+    assert result.returncode == 0, result.stderr[-3000:]
+    result, four = train(tmp_path, 4, batches, name='four')
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert_same(one, four)
+
+
+def test_a_worker_that_dies_ends_the_run(tmp_path):
+    """The others wait for its gradients: the run must end within a minute of the death, and say who died how."""
+    result, out = train(tmp_path, 2, '1+1,1+1,1+1', 'die')
+    assert time.time() - float((tmp_path / 'out.pth.died').read_text()) < 60
+    assert result.returncode != 0 and not out.exists()
+    assert re.search(r'exitcode\s*: 7', result.stderr), result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_evaluation_by_two_processes_is_that_of_one(run, user_folder):  # noqa: F811
+    """The same metrics exactly; 19 images of 360 are left for a last, smaller batch."""
+    config = ROOT / DEMO['mmpretrain']
+    init_default_scope('mmpretrain')
+    torch.manual_seed(0)
+    model = MODELS.build(Config.fromfile(config).model)
+    torch.save(dict(state_dict=model.state_dict(), meta={}), user_folder / 'random.pth')
+    environment = dict(PYTHON=sys.executable, PORT='29631')
+    options = ['--cfg-options', 'test_dataloader.batch_size=31', 'test_dataloader.num_workers=0']
+    options += ['test_dataloader.persistent_workers=False']
+    run(f'python {ROOT}/tools/test.py {config} random.pth --work-dir one', *options)
+    run(f'bash {ROOT}/tools/dist_test.sh {config} random.pth 2 --work-dir two', *options, **environment)
+    assert metrics(user_folder / 'one') == {**metrics(user_folder / 'two'), **times(metrics(user_folder / 'one'))}
+
+
+def times(values):
+    """What the log says of speed, which differs."""
+    return {name: value for name, value in values.items() if 'time' in name}
