@@ -9,6 +9,7 @@ from mmvmamba.checkpoint import load_pretrained, upgrade_hook
 from mmvmamba.layers import VSSBlock
 from mmvmamba.layers.downsample import build_downsample
 from mmvmamba.layers.norm import build_norm
+from mmvmamba.layers.options import check_bool
 from mmvmamba.layers.stem import build_stem
 from mmvmamba.registry import register_backbone
 
@@ -59,6 +60,8 @@ class VSSMBackbone(BaseModule):
         self.out_indices = _check_out_indices(out_indices, stages)
         if isinstance(frozen_stages, bool) or not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= stages:
             raise ValueError(f'frozen_stages is {frozen_stages!r}, expected an integer from -1 to {stages}')
+        for name, value in (('with_cp', with_cp), ('norm_eval', norm_eval)):
+            check_bool(name, value)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.num_features = list(arch.dims)
@@ -164,6 +167,8 @@ def _init_linear(module: nn.Module) -> None:
 
 
 def _check_out_indices(out_indices, stages: int) -> tuple:
+    if not isinstance(out_indices, (int, tuple, list)):
+        raise TypeError(f'out_indices is {out_indices!r}, expected a list of stage numbers')
     indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
     valid = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < stages for i in indices)
     if not indices or not valid or list(indices) != sorted(set(indices)):
