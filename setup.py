@@ -238,6 +238,7 @@ setup(
         'mmvmamba.models',
         'mmvmamba.ops',
         'mmvmamba.ops.cross_scan',
+        'mmvmamba.ops.layer_norm',
         'mmvmamba.ops.selective_scan',
         'mmvmamba.ops.ss2d',
     ],

@@ -2,6 +2,7 @@
 
 from .backend import BackendError, BackendStatus, backend_report, use_backend
 from .cross_scan.interface import SCAN_MODES, cross_merge, cross_scan
+from .layer_norm.interface import layer_norm
 from .selective_scan.interface import selective_scan
 from .ss2d.interface import ss2d_scan
 
@@ -12,6 +13,7 @@ __all__ = [
     'backend_report',
     'cross_merge',
     'cross_scan',
+    'layer_norm',
     'selective_scan',
     'ss2d_scan',
     'use_backend',

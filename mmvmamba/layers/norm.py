@@ -3,6 +3,29 @@
 import torch
 from torch import nn
 
+from mmvmamba.ops import layer_norm
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation of a channel-last map, (..., C) to (..., C).
+
+    Args:
+        channels (int): C.
+        autocast_output (bool): Under autocast, whether to give autocast's dtype instead of float32: for a norm whose
+            only reader, a Linear, would round its input to that dtype anyway. Default: False.
+    """
+
+    def __init__(self, channels: int, autocast_output: bool = False):
+        super().__init__(channels)
+        self.autocast_output = autocast_output
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out_dtype, device = x.dtype, x.device.type
+        if torch.is_autocast_enabled(device):
+            out_dtype = torch.get_autocast_dtype(device) if self.autocast_output else torch.float32
+            out_dtype = torch.float64 if x.dtype == torch.float64 else out_dtype
+        return layer_norm(x, self.weight, self.bias, self.eps, out_dtype)
+
 
 class BatchNormChannelLast(nn.BatchNorm2d):
     """Batch normalisation of a channel-last map, (B, H, W, C) to (B, H, W, C)."""
@@ -28,17 +51,25 @@ class DepthwiseConv(nn.Conv2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def build_norm(norm_layer: str, channels: int) -> nn.Module:
-    """Build the block norm: ``ln`` and ``ln2d`` are one layer here, since every map is channel-last inside."""
-    return BatchNormChannelLast(channels) if norm_layer == 'bn' else nn.LayerNorm(channels)
+def build_norm(norm_layer: str, channels: int, autocast_output: bool = False) -> nn.Module:
+    """Build a norm: ``ln`` and ``ln2d`` are one layer here, since every map is channel-last inside.
+
+    Args:
+        norm_layer (str): ``ln``, ``ln2d`` or ``bn``.
+        channels (int): Channels of the map.
+        autocast_output (bool): See :class:`LayerNorm`. Default: False.
+    """
+    return BatchNormChannelLast(channels) if norm_layer == 'bn' else LayerNorm(channels, autocast_output)
 
 
 def build_out_norm(out_norm: str, channels: int) -> nn.Module:
     """Build the normalisation of the scan's output; the places in a Sequential are the published state-dict keys."""
     if out_norm == 'ln':
-        return nn.LayerNorm(channels)
+        return LayerNorm(channels, autocast_output=True)
     if out_norm == 'dwconv3':
         return nn.Sequential(nn.Identity(), DepthwiseConv(channels, 3, bias=False))
     if out_norm == 'cnorm':
-        return nn.Sequential(nn.LayerNorm(channels), nn.Identity(), DepthwiseConv(channels, 3, bias=False))
+        return nn.Sequential(
+            LayerNorm(channels, autocast_output=True), nn.Identity(), DepthwiseConv(channels, 3, bias=False)
+        )
     return dict(none=nn.Identity, softmax=SpatialSoftmax, sigmoid=nn.Sigmoid)[out_norm]()

@@ -1,10 +1,10 @@
 """VSSBlock: SS2D and MLP, each with a norm and a residual connection."""
 
 import torch
-from mmcv.cnn.bricks import DropPath
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .drop_path import DropPath
 from .mlp import Mlp
 from .norm import build_norm
 from .options import SS2DOptions
@@ -40,12 +40,12 @@ class VSSBlock(nn.Module):
     ):
         super().__init__()
         self.with_cp = with_cp
-        self.norm = build_norm(norm_layer, channels)
+        self.norm = build_norm(norm_layer, channels, autocast_output=True)
         self.op = SS2D(channels, ssm)
         self.drop_path = DropPath(drop_path)
         self.has_mlp = mlp_ratio > 0
         if self.has_mlp:
-            self.norm2 = build_norm(norm_layer, channels)
+            self.norm2 = build_norm(norm_layer, channels, autocast_output=True)
             self.mlp = Mlp(channels, int(mlp_ratio * channels), mlp_act, mlp_dropout, gated=mlp == 'gmlp')
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -74,7 +74,7 @@ def ss2d_scan(
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters.values()))
     backend = resolve(op, x.device.type, backend, training, A_logs.shape[1])
     if backend in FUSED_BACKENDS and _fits(x, A_logs.shape[1], backend):
-        return library.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, training, backend)
+        return library.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, training)
     return composed.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, backend)
 
 

@@ -1,12 +1,11 @@
-"""Registration of the fused SS2D core with ``torch.library``: one opaque node with schema, fake kernels and autograd.
+"""Registration of the fused SS2D core with ``torch.library``: the schema and fake kernels of one opaque node.
 
 ``mmvmamba::ss2d_scan`` returns the merged map and what its backward wants: the maps (dt, B, C of every pixel and route)
-and the state entering each segment of pixels.  Their layouts belong to the kernels, which own both directions.
+and the state entering each segment of pixels.  Their layouts belong to the kernels, which own both directions.  The
+kernels and the autograd formula register themselves for CUDA when the compiled extension is loaded (``csrc/cuda``).
 """
 
 import torch
-
-from ..library import SCAN_MODE_INDEX
 
 SEGMENT = 16  # pixels between two saved states: kSegment of csrc/cuda/ss2d_kernels.h
 FUSED_RANKS = ((6, 8), (12, 16))  # ranks projected inside the scan kernel, and columns of their maps
@@ -23,45 +22,28 @@ def map_columns(dt_rank):
     return (dt_rank + 2 + 7) // 8 * 8
 
 
-def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, out_dtype, training, backend):
+def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, out_dtype, training):
     """The fused core, N = 1; arguments as in :func:`mmvmamba.ops.ss2d_scan`.
 
     Args:
         training (bool): Whether to keep the states that backward needs.
-        backend (str): ``cuda``.
 
     Returns:
         Tensor: Merged map (B, D, H, W) with channels_last strides.
     """
-    parameters = (t.float() for t in (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds))
-    return torch.ops.mmvmamba.ss2d_scan(x, *parameters, scan_mode, out_dtype, training, backend)[0]
-
-
-def _forward(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, out_dtype, training, backend):
-    parameters = (t.contiguous() for t in (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds))
-    kernel = getattr(torch.ops.mmvmamba_C, f'ss2d_fwd_{backend}')
-    return kernel(x, *parameters, SCAN_MODE_INDEX[scan_mode], out_dtype, training)
-
-
-def _backward(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, maps, states, scan_mode, backend):
-    parameters = (t.contiguous() for t in (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds))
-    kernel = getattr(torch.ops.mmvmamba_C, f'ss2d_bwd_{backend}')
-    return kernel(dy, x, *parameters, maps, states, SCAN_MODE_INDEX[scan_mode])
+    parameters = (t.float().contiguous() for t in (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds))
+    return torch.ops.mmvmamba.ss2d_scan(x, *parameters, scan_mode, out_dtype, training)[0]
 
 
 _library.define(
-    f'ss2d_scan({_PARAMETERS}str scan_mode, ScalarType out_dtype, bool training, str backend) '
-    '-> (Tensor, Tensor, Tensor)',
+    f'ss2d_scan({_PARAMETERS}str scan_mode, ScalarType out_dtype, bool training) -> (Tensor, Tensor, Tensor)',
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    f'ss2d_scan_backward(Tensor dy, {_PARAMETERS}Tensor maps, Tensor states, str scan_mode, str backend) '
+    f'ss2d_scan_backward(Tensor dy, {_PARAMETERS}Tensor maps, Tensor states, str scan_mode) '
     '-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-for _key in ('CPU', 'CUDA'):
-    _library.impl('ss2d_scan', _forward, _key)
-    _library.impl('ss2d_scan_backward', _backward, _key)
 
 
 def _empty_map(x, dtype):
@@ -70,7 +52,7 @@ def _empty_map(x, dtype):
 
 
 @torch.library.register_fake('mmvmamba::ss2d_scan', lib=_library)
-def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, out_dtype, training, backend):
+def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, out_dtype, training):
     batch, channels, height, width = x.shape
     length = height * width
     maps = x.new_empty((batch * length, 4 * map_columns(dt_projs_weight.shape[2])))
@@ -79,24 +61,6 @@ def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, o
 
 
 @torch.library.register_fake('mmvmamba::ss2d_scan_backward', lib=_library)
-def _(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, maps, states, scan_mode, backend):
+def _(dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, maps, states, scan_mode):
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     return (_empty_map(x, x.dtype), *(t.new_empty(t.shape) for t in parameters))
-
-
-def _setup(ctx, inputs, output):
-    *tensors, ctx.scan_mode, _, _, ctx.backend = inputs
-    _, maps, states = output
-    ctx.mark_non_differentiable(maps, states)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, maps, states)
-
-
-def _grad(ctx, dy, _maps, _states):
-    if dy is None:
-        return (None,) * 10
-    grads = torch.ops.mmvmamba.ss2d_scan_backward(dy, *ctx.saved_tensors, ctx.scan_mode, ctx.backend)
-    return (*grads, None, None, None, None)
-
-
-torch.library.register_autograd('mmvmamba::ss2d_scan', _grad, setup_context=_setup, lib=_library)

@@ -4,13 +4,14 @@
 // never needed alone: decay h_{t-1} = h_t - drive_t.
 //
 // backward_kernel: a block takes S segments of one image, both routes of a pair, and loops over channel groups of 32.
-//   A thread recomputes its channel's segment from the saved entering state (d2, decay, h in registers), scans s
-//   backwards from zero for the carry, takes the entering s from shared memory and the blocks' carries, and walks back
-//   a second time for the gradients. Sums over channels (dmaps) stay in registers over the groups; sums over pixels
-//   (weights, bias, A, D) are added over the block's warps in a fixed order and leave as one partial sum a block.
+//   A thread recomputes its channel's segment from the saved entering state (d2 and h in registers), scans s backwards
+//   from zero for the carry, takes the entering s from shared memory and the chain's blocks, and walks back a second
+//   time for the gradients. Sums over channels (dmaps) stay in registers over the groups; sums over pixels (weights,
+//   bias, A, D) are added over the block's warps in a fixed order and leave as one partial sum a block.
 //   Moves: x, dy once a pair, dx once (twice for the second pair), states, maps and dmaps once a pair, partial sums.
 //   With u projected outside (Rank = 0), u is read and du2 written in its place.
-// backward_carries_kernel: the carries of s alone, one a block, route and channel (needs neither x nor states).
+// backward_carries_kernel: the carries of s alone, one a block, route and channel (needs neither x nor states). For
+//   chains too long to wait for.
 #pragma once
 
 #include "ss2d_forward.cuh"
@@ -19,41 +20,9 @@
 namespace mmvmamba {
 namespace ss2d {
 
-// 16 values of a thread, two to a register for 16-bit types.
-template <typename T> struct Values {
-  uint32_t v[kSegment / 2];
-  __device__ __forceinline__ float operator[](int t) const {
-    const uint16_t bits = t % 2 ? v[t / 2] >> 16 : v[t / 2];
-    return to_float(*reinterpret_cast<const T*>(&bits));
-  }
-  __device__ __forceinline__ void set(int t, T value) {
-    const uint32_t bits = *reinterpret_cast<const uint16_t*>(&value);
-    v[t / 2] = t % 2 ? v[t / 2] | bits << 16 : bits;  // set in ascending order
-  }
-};
-template <> struct Values<float> {
-  float v[kSegment];
-  __device__ __forceinline__ float operator[](int t) const { return v[t]; }
-  __device__ __forceinline__ void set(int t, float value) { v[t] = value; }
-};
-
-template <typename T>
-__device__ __forceinline__ void load_values(const Args& p, const void* from, int64_t offset, int first, int count,
-                                            bool active, Values<T>& to) {
-  Walk walk(p, min(first, p.length - 1));
-  T raw[kSegment];
-#pragma unroll
-  for (int t = 0; t < kSegment; ++t) {
-    raw[t] = active && t < count ? static_cast<const T*>(from)[offset + walk.pixel * p.channels] : from_float<T>(0.f);
-    walk.next(p);
-  }
-#pragma unroll
-  for (int t = 0; t < kSegment; ++t) to.set(t, raw[t]);
-}
-
 // ---- carries of s ---------------------------------------------------------------------------------------------------
 template <typename T, int Rank, bool Reversed>
-__device__ __forceinline__ Carry scan_back(const float* maps, const Values<T>& dy, const T (&u)[kSegment],
+__device__ __forceinline__ Carry scan_back(const float* maps, const Values<T>& dy, const Projected<T, Rank>& u,
                                            const float (&weight)[Rank ? Rank : 1], float bias, float A) {
   constexpr int columns = Maps<Rank>::kColumns;
   Carry carry = {1.f, 0.f};
@@ -61,7 +30,7 @@ __device__ __forceinline__ Carry scan_back(const float* maps, const Values<T>& d
   for (int i = 0; i < kSegment; ++i) {
     const int t = Reversed ? i : kSegment - 1 - i;
     const float* row = maps + t * columns;
-    const float d2 = softplus2<T>(Rank ? project_dt<Rank>(row, weight, bias) : bias + to_float(u[t]));
+    const float d2 = softplus2<T>(Rank ? project_dt<Rank>(row, weight, bias) : bias + u[t]);
     const float decay = exp2_fast(A * d2);
     carry.end = decay * fmaf(row[Maps<Rank>::kB + 1], dy[t], carry.end);
     carry.product *= decay;
@@ -74,19 +43,21 @@ __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const 
   extern __shared__ float4 shared[];
   float* maps = reinterpret_cast<float*>(shared);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-  const int group = blockIdx.x % p.groups, block = blockIdx.x / p.groups % p.chain;
+  const int block = blockIdx.x % p.chain, group = blockIdx.x / p.chain % p.groups;
   const int64_t batch = blockIdx.x / (p.groups * p.chain);
   const int padded_channel = group * 32 + lane, channel = min(padded_channel, p.channels - 1);
-  const int first = (block * warps + warp) * kSegment, count = max(0, min(kSegment, p.length - first));
+  const int first = (block * warps + warp) * kSegment;
   const int steps = warps * kSegment;
   Carry* local = reinterpret_cast<Carry*>(maps + 2 * steps * Maps<Rank>::kColumns);
 
-  Values<T> dy;
-  load_values<T>(p, p.dy, batch * p.length * p.channels + channel, first, count, true, dy);
-  T u0[kSegment], u1[kSegment];
-  load_u<T, Rank>(p, batch, first, count, 2 * p.pair, channel, u0);
-  load_u<T, Rank>(p, batch, first, count, 2 * p.pair + 1, channel, u1);
-  stage_maps<T, Rank>(p, batch, block * steps, steps, maps);
+  Staging<T, Rank> staging;
+  staging.load(p, batch, block * steps);
+  const T* dy_from = static_cast<const T*>(p.dy) + batch * p.length * p.channels + channel;
+  const Values<T> dy = load_segment(p, dy_from, first, p.channels);
+  Projected<T, Rank> u0, u1;
+  u0.load(p, batch, first, 2 * p.pair, channel);
+  u1.load(p, batch, first, 2 * p.pair + 1, channel);
+  staging.store(maps, steps);
   __syncthreads();
   const float* rows = maps + warp * kSegment * Maps<Rank>::kColumns;
   float weight[Rank ? Rank : 1];
@@ -101,18 +72,15 @@ __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const 
                                          p.bias[q * p.padded + padded_channel], p.A[q * p.padded + padded_channel]);
   __syncthreads();
   for (int route = warp; route < 2; route += warps) {
-    Carry carry = {1.f, 0.f};
-    for (int w = 0; w < warps; ++w) {
-      append(carry, local[(route * warps + (route == 1 && SecondReversed ? w : warps - 1 - w)) * 32 + lane]);
-    }
-    static_cast<Carry*>(p.block_carries)[carry_index(p, batch, block, route) + padded_channel] = carry;
+    *block_carry(p, batch, block, route, padded_channel) =
+        block_total(local + route * warps * 32, !(route == 1 && SecondReversed), warps, lane);
   }
 }
 
 // ---- gradients ------------------------------------------------------------------------------------------------------
 // Where a thread works, and its block's shared memory.
 template <typename T> struct Place {
-  int lane, warp, warps, group, block, channel, padded_channel, first, count;
+  int lane, warp, warps, block, group, channel, padded_channel, first, count;
   int64_t batch;
   bool active;
   const float* rows;  // staged maps of this warp's segment and the route
@@ -122,60 +90,65 @@ template <typename T> struct Place {
 
 template <typename T, int Rank, bool Reversed>
 __device__ __forceinline__ void backward_route(const Args& p, const Place<T>& at, int q, const Values<T>& x,
-                                               const Values<T>& dy, float (&dx)[kSegment], float& dA,
+                                               const Values<T>& dy, float state, float (&dx)[kSegment], float& dA,
+                                               float& dbias,
                                                MapSums<T, Rank>& dmaps) {
   constexpr int columns = Maps<Rank>::kColumns;
-  float weight[Rank ? Rank : 1];
-  T u[kSegment];
-  load_weight<Rank>(p, q, at.padded_channel, weight);
-  load_u<T, Rank>(p, at.batch, at.first, at.count, q, at.channel, u);
-  const float bias = p.bias[q * p.padded + at.padded_channel], A = p.A[q * p.padded + at.padded_channel];
-  const int segment = at.block * at.warps + at.warp;
-  float state = at.active && at.count > 0
-                    ? p.states[((at.batch * p.segments + segment) * 4 + q) * p.channels + at.channel]
-                    : 0.f;
-  float d2[kSegment], decay[kSegment], h[kSegment];
+  const float A = p.A[q * p.padded + at.padded_channel];
+  float d2[kSegment], h[kSegment];
+  {
+    float weight[Rank ? Rank : 1];
+    Projected<T, Rank> u;
+    load_weight<Rank>(p, q, at.padded_channel, weight);
+    u.load(p, at.batch, at.first, q, at.channel);
+    const float bias = p.bias[q * p.padded + at.padded_channel];
 #pragma unroll
-  for (int i = 0; i < kSegment; ++i) {
-    const int t = Reversed ? kSegment - 1 - i : i;
-    const float* row = at.rows + t * columns;
-    d2[t] = softplus2<T>(Rank ? project_dt<Rank>(row, weight, bias) : bias + to_float(u[t]));
-    decay[t] = exp2_fast(A * d2[t]);
-    state = h[t] = fmaf(decay[t], state, d2[t] * x[t] * row[Maps<Rank>::kB]);
+    for (int i = 0; i < kSegment; ++i) {
+      const int t = Reversed ? kSegment - 1 - i : i;
+      const float* row = at.rows + t * columns;
+      d2[t] = softplus2<T>(Rank ? project_dt<Rank>(row, weight, bias) : bias + u[t]);
+      state = h[t] = fmaf(exp2_fast(A * d2[t]), state, d2[t] * x[t] * row[Maps<Rank>::kB]);
+    }
   }
 
   Carry carry = {1.f, 0.f};
 #pragma unroll
   for (int i = 0; i < kSegment; ++i) {
     const int t = Reversed ? i : kSegment - 1 - i;
-    carry.end = decay[t] * fmaf(at.rows[t * columns + Maps<Rank>::kB + 1], dy[t], carry.end);
-    carry.product *= decay[t];
+    const float decay = exp2_fast(A * d2[t]);
+    carry.end = decay * fmaf(at.rows[t * columns + Maps<Rank>::kB + 1], dy[t], carry.end);
+    carry.product *= decay;
   }
   at.local[at.warp * 32 + at.lane] = carry;
-  const bool chained = p.chain > 1;
+  __syncthreads();
+  const bool chained = p.chaining != Chain::kNone;
   if (chained) {
+    if (at.warp == 0 && p.chaining == Chain::kLookBack) {
+      publish(block_carry(p, at.batch, at.block, q % 2, at.padded_channel),
+              block_total(at.local, !Reversed, at.warps, at.lane));
+    }
     at.before[at.warp * 32 + at.lane] =
         share_of_chain(p, at.batch, at.block, q % 2, at.padded_channel, !Reversed, at.warp, at.warps);
+    __syncthreads();
   }
-  __syncthreads();
   float s = incoming(at.local, at.before, chained, !Reversed, at.warp, at.warps, at.lane);
   if (!at.active) s = 0.f;
 
   const float A_ln2 = A * kLn2;
   T* tile = at.tile + at.lane * kTileStride<T>;
-  T* du_to = static_cast<T*>(p.u) + (at.batch * p.length * 4 + q) * p.channels + at.channel;
   float previous[3];
 #pragma unroll
   for (int i = 0; i < kSegment; ++i) {
     const int t = Reversed ? i : kSegment - 1 - i;
     const float2 bc = *reinterpret_cast<const float2*>(at.rows + t * columns + Maps<Rank>::kB);
     const float g = fmaf(bc.y, dy[t], s);
-    s = decay[t] * g;
+    s = exp2_fast(A * d2[t]) * g;
     const float g_d2 = g * d2[t], B_x = bc.x * x[t];
     const float carried = fmaf(-d2[t], B_x, h[t]);  // decay times the state before
     const float du = g * fmaf(A_ln2, carried, B_x) * softplus2_slope<T>(d2[t]);
     dx[t] = fmaf(g_d2, bc.x, dx[t]);
     dA = fmaf(g_d2, carried, dA);
+    if (Rank == 0) dbias += du;
     const float values[3] = {du, g_d2 * x[t], h[t] * dy[t]};
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
@@ -191,11 +164,13 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place<T>& at
   }
   __syncwarp();
   if constexpr (Rank == 0) {
-    Walk walk(p, min(at.first, p.length - 1));
+    T* to = static_cast<T*>(p.u) + (at.batch * p.length * 4 + q) * p.channels + at.channel;
+    const int count = at.active ? at.count : 0;
+    Walk walk(p, min(at.first, p.length - 1), 4 * p.channels);
 #pragma unroll
     for (int t = 0; t < kSegment; ++t) {
-      if (at.active && t < at.count) du_to[static_cast<int64_t>(walk.pixel) * 4 * p.channels] = tile[t];
-      walk.next(p);
+      if (t < count) to[walk.offset] = tile[t];
+      walk.next();
     }
   }
   const T* fragment = static_cast<const T*>(p.dt_fragment) + q * kPartialColumns<Rank> * p.padded + at.group * 32;
@@ -203,14 +178,14 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place<T>& at
 }
 
 template <typename T, int Rank, bool SecondReversed>
-__global__ void __launch_bounds__(sizeof(T) == 4 ? 256 : kMaxWarps * 32)
+__global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
     backward_kernel(const __grid_constant__ Args p) {
   constexpr int columns = Maps<Rank>::kColumns, out_columns = kPartialColumns<Rank>, outputs = kPartialSize<Rank>;
   extern __shared__ float4 shared[];
   Place<T> at;
   at.lane = threadIdx.x & 31, at.warp = threadIdx.x >> 5, at.warps = blockDim.x >> 5;
-  const int split = blockIdx.x % p.splits;
-  at.block = blockIdx.x / p.splits % p.chain;
+  at.block = blockIdx.x % p.chain;
+  const int split = blockIdx.x / p.chain % p.splits;
   at.batch = blockIdx.x / (p.splits * p.chain);
   at.first = (at.block * at.warps + at.warp) * kSegment;
   at.count = max(0, min(kSegment, p.length - at.first));
@@ -221,7 +196,11 @@ __global__ void __launch_bounds__(sizeof(T) == 4 ? 256 : kMaxWarps * 32)
   T* tiles = reinterpret_cast<T*>(before + 2 * at.warps * 32);         // [warps][3][32][stride]
   float* sums = reinterpret_cast<float*>(tiles + at.warps * kTileSize<T>);  // [warps][outputs]
   at.tile = tiles + at.warp * kTileSize<T>;
-  stage_maps<T, Rank>(p, at.batch, at.block * steps, steps, maps);
+  {
+    Staging<T, Rank> staging;
+    staging.load(p, at.batch, at.block * steps);
+    staging.store(maps, steps);
+  }
   __syncthreads();
 
   MapSums<T, Rank> dmaps0, dmaps1;
@@ -233,37 +212,42 @@ __global__ void __launch_bounds__(sizeof(T) == 4 ? 256 : kMaxWarps * 32)
     at.padded_channel = at.group * 32 + at.lane;
     at.active = at.padded_channel < p.channels;
     at.channel = at.active ? at.padded_channel : p.channels - 1;
-    const int64_t offset = at.batch * p.length * p.channels + at.channel;
-    Values<T> x, dy, dx_before;
-    load_values<T>(p, p.x, offset, at.first, at.count, at.active, x);
-    load_values<T>(p, p.dy, offset, at.first, at.count, at.active, dy);
-    float dx[kSegment], dA0 = 0.f, dA1 = 0.f, dD = 0.f;
+    const int64_t image = at.batch * p.length * p.channels + at.channel;
+    Values<T> x = load_segment(p, static_cast<const T*>(p.x) + image, at.first, p.channels);
+    Values<T> dy = load_segment(p, static_cast<const T*>(p.dy) + image, at.first, p.channels);
+    float state0 = 0.f, state1 = 0.f;
+    if (at.active && at.count > 0) {
+      const int64_t segment = at.batch * p.segments + at.block * at.warps + at.warp;
+      const float* from = p.states + (segment * 4 + 2 * p.pair) * p.channels + at.channel;
+      state0 = from[0], state1 = from[p.channels];
+    }
+    float dx[kSegment], dA0 = 0.f, dA1 = 0.f, dbias0 = 0.f, dbias1 = 0.f, dD = 0.f;
+    if (p.pair == 1) {
+      const Values<T> before_columns = load_segment(p, static_cast<const T*>(p.y) + image, at.first, p.channels);
+#pragma unroll
+      for (int t = 0; t < kSegment; ++t) dx[t] = before_columns[t];
+    }
+    if (!at.active || at.count < kSegment) {
+      x.keep_first(at.active ? at.count : 0);
+      dy.keep_first(at.active ? at.count : 0);
+    }
     if (p.pair == 0) {
       const float skip = p.skip[at.padded_channel];
 #pragma unroll
       for (int t = 0; t < kSegment; ++t) dx[t] = skip * dy[t], dD = fmaf(x[t], dy[t], dD);
-    } else {
-      load_values<T>(p, p.y, offset, at.first, at.count, at.active, dx_before);
-#pragma unroll
-      for (int t = 0; t < kSegment; ++t) dx[t] = dx_before[t];
     }
 
     const int q = 2 * p.pair;
     float* to = sums + at.warp * outputs;
     at.rows = maps + at.warp * kSegment * columns, at.local = local, at.before = before;
-    backward_route<T, Rank, false>(p, at, q, x, dy, dx, dA0, dmaps0);
-    weight_sums<T, Rank>(at.tile, at.rows, to, at.lane);
+    backward_route<T, Rank, false>(p, at, q, x, dy, state0, dx, dA0, dbias0, dmaps0);
+    weight_sums<T, Rank>(at.tile, at.rows, dbias0, to, at.lane);
     __syncwarp();
     at.rows += steps * columns, at.local += at.warps * 32, at.before += at.warps * 32;
-    backward_route<T, Rank, SecondReversed>(p, at, q + 1, x, dy, dx, dA1, dmaps1);
-    weight_sums<T, Rank>(at.tile, at.rows, to + 32 * out_columns, at.lane);
+    backward_route<T, Rank, SecondReversed>(p, at, q + 1, x, dy, state1, dx, dA1, dbias1, dmaps1);
+    weight_sums<T, Rank>(at.tile, at.rows, dbias1, to + 32 * out_columns, at.lane);
+    store_segment(p, static_cast<T*>(p.y) + image, at.first, at.active ? at.count : 0, dx);
 
-    Walk walk(p, min(at.first, p.length - 1));
-#pragma unroll
-    for (int t = 0; t < kSegment; ++t) {
-      if (at.active && t < at.count) static_cast<T*>(p.y)[offset + walk.pixel * p.channels] = from_float<T>(dx[t]);
-      walk.next(p);
-    }
     to += 64 * out_columns;
     to[at.lane] = dA0, to[32 + at.lane] = dA1, to[64 + at.lane] = dD;
     __syncthreads();
@@ -283,7 +267,7 @@ __global__ void __launch_bounds__(sizeof(T) == 4 ? 256 : kMaxWarps * 32)
     const int q = 2 * p.pair + route;
     (route ? dmaps1 : dmaps0).write(at.lane, [&](int pixel, int column, float v0, float v1) {
       if (pixel >= count) return;
-      const int64_t index = (batch * p.length + Walk(p, first + pixel).pixel) * 4 + q;
+      const int64_t index = (batch * p.length + pixel_of(p, first + pixel)) * 4 + q;
       if constexpr (Rank == 0) {
         if (column == 6) {
           float* to = p.dmaps_part + split * p.batch * p.length * 8 + index * 2;

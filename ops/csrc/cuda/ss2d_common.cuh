@@ -7,7 +7,7 @@
 // of `chain` such blocks.
 //
 // Scaling. With u2 = log2(e) (Wdt dt + bias): d2 = log2(1 + 2^u2) = delta / ln 2, decay = 2^(A d2), and
-// drive = d2 * (ln 2 * B) * x; the factors log2(e) and ln 2 are folded into the prepared weights (ss2d_prepare.cu).
+// drive = d2 * (ln 2 * B) * x; the factors log2(e) and ln 2 are folded into the prepared weights (ss2d_parameters.cu).
 #pragma once
 
 #include <cstdint>
@@ -70,50 +70,149 @@ __device__ __forceinline__ float log2_fast(float v) {
   return r;
 }
 
-// log2(1 + 2^u). The logarithm unit has an absolute error near 1, so a small argument takes a series instead:
-// two terms for 16-bit inputs (relative error below 3e-5), six for float (below 1e-6).
+// log2(1 + 2^u) = max(u, 0) + log2(1 + z) with z = 2^-|u| in (0, 1], where log2(1 + z) / z is a minimax polynomial:
+// relative error below 9e-6 for 16-bit inputs, 2e-7 for float, for the smallest arguments too.
 template <typename T> __device__ __forceinline__ float softplus2(float u) {
   const float z = exp2_fast(-fabsf(u));
-  float series, limit;
+  float p;
   if constexpr (sizeof(T) == 4) {
-    limit = 0.0625f;
-    series = fmaf(z, fmaf(z, fmaf(z, fmaf(z, fmaf(z, -kLog2e / 6, kLog2e / 5), -kLog2e / 4), kLog2e / 3), -kLog2e / 2),
-                  kLog2e);
+    p = fmaf(z, -4.680115730e-3f, 2.863946506e-2f);
+    p = fmaf(z, p, -8.217497915e-2f);
+    p = fmaf(z, p, 1.529781073e-1f);
+    p = fmaf(z, p, -2.208128273e-1f);
+    p = fmaf(z, p, 2.838637233e-1f);
+    p = fmaf(z, p, -3.600120246e-1f);
+    p = fmaf(z, p, 4.808497131e-1f);
+    p = fmaf(z, p, -7.213461399e-1f);
+    p = fmaf(z, p, 1.442695022f);
   } else {
-    limit = 0.0078125f;
-    series = fmaf(z, -kLog2e / 2, kLog2e);
+    p = fmaf(z, -3.443543985e-2f, 1.460308880e-1f);
+    p = fmaf(z, p, -3.030335009e-1f);
+    p = fmaf(z, p, 4.691725969e-1f);
+    p = fmaf(z, p, -7.204258442e-1f);
+    p = fmaf(z, p, 1.442682862f);
   }
-  const float part = z < limit ? series * z : log2_fast(1.f + z);
-  return part + fmaxf(u, 0.f);
+  return fmaf(z, p, fmaxf(u, 0.f));
 }
 
-// The derivative of softplus2 expressed in its value: 1 - 2^-d2, by a series where that would cancel.
+// The derivative of softplus2 expressed in its value: 1 - 2^-d2. For float a series where that would cancel.
 template <typename T> __device__ __forceinline__ float softplus2_slope(float d2) {
-  constexpr float c1 = kLn2, c2 = -kLn2 * kLn2 / 2, c3 = kLn2 * kLn2 * kLn2 / 6, c4 = -kLn2 * kLn2 * kLn2 * kLn2 / 24;
+  const float slope = 1.f - exp2_fast(-d2);
   if constexpr (sizeof(T) == 4) {
+    constexpr float c1 = kLn2, c2 = -kLn2 * kLn2 / 2, c3 = kLn2 * kLn2 * kLn2 / 6, c4 = -kLn2 * kLn2 * kLn2 * kLn2 / 24;
     const float series = d2 * fmaf(d2, fmaf(d2, fmaf(d2, c4, c3), c2), c1);
-    return d2 < 0.125f ? series : 1.f - exp2_fast(-d2);
-  } else {
-    const float series = d2 * fmaf(d2, c2, c1);
-    return d2 < 0.015625f ? series : 1.f - exp2_fast(-d2);
+    return d2 < 0.125f ? series : slope;
   }
+  return slope;
 }
 
 // ---- walking the pixels ---------------------------------------------------------------------------------------------
-// Memory index of step l of the pixel order, and the next one, without divisions.
+// Memory index of step l of the pixel order.
+__device__ __forceinline__ int pixel_of(const Args& p, int l) {
+  return p.column_order ? (l % p.height) * p.width + l / p.height : l;
+}
+
+// Element offset of a step within an image that has `elements` a pixel; next() goes on without divisions and stays
+// inside the image when it runs past its end.
 struct Walk {
-  int pixel;
-  __device__ __forceinline__ Walk(const Args& p, int l) {
-    pixel = p.column_order ? (l % p.height) * p.width + l / p.height : l;
+  uint32_t offset, step, total, wrap;
+  __device__ __forceinline__ Walk(const Args& p, int l, int elements) {
+    offset = static_cast<uint32_t>(pixel_of(p, l)) * elements;
+    step = (p.column_order ? p.width : 1) * elements;
+    total = static_cast<uint32_t>(p.length) * elements;
+    wrap = p.column_order ? total - elements : total;
   }
-  __device__ __forceinline__ void next(const Args& p) {
-    if (p.column_order) {
-      pixel += p.width;
-      pixel -= pixel >= p.length ? p.length - 1 : 0;
-    } else {
-      ++pixel;
+  __device__ __forceinline__ void next() {
+    offset += step;
+    if (offset >= total) offset -= wrap;
+  }
+};
+
+// The values of one thread's segment, two to a register for 16-bit types.
+template <typename T> struct Values {
+  uint32_t v[kSegment / 2];
+  __device__ __forceinline__ float operator[](int t) const {
+    const uint16_t bits = t % 2 ? v[t / 2] >> 16 : v[t / 2] & 0xffff;
+    return to_float(*reinterpret_cast<const T*>(&bits));
+  }
+  __device__ __forceinline__ T raw(int t) const {
+    const uint16_t bits = t % 2 ? v[t / 2] >> 16 : v[t / 2] & 0xffff;
+    return *reinterpret_cast<const T*>(&bits);
+  }
+  // Two neighbours at once, t even.
+  __device__ __forceinline__ void set_pair(int t, float low, float high) { v[t / 2] = pack2<T>(low, high); }
+  __device__ __forceinline__ void set_raw(const T (&from)[kSegment]) {
+#pragma unroll
+    for (int i = 0; i < kSegment; i += 2) {
+      const uint32_t low = *reinterpret_cast<const uint16_t*>(from + i);
+      const uint32_t high = *reinterpret_cast<const uint16_t*>(from + i + 1);
+      v[i / 2] = __byte_perm(low, high, 0x5410);
     }
   }
+  __device__ __forceinline__ void keep_first(int count) {
+#pragma unroll
+    for (int i = 0; i < kSegment; ++i) {
+      if (i >= count) v[i / 2] &= i % 2 ? 0x0000ffffu : 0xffff0000u;
+    }
+  }
+};
+template <> struct Values<float> {
+  float v[kSegment];
+  __device__ __forceinline__ float operator[](int t) const { return v[t]; }
+  __device__ __forceinline__ float raw(int t) const { return v[t]; }
+  __device__ __forceinline__ void set_pair(int t, float low, float high) { v[t] = low, v[t + 1] = high; }
+  __device__ __forceinline__ void set_raw(const float (&from)[kSegment]) {
+#pragma unroll
+    for (int i = 0; i < kSegment; ++i) v[i] = from[i];
+  }
+  __device__ __forceinline__ void keep_first(int count) {
+#pragma unroll
+    for (int i = 0; i < kSegment; ++i) {
+      if (i >= count) v[i] = 0.f;
+    }
+  }
+};
+
+// Load a segment from `from`, the image's first pixel at this thread's channel. Steps beyond the image repeat other
+// pixels of it.
+template <typename T>
+__device__ __forceinline__ Values<T> load_segment(const Args& p, const T* from, int first, int elements) {
+  Walk walk(p, min(first, p.length - 1), elements);
+  T raw[kSegment];
+#pragma unroll
+  for (int t = 0; t < kSegment; ++t) {
+    raw[t] = from[walk.offset];
+    walk.next();
+  }
+  Values<T> values;
+  values.set_raw(raw);
+  return values;
+}
+
+// Store the first `count` values of a segment.
+template <typename T>
+__device__ __forceinline__ void store_segment(const Args& p, T* to, int first, int count,
+                                              const float (&values)[kSegment]) {
+  Walk walk(p, min(first, p.length - 1), p.channels);
+#pragma unroll
+  for (int t = 0; t < kSegment; ++t) {
+    if (t < count) to[walk.offset] = from_float<T>(values[t]);
+    walk.next();
+  }
+}
+
+// u2 of a segment as the GEMM left it, nothing if it is projected in the kernel.
+template <typename T, int Rank> struct Projected {
+  __device__ __forceinline__ void load(const Args&, int64_t, int, int, int) {}
+  __device__ __forceinline__ float operator[](int) const { return 0.f; }
+};
+template <typename T> struct Projected<T, 0> {
+  Values<T> values;
+  __device__ __forceinline__ void load(const Args& p, int64_t batch, int first, int q, int channel) {
+    values = load_segment(p, static_cast<const T*>(p.u) + (batch * p.length * 4 + q) * p.channels + channel, first,
+                          4 * p.channels);
+  }
+  __device__ __forceinline__ float operator[](int t) const { return values[t]; }
 };
 
 // Columns of the staged maps: dt (Rank, zero padded), B, C; only B and C if dt was projected by a GEMM (Rank = 0).
@@ -123,31 +222,49 @@ template <int Rank> struct Maps {
   static_assert(Rank <= 14, "in-kernel dt projection: rank at most 14");
 };
 
-// Stage the pair's maps of `pixels` steps from `first` as float [2][pixels][kColumns]; zero beyond the image, which
-// makes the steps there inert (no drive, no output, no gradient).
-template <typename T, int Rank>
-__device__ __forceinline__ void stage_maps(const Args& p, int64_t batch, int first, int pixels, float* maps) {
-  constexpr int columns = Maps<Rank>::kColumns;
-  constexpr int chunks = columns < 8 ? 1 : columns / 8;
-  const T* from = static_cast<const T*>(p.maps) + batch * p.length * 4 * p.map_columns;
-  for (int i = threadIdx.x; i < pixels * 2 * chunks; i += blockDim.x) {
-    const int chunk = i % chunks, route = i / chunks % 2, pixel = i / (2 * chunks);
-    float* to = maps + (route * pixels + pixel) * columns;
-    const bool valid = first + pixel < p.length;
-    const T* source =
-        from + (static_cast<int64_t>(valid ? Walk(p, first + pixel).pixel : 0) * 4 + 2 * p.pair + route) * p.map_columns;
-    if constexpr (Rank == 0) {
-      to[0] = valid ? to_float(source[p.map_columns - 2]) : 0.f;
-      to[1] = valid ? to_float(source[p.map_columns - 1]) : 0.f;
-    } else {
-      float v[8];
-      load8<T>(source + chunk * 8, v);
-      float4* target = reinterpret_cast<float4*>(to + chunk * 8);
-      target[0] = valid ? make_float4(v[0], v[1], v[2], v[3]) : make_float4(0.f, 0.f, 0.f, 0.f);
-      target[1] = valid ? make_float4(v[4], v[5], v[6], v[7]) : make_float4(0.f, 0.f, 0.f, 0.f);
+// The pair's maps of a block's steps on their way to shared memory, float [2][steps][kColumns]: load() early, so that the
+// loads overlap with others, then store(). Rows beyond the image are zero, which makes the steps there inert (no drive,
+// no output, no gradient). With 2 * 16 rows a warp, each thread has one row, or one chunk of 8 columns of two rows.
+template <typename T, int Rank> struct Staging {
+  static constexpr int kColumns = Maps<Rank>::kColumns;
+  static constexpr int kChunks = kColumns < 8 ? 1 : kColumns / 8;
+  static_assert(2 * kSegment == 32, "a warp has a row of each route for every pixel of its segment");
+  float v[kChunks][kColumns < 8 ? 2 : 8];
+
+  __device__ __forceinline__ void load(const Args& p, int64_t batch, int first) {
+    const T* from = static_cast<const T*>(p.maps) + batch * p.length * 4 * p.map_columns;
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const int index = threadIdx.x + i * blockDim.x;
+      const int chunk = index % kChunks, route = index / kChunks % 2, step = first + index / (2 * kChunks);
+      const bool valid = step < p.length;
+      const T* row = from + (pixel_of(p, valid ? step : 0) * 4 + 2 * p.pair + route) * p.map_columns;
+      if constexpr (Rank == 0) {
+        v[i][0] = valid ? to_float(row[p.map_columns - 2]) : 0.f;
+        v[i][1] = valid ? to_float(row[p.map_columns - 1]) : 0.f;
+      } else {
+        load8<T>(row + chunk * 8, v[i]);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) v[i][j] = valid ? v[i][j] : 0.f;
+      }
     }
   }
-}
+
+  __device__ __forceinline__ void store(float* maps, int steps) const {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const int index = threadIdx.x + i * blockDim.x;
+      const int chunk = index % kChunks, route = index / kChunks % 2, step = index / (2 * kChunks);
+      float* to = maps + (route * steps + step) * kColumns + chunk * 8;
+      if constexpr (Rank == 0) {
+        *reinterpret_cast<float2*>(to) = make_float2(v[i][0], v[i][1]);
+      } else {
+        reinterpret_cast<float4*>(to)[0] = make_float4(v[i][0], v[i][1], v[i][2], v[i][3]);
+        reinterpret_cast<float4*>(to)[1] = make_float4(v[i][4], v[i][5], v[i][6], v[i][7]);
+      }
+    }
+  }
+};
 
 // u2 of one step: the dt projection in registers. `row` is the step's staged map row.
 template <int Rank> __device__ __forceinline__ float project_dt(const float* row, const float (&weight)[Rank ? Rank : 1],
@@ -179,39 +296,64 @@ __device__ __forceinline__ void append(Carry& carry, const Carry& next) {
 }
 
 // Block carries lie as [batch][block of chain][route of pair][padded channel].
-__device__ __forceinline__ int64_t carry_index(const Args& p, int64_t batch, int block, int route) {
-  return ((batch * p.chain + block) * 2 + route) * p.padded;
+__device__ __forceinline__ Carry* block_carry(const Args& p, int64_t batch, int block, int route, int channel) {
+  return static_cast<Carry*>(p.block_carries) + ((batch * p.chain + block) * 2 + route) * p.padded + channel;
+}
+
+// Carries of 8 bytes are published whole, so the value is its own flag: all bits set until it is there.
+constexpr uint64_t kUnpublished = ~0ull;
+
+__device__ __forceinline__ void publish(Carry* to, const Carry& carry) {
+  uint64_t bits = static_cast<uint64_t>(__float_as_uint(carry.end)) << 32 | __float_as_uint(carry.product);
+  if (bits == kUnpublished) bits = 0x7fffffff7fffffffull;  // not a number either
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(bits) : "memory");
+}
+
+__device__ __forceinline__ Carry await(const Carry* from) {
+  uint64_t bits;
+  do {
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(bits) : "l"(from) : "memory");
+  } while (bits == kUnpublished);
+  return {__uint_as_float(static_cast<uint32_t>(bits)), __uint_as_float(static_cast<uint32_t>(bits >> 32))};
+}
+
+// The carry of all warps of a block in scan order, from their carries in shared memory.
+__device__ __forceinline__ Carry block_total(const Carry* local, bool reversed, int warps, int lane) {
+  Carry carry = {1.f, 0.f};
+  for (int w = 0; w < warps; ++w) append(carry, local[(reversed ? warps - 1 - w : w) * 32 + lane]);
+  return carry;
+}
+
+// This warp's share of what enters its block: of the carries of the blocks before it in scan order, or the entering
+// state itself, as the first warp's share.
+__device__ __forceinline__ Carry share_of_chain(const Args& p, int64_t batch, int block, int route, int channel,
+                                                bool reversed, int warp, int warps) {
+  Carry carry = {1.f, 0.f};
+  if (p.chaining == Chain::kPrefix) {
+    if (warp == 0) carry = *block_carry(p, batch, block, route, channel);
+    return carry;
+  }
+  const int count = reversed ? p.chain - 1 - block : block;
+  const int share = (count + warps - 1) / warps;
+  const int end = min(count, (warp + 1) * share);
+  for (int i = warp * share; i < end; ++i) {
+    append(carry, await(block_carry(p, batch, reversed ? p.chain - 1 - i : i, route, channel)));
+  }
+  return carry;
 }
 
 // State entering this warp's segment from the blocks before and the warps before, in scan order. `local` and
-// `before` are [warps][32] carries of this route; `reversed` walks blocks and warps from the end.
+// `before` are [warps][32] carries of this route; `reversed` walks the warps from the end.
 __device__ __forceinline__ float incoming(const Carry* local, const Carry* before, bool chained, bool reversed,
                                           int warp, int warps, int lane) {
   float state = 0.f;
   if (chained) {
     for (int w = 0; w < warps; ++w) state = fmaf(before[w * 32 + lane].product, state, before[w * 32 + lane].end);
   }
-  if (reversed) {
-    for (int w = warps - 1; w > warp; --w) state = fmaf(local[w * 32 + lane].product, state, local[w * 32 + lane].end);
-  } else {
-    for (int w = 0; w < warp; ++w) state = fmaf(local[w * 32 + lane].product, state, local[w * 32 + lane].end);
+  for (int w = reversed ? warps - 1 : 0; w != warp; w += reversed ? -1 : 1) {
+    state = fmaf(local[w * 32 + lane].product, state, local[w * 32 + lane].end);
   }
   return state;
-}
-
-// This warp's share of the blocks before this one in scan order, combined.
-__device__ __forceinline__ Carry share_of_chain(const Args& p, int64_t batch, int block, int route, int channel,
-                                                bool reversed, int warp, int warps) {
-  const int count = reversed ? p.chain - 1 - block : block;
-  const int share = (count + warps - 1) / warps;
-  const int end = min(count, (warp + 1) * share);
-  const Carry* carries = static_cast<const Carry*>(p.block_carries);
-  Carry carry = {1.f, 0.f};
-#pragma unroll 4
-  for (int i = warp * share; i < end; ++i) {
-    append(carry, carries[carry_index(p, batch, reversed ? p.chain - 1 - i : i, route) + channel]);
-  }
-  return carry;
 }
 
 }  // namespace ss2d

@@ -3,10 +3,11 @@
 // forward_kernel: a block takes 32 channels and S segments of one image, both routes of a pair. A thread scans its
 //   channel's segment of kSegment pixels twice (once a route) from a zero state, in registers: y is the sum of C h,
 //   and C * (product of decays) is kept, because y is affine in the entering state. The segments' carries meet in
-//   shared memory, the blocks' carries come from forward_carries_kernel; then y += C prod * state, and y is written
-//   once (the second pair reads the first pair's y and adds).
+//   shared memory, those of the chain's blocks in global memory; then y += C prod * state, and y is written once (the
+//   second pair reads the first pair's y and adds).
 //   Moves: x once, maps once a group (shared through L2), y once (twice for the second pair), states if training.
-// forward_carries_kernel: the same local scan without outputs; a block leaves one carry a route and channel.
+// forward_carries_kernel: the same local scan without outputs; a block leaves one carry a route and channel. For chains
+//   too long to wait for.
 #pragma once
 
 #include "ss2d_common.cuh"
@@ -16,46 +17,49 @@ namespace ss2d {
 
 // Scan one segment of one route from a zero state. weight/bias/A of the channel; `maps` staged rows of the segment.
 template <typename T, int Rank, bool Reversed, bool Output>
-__device__ __forceinline__ Carry scan_segment(const float* maps, const float (&x)[kSegment], const T (&u)[kSegment],
+__device__ __forceinline__ Carry scan_segment(const float* maps, const Values<T>& x, const Projected<T, Rank>& u,
                                               const float (&weight)[Rank ? Rank : 1], float bias, float A,
-                                              float (&y)[kSegment], float (&through)[kSegment]) {
+                                              float (&y)[kSegment], Values<T>& through) {
   constexpr int columns = Maps<Rank>::kColumns;
   Carry carry = {1.f, 0.f};
+  float previous = 0.f;
 #pragma unroll
   for (int i = 0; i < kSegment; ++i) {
     const int t = Reversed ? kSegment - 1 - i : i;
     const float* row = maps + t * columns;
     const float2 bc = *reinterpret_cast<const float2*>(row + Maps<Rank>::kB);
-    const float d2 = softplus2<T>(Rank ? project_dt<Rank>(row, weight, bias) : bias + to_float(u[t]));
+    const float d2 = softplus2<T>(Rank ? project_dt<Rank>(row, weight, bias) : bias + u[t]);
     const float decay = exp2_fast(A * d2);
     carry.end = fmaf(decay, carry.end, d2 * x[t] * bc.x);
     carry.product *= decay;
     if constexpr (Output) {
       y[t] = fmaf(bc.y, carry.end, y[t]);
-      through[t] = bc.y * carry.product;
+      const float gain = bc.y * carry.product;
+      if (i % 2) through.set_pair(t & ~1, Reversed ? gain : previous, Reversed ? previous : gain);
+      previous = gain;
     }
   }
   return carry;
 }
 
-template <typename T, int Rank>
-__device__ __forceinline__ void load_u(const Args& p, int64_t batch, int first, int count, int q, int channel,
-                                       T (&u)[kSegment]) {
-  if constexpr (Rank == 0) {
-    const T* from = static_cast<const T*>(p.u) + (batch * p.length * 4 + q) * p.channels + channel;
-    Walk walk(p, min(first, p.length - 1));
+// What the first pair of routes has left in y.
+template <typename T>
+__device__ __forceinline__ void load_output(const Args& p, int64_t image, int first, float (&y)[kSegment]) {
+  if (p.float_output) {
+    const Values<float> before = load_segment(p, static_cast<const float*>(p.y) + image, first, p.channels);
 #pragma unroll
-    for (int t = 0; t < kSegment; ++t) {
-      u[t] = t < count ? from[static_cast<int64_t>(walk.pixel) * 4 * p.channels] : from_float<T>(0.f);
-      walk.next(p);
-    }
+    for (int t = 0; t < kSegment; ++t) y[t] = before[t];
+  } else {
+    const Values<T> before = load_segment(p, static_cast<const T*>(p.y) + image, first, p.channels);
+#pragma unroll
+    for (int t = 0; t < kSegment; ++t) y[t] = before[t];
   }
 }
 
 template <typename T, int Rank, bool SecondReversed, bool Output>
 __device__ __forceinline__ void forward_body(const Args& p, float* maps) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-  const int group = blockIdx.x % p.groups, block = blockIdx.x / p.groups % p.chain;
+  const int block = blockIdx.x % p.chain, group = blockIdx.x / p.chain % p.groups;
   const int64_t batch = blockIdx.x / (p.groups * p.chain);
   const int padded_channel = group * 32 + lane;
   const bool active = padded_channel < p.channels;
@@ -66,44 +70,24 @@ __device__ __forceinline__ void forward_body(const Args& p, float* maps) {
   Carry* local = reinterpret_cast<Carry*>(maps + 2 * steps * Maps<Rank>::kColumns);  // [2][warps][32]
   Carry* before = local + 2 * warps * 32;                                            // the same, if chained
 
-  const T* x_from = static_cast<const T*>(p.x) + batch * p.length * p.channels + channel;
-  float x[kSegment], y[kSegment];
-  {
-    T raw[kSegment];
-    Walk walk(p, min(first, p.length - 1));
-#pragma unroll
-    for (int t = 0; t < kSegment; ++t) {
-      raw[t] = t < count ? x_from[walk.pixel * p.channels] : from_float<T>(0.f);
-      walk.next(p);
-    }
-    if (Output && p.pair == 1) {
-      Walk back(p, min(first, p.length - 1));
-      const int64_t offset = batch * p.length * p.channels + channel;
-#pragma unroll
-      for (int t = 0; t < kSegment; ++t) {
-        y[t] = 0.f;
-        if (t < count) {
-          const int64_t at = offset + back.pixel * p.channels;
-          y[t] = p.float_output ? static_cast<const float*>(p.y)[at] : to_float(static_cast<const T*>(p.y)[at]);
-        }
-        back.next(p);
-      }
-    }
-#pragma unroll
-    for (int t = 0; t < kSegment; ++t) x[t] = to_float(raw[t]);
-  }
-  T u0[kSegment], u1[kSegment];
-  load_u<T, Rank>(p, batch, first, count, 2 * p.pair, channel, u0);
-  load_u<T, Rank>(p, batch, first, count, 2 * p.pair + 1, channel, u1);
+  const int64_t image = batch * p.length * p.channels + channel;
+  Staging<T, Rank> staging;
+  staging.load(p, batch, block * steps);
+  const Values<T> x = load_segment(p, static_cast<const T*>(p.x) + image, first, p.channels);
+  float y[kSegment];
+  if (Output && p.pair == 1) load_output<T>(p, image, first, y);
+  Projected<T, Rank> u0, u1;
+  u0.load(p, batch, first, 2 * p.pair, channel);
+  u1.load(p, batch, first, 2 * p.pair + 1, channel);
+  staging.store(maps, steps);
   if (Output && p.pair == 0) {
     const float skip = p.skip[padded_channel];
 #pragma unroll
     for (int t = 0; t < kSegment; ++t) y[t] = skip * x[t];
   }
-  stage_maps<T, Rank>(p, batch, block * steps, steps, maps);
   __syncthreads();
 
-  float through0[kSegment], through1[kSegment];
+  Values<T> through0, through1;
   float weight[Rank ? Rank : 1];
   const float* rows = maps + warp * kSegment * Maps<Rank>::kColumns;
   {
@@ -120,23 +104,20 @@ __device__ __forceinline__ void forward_body(const Args& p, float* maps) {
         rows + steps * Maps<Rank>::kColumns, x, u1, weight, p.bias[q * p.padded + padded_channel],
         p.A[q * p.padded + padded_channel], y, through1);
   }
-  const bool chained = Output && p.chain > 1;
+  __syncthreads();
+  if (!Output || p.chaining == Chain::kLookBack) {
+    for (int route = warp; route < 2; route += warps) {
+      publish(block_carry(p, batch, block, route, padded_channel),
+              block_total(local + route * warps * 32, route == 1 && SecondReversed, warps, lane));
+    }
+  }
+  if constexpr (!Output) return;
+  const bool chained = p.chaining != Chain::kNone;
   if (chained) {
     before[warp * 32 + lane] = share_of_chain(p, batch, block, 0, padded_channel, false, warp, warps);
     before[(warps + warp) * 32 + lane] =
         share_of_chain(p, batch, block, 1, padded_channel, SecondReversed, warp, warps);
-  }
-  __syncthreads();
-
-  if constexpr (!Output) {
-    for (int route = warp; route < 2; route += warps) {
-      Carry carry = {1.f, 0.f};
-      for (int w = 0; w < warps; ++w) {
-        append(carry, local[(route * warps + (route == 1 && SecondReversed ? warps - 1 - w : w)) * 32 + lane]);
-      }
-      static_cast<Carry*>(p.block_carries)[carry_index(p, batch, block, route) + padded_channel] = carry;
-    }
-    return;
+    __syncthreads();
   }
   const float state0 = incoming(local, before, chained, false, warp, warps, lane);
   const float state1 =
@@ -147,25 +128,18 @@ __device__ __forceinline__ void forward_body(const Args& p, float* maps) {
     to[0] = state0;
     to[p.channels] = state1;
   }
-  Walk walk(p, first);
-  const int64_t offset = batch * p.length * p.channels + channel;
 #pragma unroll
-  for (int t = 0; t < kSegment; ++t) {
-    if (t < count) {
-      const float value = fmaf(through1[t], state1, fmaf(through0[t], state0, y[t]));
-      const int64_t at = offset + walk.pixel * p.channels;
-      if (p.float_output) {
-        static_cast<float*>(p.y)[at] = value;
-      } else {
-        static_cast<T*>(p.y)[at] = from_float<T>(value);
-      }
-      walk.next(p);
-    }
+  for (int t = 0; t < kSegment; ++t) y[t] = fmaf(through1[t], state1, fmaf(through0[t], state0, y[t]));
+  if (p.float_output) {
+    store_segment(p, static_cast<float*>(p.y) + image, first, count, y);
+  } else {
+    store_segment(p, static_cast<T*>(p.y) + image, first, count, y);
   }
 }
 
 template <typename T, int Rank, bool SecondReversed>
-__global__ void __launch_bounds__(kMaxWarps * 32) forward_kernel(const __grid_constant__ Args p) {
+__global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 3 : 2)
+    forward_kernel(const __grid_constant__ Args p) {
   extern __shared__ float4 shared[];
   forward_body<T, Rank, SecondReversed, true>(p, reinterpret_cast<float*>(shared));
 }

@@ -8,9 +8,16 @@ namespace mmvmamba {
 namespace ss2d {
 
 constexpr int kSegment = 16;      // pixels that one thread scans
-constexpr int kMaxWarps = 16;     // segments a block can hold
+constexpr int kMaxWarps = 8;      // segments a block can hold
 
 enum class Type { kHalf, kBfloat16, kFloat };
+
+// How a block of a chain learns the state that enters it.
+enum class Chain {
+  kNone,      // the image is one block
+  kLookBack,  // blocks publish their carries and wait for those before them; a chain must be resident as a whole
+  kPrefix,    // block_carries holds the entering states, by the carries kernel and launch_combine
+};
 
 // Arguments of a scan kernel. `q` = 2 * pair + route of pair; padded = channels rounded up to 32.
 struct Args {
@@ -24,13 +31,14 @@ struct Args {
   const float* A;            // (4, padded), negative
   const float* skip;         // (padded): sum of D over the routes
   void* y;                   // (batch, length, channels): output, or dx in backward
-  void* block_carries;       // (batch, chain, 2, padded) pairs of float
+  void* block_carries;       // (batch, chain, 2, padded) pairs of float; all bits set before a look-back
   float* states;             // (batch, segments, 4, channels): state entering each segment, or null
   void* dmaps;               // (batch, length, 4, map_columns), backward with rank <= 14
   float* dmaps_part;         // (splits, batch, length, 4, 2): dB and dC, backward with u
   float* partial;            // (batch * chain, groups, outputs): sums over a block's pixels
   int64_t batch;
   int channels, padded, groups, height, width, length, segments, chain, map_columns;
+  Chain chaining;
   int pair;
   int splits;                // parts the channel groups are split into, backward only
   bool column_order;         // steps go down the columns
@@ -52,6 +60,10 @@ void launch_forward(Type type, int rank, int warps, const Args& args, cudaStream
 void launch_backward_carries(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
 void launch_backward(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
 
+// From the carries of a chain's blocks to the states that enter them, in place; a flag a route of the pair for the
+// direction.
+void launch_combine(const Args& args, bool first_reversed, bool second_reversed, cudaStream_t stream);
+
 // One instantiation file a type.
 #define MMVMAMBA_SS2D_DECLARE(suffix)                                                        \
   void forward_carries_##suffix(int rank, int warps, const Args& args, cudaStream_t stream); \
@@ -71,6 +83,8 @@ struct Prepare {
   void* dt_fragment;    // (4, columns, padded), or null
   void* dt_matrix;      // (4, map_columns, channels): log2e * Wdt^T, zero in the other rows; or null
   float *bias, *A, *skip;
+  uint2* carries;       // block carries to mark as not yet published
+  int64_t num_carries;
   int channels, padded, dt_rank, rank, map_columns;
 };
 void launch_prepare(Type type, const Prepare& args, cudaStream_t stream);

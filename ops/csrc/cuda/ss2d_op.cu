@@ -1,16 +1,20 @@
-// The fused SS2D core as two raw ops: mmvmamba_C::ss2d_fwd_cuda and ss2d_bwd_cuda (N = 1; cross2d, unidi, bidi).
+// The fused SS2D core, mmvmamba::ss2d_scan and ss2d_scan_backward on CUDA (N = 1; cross2d, unidi, bidi).
 //
 // Forward: prepare parameters; one GEMM for the maps of all routes; for dt ranks above 12 a batched GEMM for u;
 // then for each pair of routes the block carries (if an image has more than one block) and the scan.
 // Backward: the same maps, the scans' adjoint a pair, then dx += dmaps Wx, and weight sums by chunked GEMMs.
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include <cstdlib>
+#include <string>
 
 #include "ss2d_kernels.h"
 
@@ -22,10 +26,9 @@ using namespace ss2d;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int limit_from(const char* name, int fallback) {
-  const char* value = std::getenv(name);
-  return value ? std::atoi(value) : fallback;
-}
+// Blocks of a look-back chain wait for one another, so all must be resident at once. Blocks start in their order, and
+// a GPU holds far more of them than this.
+constexpr int kLookBackChain = 32;
 
 Type type_of(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -42,14 +45,18 @@ struct Problem {
   Args args{};
   Prepare prepare{};
   int dt_rank, rank;  // the op's R, and the kernels': 6, 12, or 0 for u by GEMM
+  int warps;          // segments of a block
+  bool column_second;
   cudaStream_t stream;
   Tensor projection, dt_matrix, floats, fragment;
+  Tensor carries;     // of both pairs' blocks
 
   Problem(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias, const Tensor& A_logs,
-          const Tensor& Ds, int64_t scan_mode)
+          const Tensor& Ds, const std::string& scan_mode)
       : type(type_of(x)), stream(at::cuda::getCurrentCUDAStream()) {
     TORCH_CHECK(A_logs.size(1) == 1, "ss2d_scan: the fused kernels take d_state N = 1, got ", A_logs.size(1));
-    TORCH_CHECK(scan_mode >= 0 && scan_mode <= 2, "ss2d_scan: scan_mode ", scan_mode, ", expected 0, 1 or 2");
+    TORCH_CHECK(scan_mode == "cross2d" || scan_mode == "unidi" || scan_mode == "bidi", "ss2d_scan: scan_mode is '", scan_mode,
+                "', expected cross2d, unidi or bidi");
     for (const Tensor* t : {&x_proj, &dt_proj, &dt_bias, &A_logs, &Ds}) {
       TORCH_CHECK(t->scalar_type() == at::kFloat && t->is_contiguous() && t->is_cuda(),
                   "ss2d_scan: parameters must be contiguous float32 CUDA tensors");
@@ -65,8 +72,8 @@ struct Problem {
                 " channels is too large for the fused kernels");
     args.length = length;
     args.segments = ceil_div(length, kSegment);
-    args.second_reversed = scan_mode != 1;
-    column_second = scan_mode == 0;
+    args.second_reversed = scan_mode != "unidi";
+    column_second = scan_mode == "cross2d" && args.height > 1 && args.width > 1;  // else both orders are one
 
     const auto options = x.options();
     projection = at::empty({4 * args.map_columns, args.channels}, options);
@@ -86,24 +93,29 @@ struct Problem {
     prepare.A = prepare.bias + 4 * args.padded, prepare.dt_weight = prepare.A + 4 * args.padded;
     prepare.channels = args.channels, prepare.padded = args.padded, prepare.dt_rank = dt_rank;
     prepare.rank = rank, prepare.map_columns = args.map_columns;
+    choose_chain();
+    if (args.chaining != Chain::kNone) {
+      carries = at::empty({2, args.batch * args.chain * 2 * args.padded * 2}, options.dtype(at::kFloat));
+      prepare.carries = static_cast<uint2*>(carries.data_ptr());
+      prepare.num_carries = args.chaining == Chain::kLookBack ? carries.numel() / 2 : 0;
+    }
     launch_prepare(type, prepare, stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     args.skip = prepare.skip, args.bias = prepare.bias, args.A = prepare.A, args.dt_weight = prepare.dt_weight;
     args.dt_fragment = prepare.dt_fragment;
   }
 
-  bool column_second;
-
   void select_pair(int pair) {
     args.pair = pair;
+    if (carries.defined()) args.block_carries = carries[pair].data_ptr();
     args.column_order = pair == 1 && column_second;
   }
 
-  // Segments a block holds: at most `limit`, evenly over the chain; one block if the image fits in `whole`.
-  int choose_warps(int limit, int whole) {
-    if (args.segments <= whole) limit = whole;
-    args.chain = ceil_div(args.segments, limit);
-    return ceil_div(args.segments, args.chain);
+  // Segments a block holds, evenly over the chain of blocks that an image is.
+  void choose_chain() {
+    args.chain = ceil_div(args.segments, kMaxWarps);
+    args.chaining = args.chain == 1 ? Chain::kNone : args.chain <= kLookBackChain ? Chain::kLookBack : Chain::kPrefix;
+    warps = ceil_div(args.segments, args.chain);
   }
 
   // u2 without bias by a batched GEMM, (batch * length, 4, channels).
@@ -120,7 +132,7 @@ Tensor channel_last(const Tensor& x) { return x.permute({0, 2, 3, 1}).contiguous
 
 std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj,
                                                 const Tensor& dt_bias, const Tensor& A_logs, const Tensor& Ds,
-                                                int64_t scan_mode, at::ScalarType out_dtype, bool save) {
+                                                std::string scan_mode, at::ScalarType out_dtype, bool save) {
   const c10::cuda::CUDAGuard guard(x.device());
   Problem problem(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode);
   Args& args = problem.args;
@@ -134,21 +146,17 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x
   Tensor y = at::empty({args.batch, args.height, args.width, args.channels}, options.dtype(out_dtype));
   Tensor states = at::empty({save ? args.batch * args.segments * 4 * args.channels : 0}, options.dtype(at::kFloat));
 
-  static const int limit = limit_from("MMVMAMBA_SS2D_FORWARD_WARPS", 8);
-  const int warps = problem.choose_warps(limit, 13);
-  Tensor carries;
-  if (args.chain > 1) {
-    carries = at::empty({args.batch * args.chain * 2 * args.padded * 2}, options.dtype(at::kFloat));
-    args.block_carries = carries.data_ptr();
-  }
   args.x = image.data_ptr(), args.maps = maps.data_ptr(), args.y = y.data_ptr();
   args.u = u.defined() ? u.data_ptr() : nullptr;
   args.states = save ? states.data_ptr<float>() : nullptr;
   args.float_output = out_dtype == at::kFloat;
   for (int pair = 0; pair < 2; ++pair) {
     problem.select_pair(pair);
-    if (args.chain > 1) launch_forward_carries(problem.type, problem.rank, warps, args, problem.stream);
-    launch_forward(problem.type, problem.rank, warps, args, problem.stream);
+    if (args.chaining == Chain::kPrefix) {
+      launch_forward_carries(problem.type, problem.rank, problem.warps, args, problem.stream);
+      launch_combine(args, false, args.second_reversed, problem.stream);
+    }
+    launch_forward(problem.type, problem.rank, problem.warps, args, problem.stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
   return {y.permute({0, 3, 1, 2}), maps, states};
@@ -170,7 +178,7 @@ Tensor tall_product(const Tensor& a, const Tensor& b, int64_t chunks) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
     const Tensor& dy_in, const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias,
-    const Tensor& A_logs, const Tensor& Ds, const Tensor& maps, const Tensor& states, int64_t scan_mode) {
+    const Tensor& A_logs, const Tensor& Ds, const Tensor& maps, const Tensor& states, std::string scan_mode) {
   const c10::cuda::CUDAGuard guard(x.device());
   Problem problem(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode);
   Args& args = problem.args;
@@ -184,15 +192,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
   Tensor u;
   if (!fused) u = problem.project_u(maps);
 
-  static const int limit = limit_from("MMVMAMBA_SS2D_BACKWARD_WARPS", 8);
-  const int warps = problem.choose_warps(limit, problem.type == Type::kFloat ? 8 : 13);
   const int64_t blocks = args.batch * args.chain;
-  args.splits = fused ? 1 : std::min<int64_t>(args.groups, ceil_div(1056, blocks));
-  Tensor carries;
-  if (args.chain > 1) {
-    carries = at::empty({blocks * 2 * args.padded * 2}, float_options);
-    args.block_carries = carries.data_ptr();
-  }
+  const int per_split = fused ? args.groups : ceil_div(args.groups, std::min<int64_t>(args.groups, ceil_div(1056, blocks)));
+  args.splits = ceil_div(args.groups, per_split);
   Tensor dmaps = at::empty({pixels, 4 * args.map_columns}, options);
   Tensor parts = at::empty({fused ? 0 : args.splits * pixels * 8}, float_options);
   Tensor dx = at::empty({pixels, args.channels}, options);
@@ -204,8 +206,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
   for (int pair = 0; pair < 2; ++pair) {
     problem.select_pair(pair);
     args.partial = partial[pair].data_ptr<float>();
-    if (args.chain > 1) launch_backward_carries(problem.type, problem.rank, warps, args, problem.stream);
-    launch_backward(problem.type, problem.rank, warps, args, problem.stream);
+    if (args.chaining == Chain::kPrefix) {
+      launch_backward_carries(problem.type, problem.rank, problem.warps, args, problem.stream);
+      launch_combine(args, true, !args.second_reversed, problem.stream);
+    }
+    launch_backward(problem.type, problem.rank, problem.warps, args, problem.stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
@@ -244,17 +249,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
 }  // namespace
 }  // namespace mmvmamba
 
-TORCH_LIBRARY_FRAGMENT(mmvmamba_C, m) {
-  m.def(
-      "ss2d_fwd_cuda(Tensor x, Tensor x_proj_weight, Tensor dt_projs_weight, Tensor dt_projs_bias, Tensor A_logs, "
-      "Tensor Ds, int scan_mode, ScalarType out_dtype, bool save) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "ss2d_bwd_cuda(Tensor dy, Tensor x, Tensor x_proj_weight, Tensor dt_projs_weight, Tensor dt_projs_bias, "
-      "Tensor A_logs, Tensor Ds, Tensor maps, Tensor states, int scan_mode) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-}
-
-TORCH_LIBRARY_IMPL(mmvmamba_C, CUDA, m) {
-  m.impl("ss2d_fwd_cuda", &mmvmamba::ss2d_forward);
-  m.impl("ss2d_bwd_cuda", &mmvmamba::ss2d_backward);
+TORCH_LIBRARY_IMPL(mmvmamba, CUDA, m) {
+  m.impl("ss2d_scan", &mmvmamba::ss2d_forward);
+  m.impl("ss2d_scan_backward", &mmvmamba::ss2d_backward);
 }

@@ -1,5 +1,7 @@
 // Small kernels around the scans: parameters in, parameter gradients out. See the structs in ss2d_kernels.h.
 
+#include <algorithm>
+
 #include "ss2d_common.cuh"
 
 namespace mmvmamba {
@@ -9,9 +11,10 @@ namespace {
 // Route of the op that pair-order index q stands for: (0, 2 | 1, 3).
 __device__ __forceinline__ int route_of(int q) { return (q & 1) * 2 + (q >> 1); }
 
-// One thread an element of the largest output, the padded projections; the smaller ones ride along.
+// One thread an element of the padded projections; the smaller outputs ride along. The same threads mark the carries.
 template <typename T> __global__ void prepare_kernel(const __grid_constant__ Prepare p) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < p.num_carries) p.carries[i] = make_uint2(~0u, ~0u);
   if (i >= 4ll * p.map_columns * p.padded) return;
   const int channel = i % p.padded, column = i / p.padded % p.map_columns;
   const int q = i / (static_cast<int64_t>(p.padded) * p.map_columns), route = route_of(q);
@@ -105,12 +108,39 @@ template <typename T> __global__ void add_parts_kernel(const __grid_constant__ A
   static_cast<T*>(p.dmaps)[(i / 2 + 1) * p.map_columns - 2 + i % 2] = from_float<T>(sum);
 }
 
+// A block takes 32 channels of one route and image; its warps share the chain, in two passes.
+__global__ void __launch_bounds__(512)
+    combine_kernel(const __grid_constant__ Args p, bool first_reversed, bool second_reversed) {
+  __shared__ Carry totals[16][32];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = blockIdx.x % p.groups;
+  const int route = blockIdx.x / p.groups % 2;
+  const int64_t batch = blockIdx.x / (2 * p.groups);
+  const bool reversed = route == 0 ? first_reversed : second_reversed;
+  const int share = (p.chain + 15) / 16, begin = min(p.chain, warp * share), end = min(p.chain, begin + share);
+  const auto carry_of = [&](int i) {
+    return block_carry(p, batch, reversed ? p.chain - 1 - i : i, route, group * 32 + lane);
+  };
+  Carry total = {1.f, 0.f};
+#pragma unroll 4
+  for (int i = begin; i < end; ++i) append(total, *carry_of(i));
+  totals[warp][lane] = total;
+  __syncthreads();
+  float state = 0.f;
+  for (int w = 0; w < warp; ++w) state = fmaf(totals[w][lane].product, state, totals[w][lane].end);
+#pragma unroll 4
+  for (int i = begin; i < end; ++i) {
+    const Carry carry = *carry_of(i);
+    *carry_of(i) = {0.f, state};
+    state = fmaf(carry.product, state, carry.end);
+  }
+}
+
 unsigned blocks_for(int64_t threads) { return static_cast<unsigned>((threads + 255) / 256); }
 
 }  // namespace
 
 void launch_prepare(Type type, const Prepare& args, cudaStream_t stream) {
-  const unsigned blocks = blocks_for(4ll * args.map_columns * args.padded);
+  const unsigned blocks = blocks_for(std::max<int64_t>(4ll * args.map_columns * args.padded, args.num_carries));
   if (type == Type::kHalf) {
     prepare_kernel<__half><<<blocks, 256, 0, stream>>>(args);
   } else if (type == Type::kBfloat16) {
@@ -135,6 +165,11 @@ void launch_add_parts(Type type, const Args& args, cudaStream_t stream) {
   } else {
     add_parts_kernel<float><<<blocks, 256, 0, stream>>>(args);
   }
+}
+
+void launch_combine(const Args& args, bool first_reversed, bool second_reversed, cudaStream_t stream) {
+  const unsigned blocks = static_cast<unsigned>(args.batch * 2 * args.groups);
+  combine_kernel<<<blocks, 512, 0, stream>>>(args, first_reversed, second_reversed);
 }
 
 #define MMVMAMBA_SS2D_DISPATCH(function)                                                               \

@@ -114,11 +114,14 @@ template <typename T, int Rank> struct MapSums {
   }
 };
 
-// weights[channel][column] of one segment and route to `to` (32, partial_columns); `rows` are the staged maps.
+// weights[channel][column] of one segment and route to `to` (32, partial_columns); `rows` are the staged maps. Without
+// a dt projection in the kernel only the bias is left, `dbias`.
 template <typename T, int Rank>
-__device__ __forceinline__ void weight_sums(const T* tile, const float* rows, float* to, int lane) {
+__device__ __forceinline__ void weight_sums(const T* tile, const float* rows, float dbias, float* to, int lane) {
   constexpr int columns = kPartialColumns<Rank>;
-  if constexpr (sizeof(T) == 2 && Rank > 0) {
+  if constexpr (Rank == 0) {
+    to[lane] = dbias;
+  } else if constexpr (sizeof(T) == 2) {
 #pragma unroll
     for (int m = 0; m < 32; m += 16) {
       uint32_t a[4];
@@ -142,7 +145,7 @@ __device__ __forceinline__ void weight_sums(const T* tile, const float* rows, fl
     for (int i = 0; i <= Rank; ++i) sum[i] = 0.f;
 #pragma unroll
     for (int t = 0; t < kSegment; ++t) {
-      const float du = to_float(tile[lane * kTileStride<T> + t]);
+      const float du = tile[lane * kTileStride<T> + t];
 #pragma unroll
       for (int i = 0; i < Rank; ++i) sum[i] = fmaf(du, rows[t * columns + i], sum[i]);
       sum[Rank] += du;
