@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
@@ -231,16 +231,9 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.9',
     packages=[
-        'mmvmamba',
-        'mmvmamba.analysis',
-        'mmvmamba.hooks',
-        'mmvmamba.layers',
-        'mmvmamba.models',
+        *find_packages(include=['mmvmamba*']),
         'mmvmamba.ops',
-        'mmvmamba.ops.cross_scan',
-        'mmvmamba.ops.layer_norm',
-        'mmvmamba.ops.selective_scan',
-        'mmvmamba.ops.ss2d',
+        *(f'mmvmamba.ops.{name}' for name in find_packages('ops')),
     ],
     package_dir={'mmvmamba.ops': 'ops'},
     ext_modules=[PLACEHOLDER],
