@@ -1,0 +1,102 @@
+"""throughput.py and gallery.py: figures, refusals, and the commands of the gallery."""
+
+import json
+
+import pytest
+import torch
+
+from mmvmamba.analysis import command
+
+from .conftest import ROOT
+
+CLASSIFIER = str(ROOT / 'configs/demo/vmamba-nano_1xb64_digits-32px.py')
+RESNET = str(ROOT / 'configs/demo/resnet18_1xb64_digits-32px.py')
+DETECTOR = str(next((ROOT / 'configs/demo').glob('mask-rcnn_*.py')))
+QUICK = ['--batch-size', '2', '--sizes', '32', '--mixed-sizes', '32', '48', '--warmup', '0', '--steps', '2']
+
+
+@pytest.fixture
+def quick(tmp_path):
+    return [*QUICK, '--device', 'cpu', '--out-dir', str(tmp_path / 'out')]
+
+
+def test_a_figure_for_every_case(tool, quick, tmp_path, capsys):
+    models = ['--model', 'VMamba', CLASSIFIER, '--model', 'ResNet', RESNET, '--model', 'detector', DETECTOR]
+    assert tool('analysis/throughput.py').main([*models, *quick]) == 0
+    result = json.loads((tmp_path / 'out/throughput.json').read_text())
+    cases = [(row['model'], row['mode'], row['sizes']) for row in result['rows']]
+    modes = [('inference', [32]), ('train', [32]), ('train-mixed', [32, 48])]
+    assert cases == [(name, *case) for name in ('VMamba', 'ResNet', 'detector') for case in modes]
+    for row in result['rows']:
+        assert row['images_per_second'] == pytest.approx(2 / row['seconds']) and row['peak_gib'] is None
+    sizes = {row['model']: row['parameters'] for row in result['rows']}
+    assert 0.8 < sizes['ResNet'] / sizes['VMamba'] < 1.25  # the gallery compares models of one size
+    assert result['machine']['torch'] == torch.__version__ and result['machine']['batch_size'] == 2
+    assert (tmp_path / 'out/throughput.png').stat().st_size > 1000
+    assert capsys.readouterr().out.count('| VMamba |') == 3
+
+
+def test_no_figure_without_finite_outputs(tool, quick, tmp_path, monkeypatch, capsys):
+    def load_broken(*arguments):
+        model = load_model(*arguments)
+        with torch.no_grad():
+            model.head.fc.bias[3] = float('nan')
+        return model
+
+    load_model = command.load_model
+    monkeypatch.setattr(command, 'load_model', load_broken)
+    models = ['--model', 'broken', CLASSIFIER, '--modes', 'inference', 'train']
+    assert tool('analysis/throughput.py').main([*models, *quick]) == 2
+    captured = capsys.readouterr()
+    assert 'were not finite' in captured.err and captured.err.startswith('error: 2 of 2 have no figure')
+    rows = json.loads((tmp_path / 'out/throughput.json').read_text())['rows']
+    assert len(rows) == 2 and all('images_per_second' not in row for row in rows)
+
+
+def test_the_median_step_is_timed(tool, quick, monkeypatch):
+    throughput = tool('analysis/throughput.py')
+    args = throughput.parse_args(['--model', 'a', CLASSIFIER, *quick, '--steps', '3'])
+    clock = iter([0, 1, 10, 12, 20, 29])  # steps of 1, 2 and 9 seconds
+    bench = throughput.Bench(command.load_model(CLASSIFIER, None), 'fp32', args)
+    monkeypatch.setattr(throughput.time, 'perf_counter', lambda: next(clock))
+    assert bench.measure('inference', [32])['seconds'] == 2
+
+
+@pytest.mark.parametrize(
+    'extra, words',
+    [
+        (['--batch-size', '0'], '--batch-size is 0, expected at least 1'),
+        (['--sizes', '8'], '--sizes is 8, expected at least 32'),
+        (['--precisions', 'tf32'], '--precisions has tf32'),
+        (['--model', 'b', 'mmpretrain::absent/absent.py'], "config 'mmpretrain::absent/absent.py' is not in"),
+        (['--model', 'a', CLASSIFIER], "--model has the name 'a' 2 times"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(tool, quick, tmp_path, capfd, extra, words):
+    assert tool('analysis/throughput.py').main(['--model', 'a', CLASSIFIER, *quick, *extra]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith('error: ') and words in error and not (tmp_path / 'out').exists()
+
+
+def test_gallery_needs_a_demo_and_plans_every_picture(tool, tmp_path, monkeypatch, capsys):
+    gallery = tool('analysis/gallery.py')
+    monkeypatch.chdir(tmp_path)
+    assert gallery.main([]) == 2
+    assert "--demo 'demo_output' has no trained work_dirs/classification" in capsys.readouterr().err
+    for task in ('classification', 'detection', 'segmentation'):
+        folder = tmp_path / 'demo_output/work_dirs' / task
+        (folder / 'run/vis_data').mkdir(parents=True)
+        (folder / 'config.py').touch()
+        (folder / 'run/vis_data/scalars.json').touch()
+        (folder / 'last_checkpoint').write_text(f'elsewhere/{task}.pth')
+    (tmp_path / 'data/digits/scenes/val').mkdir(parents=True)
+    for i in range(3):
+        (tmp_path / f'data/digits/scenes/val/{i}.png').touch()
+    plan = gallery.commands(gallery.parse_args([]), tmp_path / 'gallery')
+    assert list(plan) == [
+        *('resnet', 'erf', 'attention_map', 'feature_map', 'robustness_resolution', 'throughput', 'curves')
+    ]
+    for name, words in plan.items():
+        if name not in ('resnet', 'curves'):
+            tool(f'analysis/{name}.py').parse_args(words[1:])
+    assert 'demo_output/work_dirs/detection/detection.pth' in plan['attention_map']
