@@ -58,7 +58,8 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_scan(const Tensor& x, const Tensor& x_pr
 }
 
 // ---- layer_norm -----------------------------------------------------------------------------------------------------
-using NormForward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, at::ScalarType, bool);
+using NormForward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, at::ScalarType,
+                                               bool);
 using NormBackward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&);
 
 struct LayerNorm : torch::autograd::Function<LayerNorm> {

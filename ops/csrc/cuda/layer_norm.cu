@@ -1,4 +1,4 @@
-// Layer normalisation over a short last dimension, and its backward: mmvmamba::layer_norm and layer_norm_backward on CUDA.
+// Layer normalisation over a short last dimension: mmvmamba::layer_norm and its backward on CUDA.
 //
 // torch's kernel gives a whole block to each row, which starves for rows of 48 to 1024 channels, and under autocast it
 // writes float. Here `Lanes` lanes own a row, values stay in registers, and the output has the dtype that its reader
@@ -203,7 +203,7 @@ template <typename F> void with_types(at::ScalarType in, at::ScalarType out, F f
   if (in == at::kBFloat16 && out == at::kFloat) return f(__nv_bfloat16(), float());
   if (in == at::kHalf && out == at::kHalf) return f(__half(), __half());
   if (in == at::kBFloat16 && out == at::kBFloat16) return f(__nv_bfloat16(), __nv_bfloat16());
-  TORCH_CHECK(false, "layer_norm: x is ", in, " and the output ", out, ", expected one type, or float32 for one of them");
+  TORCH_CHECK(false, "layer_norm: x is ", in, " and the output ", out, ", expected one type, or one of them float32");
 }
 
 void check(const Tensor& x, const Tensor& weight, const Tensor& bias) {

@@ -14,6 +14,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <string>
 
 #include "ss2d_kernels.h"
@@ -26,9 +27,9 @@ using namespace ss2d;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Blocks of a look-back chain wait for one another, so all must be resident at once. Blocks start in their order, and
-// a GPU holds far more of them than this.
-constexpr int kLookBackChain = 32;
+// Blocks of a look-back chain wait for one another, so all must be resident at once, beside those of other streams.
+// Blocks start in their order, and a processor holds at least one: chains of at most half the processors are safe.
+int longest_look_back() { return std::min(32, at::cuda::getCurrentDeviceProperties()->multiProcessorCount / 2); }
 
 Type type_of(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -55,8 +56,8 @@ struct Problem {
           const Tensor& Ds, const std::string& scan_mode)
       : type(type_of(x)), stream(at::cuda::getCurrentCUDAStream()) {
     TORCH_CHECK(A_logs.size(1) == 1, "ss2d_scan: the fused kernels take d_state N = 1, got ", A_logs.size(1));
-    TORCH_CHECK(scan_mode == "cross2d" || scan_mode == "unidi" || scan_mode == "bidi", "ss2d_scan: scan_mode is '", scan_mode,
-                "', expected cross2d, unidi or bidi");
+    TORCH_CHECK(scan_mode == "cross2d" || scan_mode == "unidi" || scan_mode == "bidi", "ss2d_scan: scan_mode is '",
+                scan_mode, "', expected cross2d, unidi or bidi");
     for (const Tensor* t : {&x_proj, &dt_proj, &dt_bias, &A_logs, &Ds}) {
       TORCH_CHECK(t->scalar_type() == at::kFloat && t->is_contiguous() && t->is_cuda(),
                   "ss2d_scan: parameters must be contiguous float32 CUDA tensors");
@@ -114,7 +115,9 @@ struct Problem {
   // Segments a block holds, evenly over the chain of blocks that an image is.
   void choose_chain() {
     args.chain = ceil_div(args.segments, kMaxWarps);
-    args.chaining = args.chain == 1 ? Chain::kNone : args.chain <= kLookBackChain ? Chain::kLookBack : Chain::kPrefix;
+    args.chaining = args.chain == 1                     ? Chain::kNone
+                    : args.chain <= longest_look_back() ? Chain::kLookBack
+                                                        : Chain::kPrefix;
     warps = ceil_div(args.segments, args.chain);
   }
 
@@ -193,8 +196,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
   if (!fused) u = problem.project_u(maps);
 
   const int64_t blocks = args.batch * args.chain;
-  const int per_split = fused ? args.groups : ceil_div(args.groups, std::min<int64_t>(args.groups, ceil_div(1056, blocks)));
-  args.splits = ceil_div(args.groups, per_split);
+  const int64_t most = std::min<int64_t>(args.groups, ceil_div(1056, blocks));  // splits: 8 blocks a processor do
+  args.splits = fused ? 1 : ceil_div(args.groups, ceil_div(args.groups, most));
   Tensor dmaps = at::empty({pixels, 4 * args.map_columns}, options);
   Tensor parts = at::empty({fused ? 0 : args.splits * pixels * 8}, float_options);
   Tensor dx = at::empty({pixels, args.channels}, options);

@@ -94,8 +94,9 @@ __global__ void finish_matrices_kernel(const __grid_constant__ Finish p) {
   p.dx_proj[(static_cast<int64_t>(route) * rows + row) * p.channels + channel] =
       row == p.dt_rank ? kLn2 * value : value;
   if (p.ddt_matrix != nullptr && row < p.dt_rank) {
+    const int64_t matrix_row = static_cast<int64_t>(q) * p.map_columns + row;
     p.ddt_proj[(static_cast<int64_t>(route) * p.channels + channel) * p.dt_rank + row] =
-        kLog2e * p.ddt_matrix[(static_cast<int64_t>(q) * p.map_columns + row) * 4 * p.channels + q * p.channels + channel];
+        kLog2e * p.ddt_matrix[(matrix_row * 4 + q) * p.channels + channel];
   }
 }
 
