@@ -38,6 +38,11 @@ class VSSMBackbone(BaseModule):
         TypeError: If an option is unknown or of a wrong type.
         ValueError: If ``arch`` is unknown or a value is out of range.
 
+    Note:
+        The backbone compiles into one graph, static or dynamic, for inference and training:
+        ``backbone.compile(fullgraph=True)``, with ``mode='reduce-overhead'`` for CUDA graphs at small batches.  In a
+        config, ``compile=True`` has mmengine's Runner compile the model around it too.
+
     Example:
         >>> model = VSSMBackbone('nano')
         >>> [tuple(out.shape) for out in model(torch.rand(1, 3, 64, 64))]
@@ -105,14 +110,14 @@ class VSSMBackbone(BaseModule):
             x (Tensor): Images, (B, in_channels, H, W), at least 4 pixels a side.
 
         Returns:
-            tuple[Tensor]: For stage i a map (B, dims[i], h, w) with channels_last strides, where h and w are about
-            H / 4 / 2**i and W / 4 / 2**i.
+            tuple[Tensor]: For stage i a contiguous map (B, dims[i], h, w), where h and w are about H / 4 / 2**i and
+            W / 4 / 2**i.
 
         Raises:
             ValueError: If ``x`` has the wrong shape.
         """
         self._check_input(x)
-        x = self.patch_embed(x)
+        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
         outs = []
         for i, layer in enumerate(self.layers):
             x = layer['blocks'](x)
