@@ -13,7 +13,7 @@ ENV_PYTHON := $(VENV)/bin/python
 SETUP := setup
 endif
 
-.PHONY: help setup demo test test-all lint format clean
+.PHONY: help setup demo gallery docs test test-all lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this help
@@ -25,6 +25,12 @@ setup:  ## Make .venv with the tested set (PYTHON= chooses the interpreter, VENV
 
 demo: $(SETUP)  ## Train and evaluate a classifier, a detector and a segmentor on the digits data set
 	"$(ENV_PYTHON)" tools/demo.py
+
+gallery: $(SETUP)  ## Make every picture of the documentation's gallery from what the demo trained
+	"$(ENV_PYTHON)" tools/analysis/gallery.py --force
+
+docs: $(SETUP)  ## Build the documentation into build/docs; a dead link fails
+	"$(ENV_PYTHON)" -m mkdocs build --strict
 
 test: $(SETUP)  ## Run the tests
 	"$(ENV_PYTHON)" -m pytest -m 'not slow'

@@ -112,6 +112,7 @@ def parse(script: str, arguments: list, monkeypatch) -> None:
 
     monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
     monkeypatch.setattr('sys.argv', [script, *arguments])
+    monkeypatch.syspath_prepend((ROOT / 'tools' / script).parent)  # as when it is run
     main = load_tool(script).main
     with pytest.raises(SystemExit if arguments == ['--help'] else ParsedError):
         main(arguments) if main.__code__.co_argcount else main()

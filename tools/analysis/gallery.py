@@ -49,7 +49,7 @@ def commands(args: argparse.Namespace, out_dir: Path) -> dict:
     if not image:
         raise command.ToolError(f'--data {str(data)!r} has no scenes/val/*.png; run make demo first')
     resnet = out_dir / 'work_dirs/resnet'
-    epochs = 20  # as many as the demo's classifier
+    epochs = command.read_config(str(RESNET)).train_cfg.max_epochs  # as many as the demo's classifier
     both = [
         *('--model', 'VMamba', *digits),
         *('--model', 'ResNet', RESNET, resnet / f'epoch_{epochs}.pth'),
