@@ -1,12 +1,14 @@
-"""One process of a small training on CPU: ``distributed.py OUT BATCHES [FAULT]``, started by torch.distributed.run.
+"""A small training on CPU: ``distributed.py OUT BATCHES PROCESSES`` by one process and by several.
 
 BATCHES is the number of images of each process in each step, joined by ``+`` and steps by ``,``: ``2+2,3+1``. Saves
-losses and gradients of rank 0 to OUT. FAULT ``die`` lets the last process die in the second step.
+losses and gradients of rank 0 to OUT.1 and OUT.PROCESSES. As one process of torch.distributed.run, with ``die`` in the
+place of PROCESSES, the last one dies in the second step.
 """
 
 import os
 import sys
 import time
+import traceback
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,13 +36,11 @@ def images(step: int, first: int, count: int) -> torch.Tensor:
     return torch.stack([torch.rand(3, 20, 28, generator=make(i)) for i in range(first, first + count)])
 
 
-def main(out: str, batches: str, fault: str = '') -> None:
+def train(out: str, batches: str, rank: int, world: int, fault: str = '') -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, rank, world = Model(), 0, 1
-    if 'RANK' in os.environ:
-        dist.init_process_group('gloo', timeout=timedelta(seconds=30))
-        rank, world = dist.get_rank(), dist.get_world_size()
+    model = Model()
+    if world > 1:
         model = MMDistributedDataParallel(model, broadcast_buffers=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     results = []
@@ -64,6 +64,37 @@ def main(out: str, batches: str, fault: str = '') -> None:
         results.append((total, {name: p.grad.clone() for name, p in inner.named_parameters()}))
     if rank == 0:
         torch.save(results, out)
+
+
+def fork(out: str, batches: str, world: int) -> None:
+    """Train in ``world`` forked processes, which share the slow imports."""
+    children = []
+    for rank in range(world):
+        children.append(os.fork())
+        if children[-1] == 0:
+            status = 1
+            try:
+                if world > 1:
+                    dist.init_process_group(
+                        'gloo', f'file://{out}.store', rank=rank, world_size=world, timeout=timedelta(seconds=120)
+                    )
+                train(out, batches, rank, world)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+    assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+
+
+def main(out: str, batches: str, argument: str) -> None:
+    if 'RANK' in os.environ:
+        dist.init_process_group('gloo', timeout=timedelta(seconds=30))
+        train(out, batches, dist.get_rank(), dist.get_world_size(), argument)
+    else:
+        for world in (1, int(argument)):
+            fork(f'{out}.{world}', batches, world)
 
 
 if __name__ == '__main__':

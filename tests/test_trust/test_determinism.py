@@ -15,7 +15,6 @@ DEVICES = [
 def _deterministic(monkeypatch):
     """As ``randomness=dict(seed=0, deterministic=True)`` sets it; cuBLAS asks for the variable."""
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

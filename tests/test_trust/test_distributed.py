@@ -18,13 +18,9 @@ from tests.test_tools.test_train_test import metrics
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': str(ROOT)}
 
 
-def train(folder, processes, batches, *fault, name='out'):
-    out = folder / f'{name}.pth'
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-    command = command if processes > 1 else [sys.executable]
-    command += ['-m', 'tests.test_trust.distributed', str(out), batches, *fault]
-    result = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
-    return result, out
+def train(folder, *arguments, launcher=()):
+    command = [sys.executable, *launcher, '-m', 'tests.test_trust.distributed', str(folder / 'out'), *arguments]
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
 
 
 def assert_same(first, second):
@@ -37,31 +33,23 @@ def assert_same(first, second):
             assert (gradient - other_gradients[name]).norm() <= 2e-5 * gradient.norm(), name
 
 
-def test_two_processes_compute_what_one_does(tmp_path):
+@pytest.mark.parametrize(
+    'processes, batches', [(2, '2+2,3+1,2+0'), pytest.param(4, '1+1+1+1,2+1+1+1,1+0+2+0', marks=pytest.mark.slow)]
+)
+def test_several_processes_compute_what_one_does(tmp_path, processes, batches):
     """Also with uneven batches, and with nothing in the last batch of one process."""
-    batches = '2+2,3+1,2+0'
-    result, one = train(tmp_path, 1, batches, name='one')
+    result = train(tmp_path, batches, str(processes))
     assert result.returncode == 0, result.stderr[-3000:]
-    result, two = train(tmp_path, 2, batches, name='two')
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert_same(one, two)
+    assert_same(tmp_path / 'out.1', tmp_path / f'out.{processes}')
 
 
 @pytest.mark.slow
-def test_four_processes_compute_what_one_does(tmp_path):
-    batches = '1+1+1+1,2+1+1+1,1+0+2+0'
-    result, one = train(tmp_path, 1, batches, name='one')
-    assert result.returncode == 0, result.stderr[-3000:]
-    result, four = train(tmp_path, 4, batches, name='four')
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert_same(one, four)
-
-
 def test_a_worker_that_dies_ends_the_run(tmp_path):
     """The others wait for its gradients: the run must end within a minute of the death, and say who died how."""
-    result, out = train(tmp_path, 2, '1+1,1+1,1+1', 'die')
-    assert time.time() - float((tmp_path / 'out.pth.died').read_text()) < 60
-    assert result.returncode != 0 and not out.exists()
+    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    result = train(tmp_path, '1+1,1+1,1+1', 'die', launcher=launcher)
+    assert time.time() - float((tmp_path / 'out.died').read_text()) < 60
+    assert result.returncode != 0 and not (tmp_path / 'out').exists()
     assert re.search(r'exitcode\s*: 7', result.stderr), result.stderr[-3000:]
 
 

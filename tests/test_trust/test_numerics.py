@@ -13,11 +13,6 @@ from .op_inputs import oracle
 HALF = (torch.float16, torch.bfloat16)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def inputs(length, dtype=torch.float32, u=1.0, delta=1.0, A=-1.0, B=1.0, C=1.0):
     """Constant arguments for one channel and one state."""
     full = lambda value, *shape, kind=dtype: torch.full(shape, float(value), dtype=kind)  # noqa: E731

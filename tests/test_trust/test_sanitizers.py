@@ -56,6 +56,8 @@ def runtime(name: str) -> str:
 @pytest.mark.skipif(sys.platform != 'linux' or shutil.which('g++') is None, reason='needs g++ on Linux')
 def test_cpu_kernels(tmp_path):
     build(tmp_path)
+    library = (tmp_path / 'mmvmamba/ops/_C.so').read_bytes()
+    assert b'__asan_report_load' in library and b'__ubsan_handle' in library
     environment = {
         **os.environ,
         'LD_PRELOAD': runtime('libasan.so') + ':' + runtime('libubsan.so'),
@@ -77,4 +79,5 @@ def test_cpu_kernels(tmp_path):
         timeout=1500,
     )
     assert result.returncode == 0, (result.stdout + result.stderr)[-5000:]
-    assert 'runtime error' not in result.stderr and 'cases through' in result.stdout
+    assert 'runtime error' not in result.stderr
+    assert f'cases through the kernels beside {tmp_path}' in result.stdout

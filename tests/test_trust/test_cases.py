@@ -1,0 +1,9 @@
+"""The slow set is as large as it says."""
+
+from . import test_checkpoint_properties, test_ops_properties, test_options_properties  # noqa: F401
+from .cases import FULL_CASES
+
+
+def test_ten_thousand_cases():
+    assert sum(FULL_CASES.values()) >= 10_000
+    assert len({name.rpartition('.')[0] for name in FULL_CASES}) == 3
