@@ -215,16 +215,18 @@ def _preference(op: str, device_type: str, training: bool, d_state: int) -> tupl
 
     Milliseconds on an H200, float16 in, float32 out (tools/benchmark/ops.py):
 
-    ============================  ===================  ==================
-    op, (batch, dim, L), N        cuda                 triton
-    ============================  ===================  ==================
-    selective_scan, forward and backward
-    (128, 384, 3136), 1           0.46 + 1.11          0.40 + 1.52
-    (128, 768, 784), 1            0.31 + 0.73          0.24 + slower
-    (32, 384, 3136), 16           0.96 + 3.35          2.4 + 22
-    cross_scan and cross_merge at (batch, C, H, W)
-    (128, 96, 56, 56)             0.13 + 0.15          0.67 + 0.21
-    ============================  ===================  ==================
+    =======================================  ============  ============
+    selective_scan, (batch, dim, L), N       cuda          triton
+    =======================================  ============  ============
+    (128, 384, 3136), 1, forward + backward  0.46 + 1.11   0.40 + 1.52
+    (128, 768, 784), 1, forward              0.31          0.24
+    (128, 1536, 196), 1, forward             0.20          0.18
+    (2, 384, 67200), 1, forward              0.47          0.34
+    (32, 384, 3136), 16, forward             0.96          2.4
+    cross_scan + cross_merge, (128, 96, 56, 56)
+    float16, channel-first                   0.13 + 0.15   0.67 + 0.21
+    float16, channel-last                    0.12 + 0.10   0.15 + 0.14
+    =======================================  ============  ============
     """
     if device_type == 'cpu':
         return ('cpu',)

@@ -3,17 +3,20 @@
 On a GPU: python tools/benchmark/ops.py
 On CPU:   python tools/benchmark/ops.py --device cpu    (also against pure-PyTorch formulations of the scan)
 
+``--clock processor`` counts the processor time of all threads, for a machine that others use at the same time.
 Prints a table, and writes it as JSON with --json FILE.  GB/s count the bytes that have to move, each once; the fraction
 is of a large copy measured in the same run.
 """
 
 import argparse
+import functools
 import json
 import platform
+import time
 from pathlib import Path
 
+import timing
 import torch
-from timing import copy_ceiling, time_ms
 from torch_scan import FORMULATIONS
 from torch_scan import selective_scan as torch_selective_scan
 
@@ -59,7 +62,7 @@ def error_against(function, reference, inputs, dout):
 def measure(name, op, shape, function, inputs, dout, moved, ceiling, device, repeats):
     """One row: forward, backward and their sum in ms, with bandwidths."""
     with torch.no_grad():
-        forward = time_ms(lambda: function(*inputs), device, repeats)
+        forward = timing.time_ms(lambda: function(*inputs), device, repeats)
     leaves = [t.detach().requires_grad_() for t in inputs]
 
     def both():
@@ -68,10 +71,10 @@ def measure(name, op, shape, function, inputs, dout, moved, ceiling, device, rep
 
     if device == 'cuda':
         out = function(*leaves)
-        backward = time_ms(lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True), device, repeats)
+        backward = timing.time_ms(lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True), device, repeats)
         total = forward + backward
     else:
-        total = time_ms(both, device, repeats, warmup=1)
+        total = timing.time_ms(both, device, repeats, warmup=1)
         backward = total - forward
     row = dict(op=op, shape='x'.join(map(str, shape)), backend=name, forward_ms=forward, backward_ms=backward)
     row['total_ms'] = total
@@ -128,8 +131,8 @@ def cross_cases(device, dtype, backends, ceiling, repeats):
                 error = ((merged.double() - 4 * x.double()).norm() / (4 * x.double()).norm()).item()
                 if not torch.equal(y, expected) or error > LIMIT[dtype]:
                     raise SystemExit(f'{op} {shape}: {name} is wrong')
-                scan = time_ms(lambda: cross_scan(x, 'cross2d', channel_last, name), device, repeats)  # noqa: B023
-                merge = time_ms(
+                scan = timing.time_ms(lambda: cross_scan(x, 'cross2d', channel_last, name), device, repeats)  # noqa: B023
+                merge = timing.time_ms(
                     lambda: cross_merge(y, (height, width), 'cross2d', channel_last, name),  # noqa: B023
                     device,
                     repeats,
@@ -160,6 +163,7 @@ def main():
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], help='default: float16, on CPU float32')
     parser.add_argument('--repeats', type=int, help='runs a median is taken of (default: 25, on CPU 5)')
     parser.add_argument('--threads', type=int, default=2, help='CPU threads (default: 2)')
+    parser.add_argument('--clock', choices=['wall', 'processor'], default='wall', help='what is timed on CPU')
     parser.add_argument('--json', type=Path, help='also write the rows to this file')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -169,7 +173,9 @@ def main():
         parser.error('--device cpu compares with formulations written for float32')
     repeats = args.repeats or (5 if args.device == 'cpu' else 25)
     backends = [status.name for status in backend_report() if status.available and args.device in status.devices]
-    ceiling = copy_ceiling(args.device)
+    if args.clock == 'processor':
+        timing.time_ms = functools.partial(timing.time_ms, clock=time.process_time)
+    ceiling = timing.copy_ceiling(args.device)
     machine = torch.cuda.get_device_name() if args.device == 'cuda' else f'{platform.machine()}, {args.threads} threads'
     print(f'{machine}, torch {torch.__version__}, {dtype}, copy ceiling {ceiling:.0f} GB/s')
 
@@ -186,7 +192,9 @@ def main():
                 f'{row["backward_ms"]:9.3f}{row["backward_GBps"]:7.0f}{row["backward_fraction"]:5.0%}{row["error"]:9.1e}',
                 flush=True,
             )
-    report = dict(machine=machine, torch=torch.__version__, dtype=str(dtype), copy_GBps=ceiling, rows=rows)
+    report = dict(
+        machine=machine, clock=args.clock, torch=torch.__version__, dtype=str(dtype), copy_GBps=ceiling, rows=rows
+    )
     if args.device == 'cpu':
         report['cpu_faster_by'] = ratios(rows)
         for key, factors in report['cpu_faster_by'].items():
