@@ -4,7 +4,8 @@ python tools/soak.py [--minutes 20] [--report soak.json]
 
 Each turn takes one of several small models (a classifier's, a detector's and a segmentor's backbone in their
 scan modes), a size and a precision at random, and infers or trains. Every model answers a fixed question again and
-again; the answer may not change. Memory is read after a warm-up of a third of the time and at the end.
+again; the answer may not change. Memory is read after a warm-up (a third of the
+time and 100 turns) and at the end.
 """
 
 import argparse
@@ -27,6 +28,7 @@ ARCHS = {
     'both ways': dict(arch=dict(dims=16, depths=(1, 1), scan_mode='bidi', norm_layer='bn'), out_indices=(1,)),
 }
 PRECISIONS = ('float32', 'bfloat16', 'float16', 'float64')
+WARM_UP_TURNS = 100
 ALLOWED_GROWTH = 32  # MiB, of which allocators may keep some back
 
 
@@ -117,13 +119,15 @@ def main(arguments=None) -> int:
             errors.append(f'turn {iterations}, {name}: {type(error).__name__}: {error}')
             print(errors[-1], file=sys.stderr, flush=True)
         iterations += 1
-        if warm is None and time.monotonic() - start > seconds / 3:
+        if warm is None and iterations >= WARM_UP_TURNS and time.monotonic() - start > seconds / 3:
             warm = memory()
         if iterations % 200 == 0:
             print(f'{iterations} turns, {(time.monotonic() - start) / 60:.1f} minutes, {memory()}', flush=True)
 
     end = memory()
-    warm = warm or end
+    if warm is None:
+        print(f'too short for a statement on memory: {iterations} turns, of which {WARM_UP_TURNS} are the warm-up')
+        warm = end
     growth = end['resident'] - warm['resident']
     report = dict(
         device=device, iterations=iterations, errors=len(errors), first_errors=errors[:10], after_warm_up=warm, end=end

@@ -1,19 +1,24 @@
-"""Exercise every CPU kernel at odd sizes and in every dtype; run by test_sanitizers.py with instrumented kernels."""
+"""Exercise every kernel at odd sizes and in every dtype: ``sanitized.py [cpu|cuda]``.
+
+Run by test_sanitizers.py with instrumented CPU kernels, and by tools/benchmark/sanitize_cuda.sh on a GPU.
+"""
 
 import itertools
+import sys
 
 import torch
 
 import mmvmamba.ops
-from mmvmamba.ops import SCAN_MODES, cross_merge, cross_scan, selective_scan
+from mmvmamba.ops import SCAN_MODES, cross_merge, cross_scan, selective_scan, ss2d_scan
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DEVICE = sys.argv[1] if len(sys.argv) > 1 else 'cpu'
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, *((torch.float64,) if DEVICE == 'cpu' else ()))
 
 
 def scan(batch, groups, channels, states, length, dtype, full):
     state = torch.float64 if dtype == torch.float64 else torch.float32
     dim = groups * channels
-    leaf = lambda kind, *shape: torch.randn(shape).to(kind).requires_grad_()  # noqa: E731
+    leaf = lambda kind, *shape: torch.randn(shape, device=DEVICE).to(kind).requires_grad_()  # noqa: E731
     options = dict(D=leaf(state, dim), delta_bias=leaf(state, dim), delta_softplus=True) if full else {}
     out = selective_scan(
         leaf(dtype, batch, dim, length),
@@ -22,7 +27,7 @@ def scan(batch, groups, channels, states, length, dtype, full):
         leaf(dtype, batch, groups, states, length),
         leaf(dtype, batch, groups, states, length),
         out_dtype=dtype if dtype == torch.float64 or not full else torch.float32,
-        backend='cpu',
+        backend=DEVICE,
         **options,
     )
     out.sum().backward()
@@ -35,18 +40,32 @@ def main():
         scan(2, 2, channels, 1 + cases % 3, length, dtype, full=cases % 2 == 0)
         cases += 1
     for bad in (float('nan'), float('inf'), float('-inf'), 3e38, -3e38, 1e-40):
-        value = torch.full((1, 5, 67), bad, requires_grad=True)
-        ones = torch.ones(1, 1, 2, 67)
-        selective_scan(value, value, -torch.ones(5, 2), ones, ones, delta_softplus=True, backend='cpu').sum().backward()
-        selective_scan(ones[:, 0, :1], ones[:, 0, :1], value[0, :1, :2], ones, ones, backend='cpu').sum().backward()
+        value = torch.full((1, 5, 67), bad, device=DEVICE, requires_grad=True)
+        ones = torch.ones(1, 1, 2, 67, device=DEVICE)
+        selective_scan(
+            value, value, -ones[0, 0, :, :5].T, ones, ones, delta_softplus=True, backend=DEVICE
+        ).sum().backward()
+        selective_scan(ones[:, 0, :1], ones[:, 0, :1], value[0, :1, :2], ones, ones, backend=DEVICE).sum().backward()
         cases += 2
     for dtype, mode, last, (height, width) in itertools.product(
         DTYPES, SCAN_MODES, (False, True), ((1, 1), (1, 7), (5, 3))
     ):
-        x = torch.randn((2, height, width, 3) if last else (2, 3, height, width)).to(dtype).requires_grad_()
+        x = (
+            torch.randn((2, height, width, 3) if last else (2, 3, height, width), device=DEVICE)
+            .to(dtype)
+            .requires_grad_()
+        )
         cross_merge(
-            cross_scan(x, mode, last, backend='cpu'), (height, width), mode, last, backend='cpu'
+            cross_scan(x, mode, last, backend=DEVICE), (height, width), mode, last, backend=DEVICE
         ).sum().backward()
+        cases += 1
+    for dtype, rank, channels, (height, width) in itertools.product(
+        DTYPES, (1, 6, 13), (8, 33), ((1, 1), (7, 9), (4, 17))
+    ):
+        shapes = ((2, channels, height, width), (4, rank + 2, channels), (4, channels, rank), (4, channels))
+        leaves = [torch.randn(shape, device=DEVICE).to(dtype).requires_grad_() for shape in shapes]
+        states = [torch.randn(shape, device=DEVICE).requires_grad_() for shape in ((4 * channels, 1), (4 * channels,))]
+        ss2d_scan(*leaves, *states, backend=DEVICE).float().sum().backward()
         cases += 1
     print(f'{cases} cases through the kernels beside {mmvmamba.ops.__file__}')
 
