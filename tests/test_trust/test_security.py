@@ -130,3 +130,13 @@ def test_tested_set_is_pinned():
         lines = (ROOT / 'requirements' / name).read_text().splitlines()
         packages = [line for line in lines if line.strip() and not line.startswith(('#', '-', ' '))]
         assert packages and all(re.match(r'^[A-Za-z0-9_.\-]+==[\w.+]+', line) for line in packages), name
+
+
+def test_hashes_are_those_of_the_tested_set():
+    lines = [line for line in (ROOT / 'requirements/hashes.txt').read_text().splitlines() if not line.startswith('#')]
+    matches = [re.fullmatch(r'(\S+==\S+) --hash=sha256:([0-9a-f]{64})', line) for line in lines]
+    assert all(matches) and len({match[2] for match in matches}) == len(lines)
+    pins = set()
+    for name in ('tested.txt', 'build.txt', 'dev.txt'):
+        pins |= {line for line in (ROOT / 'requirements' / name).read_text().splitlines() if re.match(r'\w', line)}
+    assert {match[1] for match in matches} == pins
