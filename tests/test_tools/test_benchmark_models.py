@@ -1,0 +1,47 @@
+"""tools/benchmark/models.py: one small run on CPU, and the ratios."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).parents[2] / 'tools/benchmark/models.py'
+
+
+@pytest.fixture(scope='module')
+def benchmark():
+    spec = importlib.util.spec_from_file_location('benchmark_models', PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_measures_writes_and_compares(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setitem(benchmark.SETTINGS, '224', (1, 32, 32, 'classify'))
+    arguments = (
+        '--device cpu --models nano unfused:nano --baseline unfused:nano --precisions fp32 bf16 --executions eager'
+    )
+    rows = benchmark.main([*arguments.split(), '--repeats', '2', '--calls', '1', '--out', str(tmp_path)])
+    assert len(rows) == 8
+    assert all(row.images_per_second > 0 and row.spread >= 0 for row in rows)
+    assert all(row.ratio == 1 for row in rows if row.model == 'unfused:nano')
+    report = json.loads((tmp_path / 'models.json').read_text())
+    assert [row['model'] for row in report['rows']] == [row.model for row in rows]
+
+
+def test_ratios_are_within_a_setting(benchmark):
+    def row(model, mode, speed):
+        return benchmark.Row(model, '224', 'fp16', mode, 'eager', speed, 0.0, 0.0)
+
+    rows = [row('a', 'infer', 30), row('b', 'infer', 20), row('a', 'train', 5)]
+    benchmark.add_ratios(rows, 'b')
+    assert [entry.ratio for entry in rows] == [1.5, 1.0, None]
+    assert '| 1.50 |' in benchmark.format_table(rows)
+
+
+def test_unknown_models_are_named(benchmark):
+    with pytest.raises(ValueError, match='huge'):
+        benchmark.build_model('huge', 'classify', (32, 32))
+    with pytest.raises(ValueError, match='zoo'):
+        benchmark.build_model('zoo:x', 'classify', (32, 32))
