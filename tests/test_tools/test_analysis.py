@@ -1,6 +1,7 @@
 """The analysis tools: what they compute against definitions, what they write, and what they refuse."""
 
 import json
+import logging
 
 import cv2
 import numpy as np
@@ -17,6 +18,12 @@ from .conftest import ROOT
 
 CLASSIFIER = str(ROOT / 'configs/demo/vmamba-nano_1xb64_digits-32px.py')
 DETECTOR = str(next((ROOT / 'configs/demo').glob('mask-rcnn_*.py')))
+
+
+@pytest.fixture(autouse=True)
+def _quiet_logging(monkeypatch):
+    """A logger that an earlier test made writes to that test's captured stream, which is closed by now."""
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
 
 
 # ---- attention maps -------------------------------------------------------------------------------------------------
