@@ -60,7 +60,7 @@ class SS2DOptions:
         for name in ('scan_mode', 'gate', 'out_norm', 'ssm_init', 'act'):
             check_choice(name, getattr(self, name))
         check_int('d_state', self.d_state, 1, 256)
-        check_number('ssm_ratio', self.ssm_ratio, low=0, low_open=True)
+        check_number('ssm_ratio', self.ssm_ratio, low=0, high=64, low_open=True)
         check_number('dropout', self.dropout, low=0, high=1)
         if self.dt_rank != 'auto':
             check_int('dt_rank', self.dt_rank, 1)

@@ -71,14 +71,14 @@ class Arch:
         for name in ('stem', 'downsample', 'norm_layer', 'mlp', 'mlp_act'):
             check_choice(name, getattr(self, name))
         check_int('in_channels', self.in_channels, 1)
-        check_number('mlp_ratio', self.mlp_ratio, low=0)
+        check_number('mlp_ratio', self.mlp_ratio, low=0, high=64)
         check_number('mlp_dropout', self.mlp_dropout, low=0, high=1)
         check_number('drop_path_rate', self.drop_path_rate, low=0, high=1)
         if self.drop_path_rate == 1:
             raise ValueError('drop_path_rate is 1, expected less: a branch that is never kept has no scale')
         for name in ('dims', 'depths'):
             for i, value in enumerate(getattr(self, name)):
-                check_int(f'{name}[{i}]', value, 1)
+                check_int(f'{name}[{i}]', value, 1, 2**16)
         if self.mlp_ratio > 0 and int(self.mlp_ratio * min(self.dims)) < 1:
             raise ValueError(f'mlp_ratio is {self.mlp_ratio}, which leaves no channel of {min(self.dims)}; 0 is no MLP')
         if len(self.dims) != len(self.depths):

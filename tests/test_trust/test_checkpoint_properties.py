@@ -114,7 +114,7 @@ def test_any_content(tree):
 
 @cases(
     quick=30,
-    full=300,
+    full=100,
     name=st.sampled_from(tuple(STATE)),
     kind=st.sampled_from(('drop', 'shape', 'type', 'sparse', 'more')),
 )

@@ -28,9 +28,9 @@ def assert_same(first, second):
     one, two = (torch.load(path, weights_only=True) for path in (first, second))
     assert len(one) == len(two)
     for (loss, gradients), (other_loss, other_gradients) in zip(one, two):
-        torch.testing.assert_close(loss, other_loss, rtol=1e-5, atol=0)
+        torch.testing.assert_close(loss, other_loss, rtol=1e-11, atol=1e-12)
         for name, gradient in gradients.items():
-            assert (gradient - other_gradients[name]).norm() <= 2e-5 * gradient.norm(), name
+            assert (gradient - other_gradients[name]).norm() <= 1e-10 * gradient.norm(), name
 
 
 @pytest.mark.parametrize(
