@@ -63,8 +63,8 @@ class SS2DOptions:
         check_number('ssm_ratio', self.ssm_ratio, low=0, high=64, low_open=True)
         check_number('dropout', self.dropout, low=0, high=1)
         if self.dt_rank != 'auto':
-            check_int('dt_rank', self.dt_rank, 1)
-        check_int('d_conv', self.d_conv, 1)
+            check_int('dt_rank', self.dt_rank, 1, 2**16)
+        check_int('d_conv', self.d_conv, 1, 255)
         if self.d_conv % 2 == 0:
             raise ValueError(f'd_conv is {self.d_conv}, expected an odd kernel size')
         for name in ('conv_bias', 'out_act', 'force_fp32'):

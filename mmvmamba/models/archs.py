@@ -70,7 +70,7 @@ class Arch:
     def __post_init__(self):
         for name in ('stem', 'downsample', 'norm_layer', 'mlp', 'mlp_act'):
             check_choice(name, getattr(self, name))
-        check_int('in_channels', self.in_channels, 1)
+        check_int('in_channels', self.in_channels, 1, 2**16)
         check_number('mlp_ratio', self.mlp_ratio, low=0, high=64)
         check_number('mlp_dropout', self.mlp_dropout, low=0, high=1)
         check_number('drop_path_rate', self.drop_path_rate, low=0, high=1)
