@@ -14,15 +14,16 @@ DATA = Path(__file__).parent / 'data'
 
 @pytest.fixture(autouse=True)
 def _few_threads_and_poison():
-    """Two threads, and ``torch.empty`` filled with NaN, so that an element nobody wrote fails a comparison."""
+    """Two threads, and ``torch.empty`` filled with NaN, so that an element nobody wrote fails a comparison.
+
+    torch fills only while deterministic algorithms are asked for.
+    """
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    fill, torch.utils.deterministic.fill_uninitialized_memory = (
-        torch.utils.deterministic.fill_uninitialized_memory,
-        True,
-    )
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
     yield
-    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope='session')
