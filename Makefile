@@ -13,7 +13,7 @@ ENV_PYTHON := $(VENV)/bin/python
 SETUP := setup
 endif
 
-.PHONY: help setup demo gallery docs test test-all lint format clean
+.PHONY: help setup demo gallery docs test test-all lint format clean soak
 .DEFAULT_GOAL := help
 
 help:  ## Show this help
@@ -37,6 +37,9 @@ test: $(SETUP)  ## Run the tests
 
 test-all: $(SETUP)  ## Run the slow tests too
 	"$(ENV_PYTHON)" -m pytest
+
+soak: $(SETUP)  ## Alternate tasks, sizes and precisions for 20 minutes and watch the memory
+	"$(ENV_PYTHON)" tools/soak.py --minutes 20
 
 lint: $(SETUP)  ## Check style and format
 	"$(ENV_PYTHON)" -m ruff check .

@@ -34,7 +34,7 @@ model = dict(
         dropout_ratio=0.0,
         num_classes=11,
         norm_cfg=norm_cfg,
-        loss_decode=dict(class_weight=class_weight),
+        loss_decode=dict(class_weight=class_weight, avg_non_ignore=True),
     ),
     auxiliary_head=dict(
         in_channels=128,
@@ -42,7 +42,7 @@ model = dict(
         dropout_ratio=0.0,
         num_classes=11,
         norm_cfg=norm_cfg,
-        loss_decode=dict(class_weight=class_weight),
+        loss_decode=dict(class_weight=class_weight, avg_non_ignore=True),
     ),
 )
 

@@ -54,9 +54,9 @@ def expected_outputs(scope, model, x):
         return (model.encode_decode(x, metas),)
 
 
-def largest_error(run, scope, model):
+def largest_error(run, scope, model, sizes=SIZES):
     errors = []
-    for batch, height, width in SIZES:
+    for batch, height, width in sizes:
         x = torch.randn(batch, 3, height, width)
         errors.append(relative_error(as_tuple(run(x)), expected_outputs(scope, model, x)))
     return max(errors)
@@ -119,7 +119,8 @@ def test_program_of_each_codebase(tool, whole, tmp_path):
     assert tool('export/to_program.py').main([config, checkpoint, '--out', str(path)]) == 0
     program = torch.export.load(path)
     assert 'mmvmamba.selective_scan' in str(program.graph) or 'mmvmamba.ss2d_scan' in str(program.graph)
-    assert largest_error(program.module(), scope, model) < 1e-4
+    # torch.export tells a map of one pixel from larger ones, so that a program takes sides from 33 pixels up
+    assert largest_error(program.module(), scope, model, [(1, 33, 160), *SIZES[1:]]) < 1e-4
 
 
 @pytest.mark.parametrize('height, width, cells', [(6, 9, (3, 3)), (7, 5, (2, 6)), (16, 11, (5, 1))])

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         partial.replace(args.out)
     finally:
         partial.unlink(missing_ok=True)
-    print(f'wrote {args.out}: batch, height and width are dynamic; load it after import mmvmamba.ops')
+    print(f'wrote {args.out}: batch, height and width (from 33 pixels) are dynamic; load it after import mmvmamba.ops')
 
 
 def main(arguments=None) -> int:
