@@ -43,7 +43,7 @@ TASKS = (
     Task(
         'detection',
         'mmdet',
-        'configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-2e_digits.py',
+        'configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-1e_digits.py',
         (
             ('coco/bbox_mAP', 'box AP', 1),
             ('coco/bbox_mAP_50', 'box AP50', 1),
@@ -54,7 +54,7 @@ TASKS = (
     Task(
         'segmentation',
         'mmsegmentation',
-        'configs/demo/vmamba-nano_upernet_1xb4-6k_digits-128x128.py',
+        'configs/demo/vmamba-nano_upernet_1xb4-4k_digits-128x128.py',
         (('mIoU', 'mIoU', 0.01), ('aAcc', 'pixel accuracy', 0.01)),
     ),
 )

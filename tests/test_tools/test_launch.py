@@ -12,8 +12,8 @@ from .conftest import ROOT
 
 DEMO = {
     'mmpretrain': 'configs/demo/vmamba-nano_1xb64_digits-32px.py',
-    'mmdet': 'configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-2e_digits.py',
-    'mmseg': 'configs/demo/vmamba-nano_upernet_1xb4-6k_digits-128x128.py',
+    'mmdet': 'configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-1e_digits.py',
+    'mmseg': 'configs/demo/vmamba-nano_upernet_1xb4-4k_digits-128x128.py',
 }
 
 

@@ -1,4 +1,4 @@
-"""Detect and segment digits in scenes: `mim train mmdet configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-2e_digits.py`.
+"""Detect and segment digits in scenes: `mim train mmdet configs/demo/mask-rcnn_vmamba-nano_fpn_1xb8-1e_digits.py`.
 
 The heads are narrower than the standard ones, so that a CPU trains them in minutes.
 """
@@ -73,7 +73,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/instances_val.json', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-epochs = 2
+epochs = 1
 iterations = epochs * 2400 // 8  # scenes, batch
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')

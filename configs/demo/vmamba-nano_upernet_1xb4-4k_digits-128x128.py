@@ -1,4 +1,4 @@
-"""Label every pixel of a scene: `mim train mmsegmentation configs/demo/vmamba-nano_upernet_1xb4-6k_digits-128x128.py`.
+"""Label every pixel of a scene: `mim train mmsegmentation configs/demo/vmamba-nano_upernet_1xb4-4k_digits-128x128.py`.
 
 The heads are narrower than the standard ones, so that a CPU trains them in minutes.
 """
@@ -98,8 +98,8 @@ tta_pipeline = [
     ),
 ]
 
-iterations = 6000
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=3000)
+iterations = 4000
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=2000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
@@ -116,7 +116,7 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='mmvmamba.AtomicCheckpointHook', by_epoch=False, interval=3000, max_keep_ckpts=1, save_best='mIoU'
+        type='mmvmamba.AtomicCheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=1, save_best='mIoU'
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook', interval=1),
