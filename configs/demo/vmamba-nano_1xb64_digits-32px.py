@@ -59,6 +59,7 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', begin=epochs // 4, T_max=epochs - epochs // 4, convert_to_iter_based=True),
 ]
 default_hooks = dict(
+    visualization=dict(resize=224),  # so that the drawn labels can be read
     logger=dict(interval=10),
     checkpoint=dict(type='mmvmamba.AtomicCheckpointHook', interval=5, max_keep_ckpts=1, save_best='accuracy/top1'),
 )
