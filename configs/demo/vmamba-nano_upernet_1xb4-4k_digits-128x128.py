@@ -24,7 +24,8 @@ metainfo = dict(
 )
 norm_cfg = dict(type='BN', requires_grad=True)
 class_weight = [0.3] + [1.0] * 10  # most pixels are background
-data_preprocessor = dict(mean=[127.5] * 3, std=[127.5] * 3, size=(128, 128))
+# smaller scenes are padded with background: mmseg's weighted loss takes no ignored pixels
+data_preprocessor = dict(mean=[127.5] * 3, std=[127.5] * 3, size=(128, 128), seg_pad_val=0)
 model = dict(
     data_preprocessor=data_preprocessor,
     backbone=dict(_delete_=True, type='mmvmamba.VSSMBackbone', arch='nano'),
