@@ -1,5 +1,6 @@
 """Metafiles, model index and folder READMEs agree with the configs, and mim reads them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from mmengine.config import Config
 from tests.test_configs.zoo import ROOT, TASKS, arch_of, config_paths, read
 
 METAFILES = {folder: yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text()) for folder in TASKS}
+NO_WEIGHTS = 'none published/.'
 ROWS = [(folder, row) for folder, metafile in METAFILES.items() for row in metafile['Models']]
 
 
@@ -40,7 +42,7 @@ def test_row(folder, row, tables):
     schedule = cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters'))
     assert metadata.get('Epochs', metadata.get('Iterations')) == schedule
     if 'custom' in row['Name']:
-        assert 'Weights' not in row and 'Results' not in row
+        assert row['Weights'] == NO_WEIGHTS and 'Results' not in row
         return
     arch = arch_of(ROOT / row['Config'])
     size, family = arch.split('-')
@@ -55,9 +57,10 @@ def test_row(folder, row, tables):
         assert metadata['FLOPs'] > 20 * variant['flops_224']
     if 'Results' in row:
         assert metadata['Accuracy'] == 'published, not trained again here'
-        assert 'amp' not in row['Name'] and 'fsdp' not in row['Name'] and 'Weights' in row
+        assert 'amp' not in row['Name'] and 'fsdp' not in row['Name']
+        assert row['Weights'] != NO_WEIGHTS
         assert all(20 < value < 100 for result in row['Results'] for value in result['Metrics'].values())
-    if 'Weights' in row:
+    if row['Weights'] != NO_WEIGHTS:
         assert re.fullmatch(
             r'https://github\.com/MzeroMiko/VMamba/releases/download/%23\w+/\w[\w.-]*\.pth', row['Weights']
         )
@@ -78,41 +81,76 @@ def test_readme_tables(folder):
         for result in row.get('Results', []):
             for value in result['Metrics'].values():
                 assert f' {value} ' in line
-        assert (f'({row["Weights"]})' in line) if 'Weights' in row else ('[weights]' not in line)
+        assert (f'({row["Weights"]})' in line) if row['Weights'] != NO_WEIGHTS else ('[weights]' not in line)
     for target in re.findall(r'\]\((?!https?:)([^)]+)\)', text):
         assert (ROOT / 'configs' / folder / target).exists(), target
 
 
 def mim(*arguments, folder):
-    """Run mim as a user does."""
+    """Run mim as a user does, where nothing can be fetched."""
+    proxy = 'http://127.0.0.1:9'  # the port that discards; nobody answers
     return subprocess.run(
-        [sys.executable, '-W', 'ignore', '-m', 'mim', *arguments], cwd=folder, capture_output=True, text=True
+        [sys.executable, '-W', 'ignore', '-m', 'mim', *arguments],
+        cwd=folder,
+        env={**os.environ, 'HTTPS_PROXY': proxy, 'HTTP_PROXY': proxy, 'NO_PROXY': '', 'no_proxy': ''},
+        capture_output=True,
+        text=True,
     )
+
+
+def search(config, folder):
+    """What mim knows of a config."""
+    result = mim('search', 'mmvmamba', '--config', config, '--display-width', '200', folder=folder)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def test_mim_search(tmp_path):
-    result = mim(
-        'search',
-        'mmvmamba',
-        '--config',
-        'vmamba-tiny-s1l8_8xb128_in1k',
-        '--display-width',
-        '200',
-        folder=tmp_path,
-    )
-    assert result.returncode == 0, result.stderr
-    assert (
-        re.search(r'top_1_accuracy\s+82\.6', result.stdout) and 'vssm1_tiny_0230s_ckpt_epoch_264.pth' in result.stdout
-    )
+    text = search('vmamba-tiny-s1l8_8xb128_in1k', tmp_path)
+    assert re.search(r'top_1_accuracy\s+82\.6', text) and 'vssm1_tiny_0230s_ckpt_epoch_264.pth' in text
+    assert re.search(r'weight\s+none published', search('mask-rcnn_vmamba-b-s1l20_fpn_1x_coco', tmp_path))
+
+
+def assert_config(path, folder):
+    """A downloaded config is the shipped one."""
+    assert Config.fromfile(path).model == read(ROOT / f'configs/{folder}/{path.name}').model
 
 
 def test_mim_download(tmp_path):
-    """The config comes without a network once the weights are there; weights out of reach are an error."""
-    name = 'mask-rcnn_vmamba-t-s1l8_fpn_1x_coco'
-    (tmp_path / 'mask_rcnn_vssm_fpn_coco_tiny_s_epoch_12.pth').touch()
+    """The config comes without a network once the weights are there, and leaves them as they are."""
+    name, weights = 'mask-rcnn_vmamba-t-s1l8_fpn_1x_coco', tmp_path / 'mask_rcnn_vssm_fpn_coco_tiny_s_epoch_12.pth'
+    weights.write_bytes(b'there already')
     result = mim('download', 'mmvmamba', '--config', name, '--dest', '.', folder=tmp_path)
     assert result.returncode == 0, result.stderr
-    cfg = Config.fromfile(tmp_path / f'{name}.py')
-    assert cfg.model == read(ROOT / f'configs/detection/{name}.py').model
-    result = mim('download', 'mmvmamba', '--config', 'no-such-config', folder=tmp_path)
-    assert result.returncode != 0 and 'no-such-config' in result.stderr
+    assert_config(tmp_path / f'{name}.py', 'detection')
+    assert weights.read_bytes() == b'there already' and len(list(tmp_path.iterdir())) == 2
+
+
+def test_mim_download_of_an_unknown_config(tmp_path):
+    result = mim('download', 'mmvmamba', '--config', 'no-such-config', '--dest', '.', folder=tmp_path)
+    assert result.returncode != 0 and 'no-such-config' in result.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'folder, name',
+    [
+        ('detection', 'mask-rcnn_vmamba-s-s1l20_fpn_1x_coco'),
+        ('classification', 'vmamba-tiny-s1l8_1xb64-50e_custom'),
+    ],
+)
+def test_mim_download_without_weights(folder, name, tmp_path):
+    """Nobody published any: the config comes alone, also without a network."""
+    result = mim('download', 'mmvmamba', '--config', name, '--dest', 'new', folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f'Successfully dumped {name}.py' in result.stdout
+    (path,) = (tmp_path / 'new').iterdir()
+    assert_config(path, folder)
+
+
+def test_mim_download_out_of_reach(tmp_path):
+    """Weights that can't be fetched are an error that names them, and nothing is left behind that looks like them."""
+    name = 'mask-rcnn_vmamba-t-s1l8_fpn_1x_coco'
+    result = mim('download', 'mmvmamba', '--config', name, '--dest', '.', folder=tmp_path)
+    assert result.returncode != 0 and not list(tmp_path.iterdir())
+    assert "host='github.com'" in result.stderr and 'Connection refused' in result.stderr
+    assert 'mask_rcnn_vssm_fpn_coco_tiny_s_epoch_12.pth' in result.stderr
