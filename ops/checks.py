@@ -6,8 +6,8 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_STATE = 256
 
 
-def check_tensor(op: str, name: str, value, dims: str) -> None:
-    """Check that ``value`` is a floating-point tensor with the dimensions that ``dims`` lists, none of them empty."""
+def check_float(op: str, name: str, value, dims: str) -> None:
+    """Check that ``value`` is a dense floating-point tensor; ``dims`` is only named in the error."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f'{op}: {name} must be a tensor of shape ({dims}), got {type(value).__name__}')
     if value.is_nested or value.layout != torch.strided:
@@ -15,6 +15,11 @@ def check_tensor(op: str, name: str, value, dims: str) -> None:
         raise TypeError(f'{op}: {name} must be a dense tensor of shape ({dims}), got a {layout} one')
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f'{op}: {name} must be a floating-point tensor, got {dtype_name(value.dtype)}')
+
+
+def check_tensor(op: str, name: str, value, dims: str) -> None:
+    """Check that ``value`` is a floating-point tensor with the dimensions that ``dims`` lists, none of them empty."""
+    check_float(op, name, value, dims)
     if value.dim() != len(dims.split(',')):
         raise ValueError(f'{op}: {name} must have the dimensions ({dims}), got shape {tuple(value.shape)}')
     if any(size == 0 for size in value.shape):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..backend import load_extension
-from ..checks import dtype_name
+from ..checks import FLOAT_DTYPES, check_float, check_same_device, check_shape, dtype_name
 from . import library
 
 KERNEL_DTYPES = ('float32', 'float16', 'bfloat16')
@@ -35,13 +35,37 @@ def layer_norm(
 
     Returns:
         Tensor: (..., C) in ``out_dtype``.
+
+    Raises:
+        TypeError: If an argument is of another type than these.
+        ValueError: If shapes or devices do not fit together, or a value is out of range.
     """
-    out_dtype = out_dtype or x.dtype
+    _check(x, weight, bias, eps, out_dtype)
+    out_dtype = x.dtype if out_dtype is None else out_dtype
     if _fused(x, weight, bias, out_dtype):
         training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
-        return library.layer_norm(x.contiguous(), weight, bias, eps, out_dtype, training)[0]
+        return library.layer_norm(
+            x.contiguous(), weight.contiguous(), bias.contiguous(), float(eps), out_dtype, training
+        )[0]
     dtype = torch.promote_types(x.dtype, weight.dtype)  # torch wants one dtype
     return F.layer_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), bias.to(dtype), eps).to(out_dtype)
+
+
+def _check(x, weight, bias, eps, out_dtype) -> None:
+    op, tensors = 'layer_norm', dict(x=x, weight=weight, bias=bias)
+    for name, value in tensors.items():
+        check_float(op, name, value, '..., C' if name == 'x' else 'C')
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f'{op}: x must have the dimensions (..., C) with C from 1, got shape {tuple(x.shape)}')
+    for name in ('weight', 'bias'):
+        check_shape(op, name, tensors[name], x.shape[-1:], 'the last dimension of x')
+    check_same_device(op, 'x', tensors)
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f'{op}: eps is {eps!r}, expected a number from 0')
+    if not 0 <= eps < float('inf'):
+        raise ValueError(f'{op}: eps is {eps!r}, expected a number from 0')
+    if out_dtype is not None and out_dtype not in FLOAT_DTYPES:
+        raise TypeError(f'{op}: out_dtype is {dtype_name(out_dtype)}, expected a floating-point dtype')
 
 
 def _fused(x, weight, bias, out_dtype) -> bool:

@@ -1,6 +1,5 @@
-"""Arguments for the ops, valid and broken in one place, and an oracle that shares no code with any backend."""
+"""Arguments for the ops, valid and broken in one place."""
 
-import numpy as np
 import torch
 from hypothesis import strategies as st
 
@@ -104,33 +103,3 @@ def broken(value: torch.Tensor, fault: str, axis: int):
         meta=lambda: value.to('meta'),
     )
     return makers[fault]()
-
-
-def oracle(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, out_dtype=None):
-    """The recurrence in NumPy float64.
-
-    Returns:
-        tuple[ndarray, ndarray]: y (batch, dim, L), and the sum of the sizes of its terms, to which rounding is
-        relative; infinite from the step on where a state or its decay leaves the range of float32.
-    """
-    u, delta, A, B, C = (np.asarray(t.detach().double().resolve_neg().numpy()) for t in (u, delta, A, B, C))
-    D, bias = (None if t is None else t.detach().double().resolve_neg().numpy() for t in (D, delta_bias))
-    channels = u.shape[1] // B.shape[1]
-    if bias is not None:
-        delta = delta + bias[:, None]
-    if delta_softplus:
-        delta = np.logaddexp(0, delta)
-    with np.errstate(over='ignore', invalid='ignore', under='ignore'):
-        B, C = (np.moveaxis(np.repeat(t, channels, axis=1), 3, 0) for t in (B, C))  # (L, batch, dim, N)
-        u, delta = np.moveaxis(u, 2, 0), np.moveaxis(delta, 2, 0)
-        h = np.zeros(B.shape[1:])
-        size, outputs, sizes = np.zeros_like(h), [], []
-        lost = np.zeros(h.shape[:2], dtype=bool)
-        for t in range(len(u)):
-            decay, drive = np.exp(delta[t][..., None] * A), (delta[t] * u[t])[..., None] * B[t]
-            h, size = decay * h + drive, decay * size + abs(drive)
-            skip = 0 if D is None else D * u[t]
-            outputs.append((h * C[t]).sum(-1) + skip)
-            lost |= np.maximum(size, decay).max(-1) > 1e36
-            sizes.append(np.where(lost, np.inf, (size * abs(C[t])).sum(-1) + abs(skip)))
-    return np.stack(outputs, -1), np.stack(sizes, -1)

@@ -5,11 +5,12 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from mmvmamba.ops import SCAN_MODES, BackendError, cross_merge, cross_scan, selective_scan, ss2d_scan
+from mmvmamba.ops import SCAN_MODES, BackendError, cross_merge, cross_scan, layer_norm, selective_scan, ss2d_scan
 from tests.test_ops.scan_inputs import assert_scan_close, run_scan, run_truth
 
 from .cases import cases
-from .op_inputs import DTYPES, FAULTS, LAYOUTS, broken, lay_out, lengths, oracle, scan_arguments
+from .op_inputs import DTYPES, FAULTS, LAYOUTS, broken, lay_out, lengths, scan_arguments
+from .oracle import oracle
 
 ROUNDING = {torch.float64: 2.0**-52, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
@@ -29,14 +30,11 @@ def test_selective_scan_gives_the_sum_of_its_equation(case):
     arguments, large = case
     out = selective_scan(**arguments)
     assert out.dtype == arguments.get('out_dtype', arguments['u'].dtype) and out.is_contiguous()
-    expected, size = oracle(**arguments)
+    expected, size, floor = oracle(**arguments)
     limit = 1e-12 if arguments['u'].dtype == torch.float64 else 2e-5
     error = abs(out.double().numpy() - expected)
-    allowed = limit * (50 if large else 1) * size + ROUNDING[out.dtype] * abs(expected)
-    allowed += float(torch.finfo(out.dtype).smallest_normal)
-    # the exponential ends at the smallest normal float32; what multiplies it there is the floor of the error
-    u, B, C = (1 + float(arguments[name].abs().max()) for name in ('u', 'B', 'C'))
-    allowed += 1.2e-38 * u * B * C * out.shape[2] * arguments['B'].shape[2]
+    allowed = limit * (50 if large else 1) * (size + floor) + ROUNDING[out.dtype] * (abs(expected) + floor)
+    allowed += float(torch.finfo(out.dtype).smallest_normal) + floor
     # where a result leaves the range of its dtype, or a state that of float32, infinity is the documented answer
     inside = (size < 1e36) & (abs(expected) < 0.999 * torch.finfo(out.dtype).max)
     assert (error[inside] <= allowed[inside]).all(), (error[inside] / allowed[inside]).max()
@@ -215,6 +213,55 @@ def test_ss2d_scan_refuses_one_broken_argument(arguments, fault, which, axis):
         fault = 'text'  # parameters of any dtype and maps of any size are right
     arguments[name] = broken(arguments[name], fault, axis)
     assert_refused(ss2d_scan, arguments)
+
+
+@st.composite
+def norm_arguments(draw):
+    """Valid arguments of ``layer_norm``."""
+    shape = tuple(draw(st.lists(st.integers(0, 4), max_size=3))) + (draw(st.integers(1, 9)),)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    shapes = dict(x=shape, weight=shape[-1:], bias=shape[-1:])
+    arguments = {name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in shapes.items()}
+    arguments = {name: value.to(draw(st.sampled_from(DTYPES))) for name, value in arguments.items()}
+    if arguments['x'].numel():
+        arguments['x'] = lay_out(arguments['x'], draw(st.sampled_from(LAYOUTS)))
+    if draw(st.booleans()):
+        arguments['out_dtype'] = draw(st.sampled_from(DTYPES))
+    return {**arguments, 'eps': draw(st.sampled_from((1e-5, 1, 0.1)))}
+
+
+@cases(quick=40, full=600, arguments=norm_arguments())
+def test_layer_norm_agrees_with_float64(arguments):
+    x, weight, bias = (arguments[name].double() for name in ('x', 'weight', 'bias'))
+    out = layer_norm(**arguments)
+    assert out.dtype == arguments.get('out_dtype', arguments['x'].dtype) and out.shape == x.shape
+    centred = x - x.mean(-1, keepdim=True)
+    expected = centred / (centred.square().mean(-1, keepdim=True) + arguments['eps']).sqrt() * weight + bias
+    # the arithmetic may be that of the coarsest of the dtypes
+    coarsest = max(ROUNDING[arguments[name].dtype] for name in ('x', 'weight', 'bias'))
+    limit = 40 * max(coarsest, ROUNDING[out.dtype])
+    assert ((out.double() - expected).abs() <= limit * (1 + expected.abs())).all()
+
+
+@cases(quick=40, full=400, arguments=norm_arguments(), fault=st.sampled_from(FAULTS), which=st.integers(0, 2))
+def test_layer_norm_refuses_one_broken_argument(arguments, fault, which):
+    name = ('x', 'weight', 'bias')[which]
+    if fault == 'dtype' or (name == 'x' and fault == 'dimension'):
+        fault = 'text'  # any dtypes and any number of dimensions are right
+    if fault == 'meta' and name == 'x':
+        name = 'weight'
+    arguments[name] = broken(arguments[name], fault, -1 if fault in ('empty', 'size') else 0)
+    assert_refused(layer_norm, arguments)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [dict(eps='a'), dict(eps=True), dict(eps=-1.0), dict(eps=float('nan')), dict(out_dtype=torch.int32)],
+    ids=str,
+)
+def test_layer_norm_refuses_a_broken_option(change):
+    ones = torch.ones(3)
+    assert_refused(layer_norm, {**dict(x=ones, weight=ones, bias=ones), **change}, names=change)
 
 
 def test_length_strategy_reaches_the_chunk():
