@@ -1,8 +1,8 @@
 """A small training on CPU: ``distributed.py OUT BATCHES PROCESSES`` by one process and by several.
 
 BATCHES is the number of images of each process in each step, joined by ``+`` and steps by ``,``: ``2+2,3+1``. Saves
-losses and gradients of rank 0 to OUT.1 and OUT.PROCESSES. As one process of torch.distributed.run, with ``die`` in the
-place of PROCESSES, the last one dies in the second step.
+losses and gradients of rank 0, by dtype, to OUT.1 and OUT.PROCESSES. As one process of torch.distributed.run, with
+``die`` in the place of PROCESSES, the last one dies in the second step.
 """
 
 import os
@@ -18,6 +18,8 @@ from mmengine.model import MMDistributedDataParallel
 
 from mmvmamba.models import VSSMBackbone
 
+DTYPES = dict(float64=torch.float64, float32=torch.float32)
+
 
 class Model(torch.nn.Module):
     """A backbone, and a fixed weighting of its maps; their squares would be constant, the maps being normalised."""
@@ -28,24 +30,23 @@ class Model(torch.nn.Module):
 
     def forward(self, x):
         outs = [out.flatten(1) for out in self.backbone(x)]
-        return sum((out * torch.linspace(-1, 1, out.shape[1], dtype=torch.float64)).sum(1) for out in outs)
+        return sum((out * torch.linspace(-1, 1, out.shape[1], dtype=out.dtype)).sum(1) for out in outs)
 
 
-def images(step: int, first: int, count: int) -> torch.Tensor:
+def images(step: int, first: int, count: int, dtype: torch.dtype) -> torch.Tensor:
     """Images of a step by their place in the whole batch."""
     make = lambda i: torch.Generator().manual_seed(1000 * step + i)  # noqa: E731
-    return torch.stack(
-        [torch.rand(3, 20, 28, generator=make(i), dtype=torch.float64) for i in range(first, first + count)]
-    )
+    return torch.stack([torch.rand(3, 20, 28, generator=make(i)) for i in range(first, first + count)]).to(dtype)
 
 
-def train(out: str, batches: str, rank: int, world: int, fault: str = '') -> None:
+def train(out: str, batches: str, rank: int, world: int, dtype: torch.dtype, fault: str = '') -> list:
+    """Losses and gradients of each step."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = Model().double()  # sums in another order differ by rounding only, which double makes small
+    model = Model().to(dtype)
     if world > 1:
         model = MMDistributedDataParallel(model, broadcast_buffers=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     results = []
     for step, sizes in enumerate(batches.split(',')):
         sizes = [int(size) for size in sizes.split('+')]
@@ -56,7 +57,7 @@ def train(out: str, batches: str, rank: int, world: int, fault: str = '') -> Non
             os._exit(7)
         optimizer.zero_grad()
         # a process without images takes part with a loss of zero, as a detector without boxes does
-        loss = model(images(step, first, max(sum(own), 1)))
+        loss = model(images(step, first, max(sum(own), 1), dtype))
         loss = loss.sum() * (1 if sum(own) else 0) / sum(sizes)
         (loss * world).backward()  # DistributedDataParallel averages over processes
         total = loss.detach().clone()
@@ -65,12 +66,17 @@ def train(out: str, batches: str, rank: int, world: int, fault: str = '') -> Non
         optimizer.step()
         inner = model.module if world > 1 else model
         results.append((total, {name: p.grad.clone() for name, p in inner.named_parameters()}))
-    if rank == 0:
-        torch.save(results, out)
+    return results
 
 
-def fork(out: str, batches: str, world: int) -> None:
-    """Train in ``world`` forked processes, which share the slow imports."""
+def fork(out: str, world: int, work) -> None:
+    """Let forked processes, which share the slow imports, do some work each; save what ``work(rank)`` of rank 0 gives.
+
+    Args:
+        out (str): File for the result.
+        world (int): Number of processes, a process group if there are several.
+        work (Callable): Function of the rank.
+    """
     children = []
     for rank in range(world):
         children.append(os.fork())
@@ -81,7 +87,9 @@ def fork(out: str, batches: str, world: int) -> None:
                     dist.init_process_group(
                         'gloo', f'file://{out}.store', rank=rank, world_size=world, timeout=timedelta(seconds=120)
                     )
-                train(out, batches, rank, world)
+                result = work(rank)
+                if rank == 0:
+                    torch.save(result, out)
                 status = 0
             except BaseException:
                 traceback.print_exc()
@@ -94,10 +102,14 @@ def fork(out: str, batches: str, world: int) -> None:
 def main(out: str, batches: str, argument: str) -> None:
     if 'RANK' in os.environ:
         dist.init_process_group('gloo', timeout=timedelta(seconds=30))
-        train(out, batches, dist.get_rank(), dist.get_world_size(), argument)
-    else:
-        for world in (1, int(argument)):
-            fork(f'{out}.{world}', batches, world)
+        train(out, batches, dist.get_rank(), dist.get_world_size(), torch.float32, argument)
+        raise AssertionError('the run went on although a process died')
+    for world in (1, int(argument)):
+
+        def work(rank, world=world):
+            return {name: train(out, batches, rank, world, dtype) for name, dtype in DTYPES.items()}
+
+        fork(f'{out}.{world}', world, work)
 
 
 if __name__ == '__main__':
