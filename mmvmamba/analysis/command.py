@@ -1,7 +1,9 @@
 """Models, images, output folders and errors as the command lines of the analysis and export tools know them."""
 
 import argparse
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Optional
 
@@ -21,6 +23,7 @@ from mmvmamba.models import VSSMBackbone
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 NO_CHECKPOINT = 'none'
+MAX_SIDE = 8192  # pixels: a typing error must not ask for terabytes
 
 
 class ToolError(Exception):
@@ -28,9 +31,11 @@ class ToolError(Exception):
 
 
 def run_tool(tool) -> int:
-    """Run a tool; an error of the user's is one line and exit code 2."""
+    """Run a tool; an error of the user's is one line and exit code 2, not lost among the libraries' warnings."""
     try:
-        tool()
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            tool()
     except (ToolError, CheckpointError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
@@ -78,12 +83,14 @@ def parse_size(values, option: str = '--size') -> Optional[tuple]:
     """One or two numbers to (height, width), or None for None.
 
     Raises:
-        ToolError: If there are more, or one is below 32.
+        ToolError: If there are more, or one is below 32 or above ``MAX_SIDE``.
     """
     if values is None:
         return None
-    if len(values) > 2 or min(values) < 32:
-        raise ToolError(f'{option} is {" ".join(map(str, values))}, expected one or two numbers of at least 32: H [W]')
+    if len(values) > 2 or min(values) < 32 or max(values) > MAX_SIDE:
+        raise ToolError(
+            f'{option} is {" ".join(map(str, values))}, expected one or two numbers from 32 to {MAX_SIDE}: H [W]'
+        )
     return values[0], values[-1]
 
 
@@ -104,17 +111,37 @@ def check_out_dir(out_dir: Path, force: bool) -> None:
     """Check before any work that nothing would be overwritten; :func:`make_out_dir` makes the folder after it.
 
     Raises:
-        ToolError: If the folder has content and ``force`` is not set, or the path is a file.
+        ToolError: If the folder has content and ``force`` is not set, the path is a file, or can't be written.
     """
     if out_dir.exists() and not out_dir.is_dir():
         raise ToolError(f'--out-dir is {str(out_dir)!r}, a file; expected a folder or a path that is free')
     if out_dir.is_dir() and any(out_dir.iterdir()) and not force:
         raise ToolError(f'--out-dir {str(out_dir)!r} has content; expected an empty or new folder, or --force')
+    check_writable(out_dir, '--out-dir')
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Check that a folder, or the first one above it that exists, can be written.
+
+    Raises:
+        ToolError: If it can't, or is no folder.
+    """
+    folder = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        state = 'can not be written' if folder.is_dir() else 'is not a folder'
+        raise ToolError(f'{option} is {str(path)!r}, but {str(folder)!r} {state}')
 
 
 def make_out_dir(out_dir: Path) -> Path:
-    """Make the output folder."""
-    out_dir.mkdir(parents=True, exist_ok=True)
+    """Make the output folder.
+
+    Raises:
+        ToolError: If it can't be made.
+    """
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ToolError(f'{str(out_dir)!r} can not be made: {error.strerror}') from error
     return out_dir
 
 
@@ -251,8 +278,8 @@ def read_image(path, option: str, size: Optional[tuple] = None) -> np.ndarray:
     """
     image = mmcv.imread(str(path)) if Path(path).is_file() else None
     if image is None:
-        state = 'is not an image that OpenCV reads' if Path(path).is_file() else 'does not exist'
-        raise ToolError(f'{option} {str(path)!r} {state}')
+        state = 'is not an image that OpenCV reads' if Path(path).exists() else 'does not exist'
+        raise ToolError(f'{option} {str(path)!r} {"is a folder" if Path(path).is_dir() else state}')
     return image if size is None else mmcv.imresize(image, size[::-1])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from mmvmamba import VSSMBackbone
+from mmvmamba.analysis import command
 from mmvmamba.analysis.receptive_field import contribution, smallest_square
 from mmvmamba.analysis.scan_attention import record_scan, scan_attention
 from mmvmamba.ops import cross_merge, cross_scan, selective_scan
@@ -227,10 +229,18 @@ def test_contents_of_the_data_files(tool, folder, tmp_path):
         ('feature_map', dict(other=True), "it fits arch 'tiny-s1l8'"),
         ('feature_map', dict(config=DETECTOR), 'does not fit'),
         ('feature_map', dict(image=__file__), 'is not an image'),
+        ('feature_map', dict(image=str(ROOT / 'tests')), 'is a folder'),
         ('feature_map', dict(extra=['--size', '8']), '--size is 8'),
+        (
+            'feature_map',
+            dict(extra=['--size', '100000000']),
+            '--size is 100000000, expected one or two numbers from 32',
+        ),
+        ('feature_map', dict(extra=['--out-dir', f'{__file__}/new']), 'test_analysis.py/new'),
         ('feature_map', dict(extra=['--device', 'cuda:99']), "--device is 'cuda:99'"),
         ('erf', dict(extra=['--images', 'absent']), "--images 'absent' does not exist"),
         ('erf', dict(extra=['--num-images', '0']), '--num-images is 0'),
+        ('erf', dict(extra=['--size', '64', '64', '64']), '--size is 64 64 64'),
         ('erf', dict(extra=['--model', 'a', CLASSIFIER, 'none']), "--model has the name 'a' 2 times"),
         ('robustness_resolution', dict(config=DETECTOR, checkpoint='none'), 'expected a classifier'),
         ('robustness_resolution', dict(extra=['--data', 'absent']), "--data 'absent'"),
@@ -242,7 +252,21 @@ def test_bad_input_is_one_clear_line(tool, folder, tmp_path, capfd, monkeypatch,
     monkeypatch.chdir(tmp_path)
     if changes.pop('other', False):
         changes = dict(changes, checkpoint=f'{folder}/other.pth')
-    assert tool(f'analysis/{name}.py').main([*arguments_of(name, folder, **changes), '--out-dir', 'out']) == 2
+    assert tool(f'analysis/{name}.py').main(['--out-dir', 'out', *arguments_of(name, folder, **changes)]) == 2
     error = capfd.readouterr().err
     assert error.startswith('error: ') and words in error and error.count('\n') == 1, error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_can_not_be_written_is_found_before_the_work(tool, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('os.access', lambda path, mode: False)  # root may write everywhere
+    arguments = ['--out-dir', str(tmp_path / 'new/deep'), *arguments_of('feature_map', folder)]
+    assert tool('analysis/feature_map.py').main(arguments) == 2
+    assert (
+        capsys.readouterr().err == f"error: --out-dir is '{tmp_path}/new/deep', but '{tmp_path}' can not be written\n"
+    )
+
+
+def test_a_folder_that_can_not_be_made_is_one_line():
+    with pytest.raises(command.ToolError, match=r"'/proc/new/deep' can not be made: No such file or directory"):
+        command.make_out_dir(Path('/proc/new/deep'))

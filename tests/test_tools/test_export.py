@@ -170,6 +170,7 @@ def test_normalized_input_is_the_codebases_own(tmp_path):
         ('to_onnx', dict(extra=['--size', '40']), '--size is 40 40, expected multiples of 32'),
         ('to_onnx', dict(extra=['--check-sizes', 'big']), "--check-sizes has 'big'"),
         ('to_onnx', dict(out='.'), 'a folder'),
+        ('to_onnx', dict(out='mine.onnx/new.onnx'), "'mine.onnx' is not a folder"),
         ('to_onnx', dict(out='mine.onnx'), "--out 'mine.onnx' exists"),
         ('to_onnx', dict(checkpoint='absent.pth'), "checkpoint 'absent.pth' is not a file"),
         ('to_onnx', dict(config='cascade.py'), 'scan_mode is cascade2d'),

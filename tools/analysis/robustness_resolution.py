@@ -113,13 +113,13 @@ def run(args: argparse.Namespace) -> None:
     command.check_device(args.device)
     command.check_names(args.models)
     for option, value, valid in (
-        ('--sizes', args.sizes, min(args.sizes) >= 4),
+        ('--sizes', args.sizes, min(args.sizes) >= 4 and max(args.sizes) <= command.MAX_SIDE),
         ('--batch-size', args.batch_size, args.batch_size >= 1),
         ('--crop-ratio', args.crop_ratio, 0 < args.crop_ratio <= 1),
         ('--limit', args.limit, args.limit is None or args.limit >= 1),
     ):
         if not valid:
-            bounds = {'--sizes': 'sizes of at least 4', '--crop-ratio': 'a number above 0, at most 1'}
+            bounds = {'--sizes': f'sizes from 4 to {command.MAX_SIDE}', '--crop-ratio': 'a number above 0, at most 1'}
             raise command.ToolError(f'{option} is {value}, expected {bounds.get(option, "at least 1")}')
     args.sizes = sorted(set(args.sizes))
     samples, classes = list_samples(args.data, args.limit)

@@ -50,6 +50,7 @@ def check_arguments(args: argparse.Namespace) -> tuple:
         raise command.ToolError(f'--out is {str(args.out)!r}, a folder; expected the path of a file')
     if args.out.exists() and not args.force:
         raise command.ToolError(f'--out {str(args.out)!r} exists; expected a new file, or --force')
+    command.check_writable(args.out.parent, '--out')
     size = command.parse_size(args.size)
     if any(side % MULTIPLE for side in size):
         raise command.ToolError(f'--size is {size[0]} {size[1]}, expected multiples of {MULTIPLE}')
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     mean, std, to_rgb = command.preprocessing(model)
     metadata = dict(mean=str(mean), std=str(std), channels='RGB' if to_rgb else 'BGR', config=Path(args.config).name)
 
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    command.make_out_dir(args.out.parent)
     partial = args.out.with_name(args.out.name + '.partial')
     try:
         try:

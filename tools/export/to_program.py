@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
         raise command.ToolError(f'--out is {str(args.out)!r}, a folder; expected the path of a file')
     if args.out.exists() and not args.force:
         raise command.ToolError(f'--out {str(args.out)!r} exists; expected a new file, or --force')
+    command.check_writable(args.out.parent, '--out')
     if args.out.suffix != '.pt2':
         raise command.ToolError(f'--out is {str(args.out)!r}, expected a name that ends in .pt2')
     device = command.check_device(args.device)
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     model = command.load_model(args.config, args.checkpoint, device)
     graph, _ = as_graph(model, command.read_config(args.config).default_scope, args.part)
 
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    command.make_out_dir(args.out.parent)
     partial = args.out.with_name(args.out.stem + '.partial.pt2')
     try:
         torch.export.save(export_program(graph, args.device), partial)
