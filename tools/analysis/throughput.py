@@ -27,6 +27,7 @@ from mmvmamba.export.graphs import as_tuple
 
 PRECISIONS = dict(fp32=None, tf32=None, fp16=torch.float16, bf16=torch.bfloat16)
 MODES = ('inference', 'train', 'train-mixed')
+COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')
 
 
 def parse_args(arguments=None) -> argparse.Namespace:
@@ -45,7 +46,7 @@ def parse_args(arguments=None) -> argparse.Namespace:
     parser.add_argument('--warmup', type=int, default=10, help='steps before the timing (default: %(default)s)')
     parser.add_argument('--steps', type=int, default=30, help='steps timed (default: %(default)s)')
     parser.add_argument('--channels-last', action='store_true', help='images and convolutions in channels_last memory')
-    parser.add_argument('--compile', metavar='MODE', help='torch.compile with this mode, such as max-autotune')
+    parser.add_argument('--compile', choices=COMPILE_MODES, help='torch.compile with this mode, anew for every case')
     command.add_output_arguments(parser, 'analysis/throughput')
     return parser.parse_args(arguments)
 
@@ -65,7 +66,8 @@ class Bench:
         self.layout = torch.channels_last if args.channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.layout)
         forward = self._scores if hasattr(model, 'head') else self._maps
-        self.forward = torch.compile(forward, mode=args.compile) if args.compile else forward
+        # kernels for the very sizes, as they are measured
+        self.forward = torch.compile(forward, mode=args.compile, dynamic=False) if args.compile else forward
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
@@ -112,6 +114,8 @@ class Bench:
 
     def measure(self, mode: str, sizes: list) -> dict:
         """Median time of a step, images a second and peak memory; a step takes the sizes in turn."""
+        if self.args.compile:
+            torch._dynamo.reset()  # an earlier case's graphs would hold memory, and count against the recompile limit
         self.model.train(mode != 'inference')
         step = self.infer if mode == 'inference' else self.train
         batches = [self.images(size) for size in sizes]
@@ -241,6 +245,9 @@ def check(args: argparse.Namespace) -> None:
     ):
         if value < low:
             raise command.ToolError(f'{option} is {value}, expected at least {low}')
+    for option, sizes in (('--sizes', args.sizes), ('--mixed-sizes', args.mixed_sizes)):
+        if max(sizes) > command.MAX_SIDE:
+            raise command.ToolError(f'{option} is {max(sizes)}, expected at most {command.MAX_SIDE}')
     if 'tf32' in args.precisions and device.type != 'cuda':
         raise command.ToolError(
             f'--precisions has tf32, which the device {args.device!r} does not have; expected a GPU'
