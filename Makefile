@@ -24,10 +24,10 @@ setup:  ## Make .venv with the tested set (PYTHON= chooses the interpreter, VENV
 	@"$(PYTHON)" tools/setup_env.py --venv "$(VENV)"
 
 demo: $(SETUP)  ## Train and evaluate a classifier, a detector and a segmentor on the digits data set
-	"$(ENV_PYTHON)" tools/demo.py
+	"$(ENV_PYTHON)" tools/demo.py $(DEMO_OPTIONS)
 
 gallery: $(SETUP)  ## Make every picture of the documentation's gallery from what the demo trained
-	"$(ENV_PYTHON)" tools/analysis/gallery.py --force
+	"$(ENV_PYTHON)" -W ignore tools/analysis/gallery.py --force $(GALLERY_OPTIONS)
 
 docs: $(SETUP)  ## Build the documentation into build/docs; a dead link fails
 	"$(ENV_PYTHON)" -m mkdocs build --strict

@@ -23,14 +23,29 @@ DATA = Path('data/digits')
 SHOWN = 8  # validation images in a picture
 
 
+# a few images; names of settings that a data set of any of the three codebases takes
+QUICK = tuple(f'{name}_dataloader.dataset.indices=16' for name in ('train', 'val', 'test'))
+ONE_EPOCH = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1')
+TWO_STEPS = ('train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2')
+
+
 @dataclass(frozen=True)
 class Task:
-    """A task of the demo: who runs it, its config, and the metrics to report as (key in the log, name, factor)."""
+    """A task of the demo.
+
+    Attributes:
+        name (str): Its name.
+        codebase (str): Who runs it.
+        config (str): Its config.
+        metrics (tuple): What to report, as (key in the log, name, factor).
+        quick (tuple[str, ...]): Settings of a training of a few steps, on top of ``QUICK``.
+    """
 
     name: str
     codebase: str
     config: str
     metrics: tuple
+    quick: tuple
 
 
 TASKS = (
@@ -39,6 +54,7 @@ TASKS = (
         'mmpretrain',
         'configs/demo/vmamba-nano_1xb64_digits-32px.py',
         (('accuracy/top1', 'top-1', 0.01),),
+        (*ONE_EPOCH, 'train_dataloader.batch_size=8', 'default_hooks.logger.interval=1'),
     ),
     Task(
         'detection',
@@ -50,12 +66,14 @@ TASKS = (
             ('coco/segm_mAP', 'mask AP', 1),
             ('coco/segm_mAP_50', 'mask AP50', 1),
         ),
+        (*ONE_EPOCH, 'default_hooks.logger.interval=1'),
     ),
     Task(
         'segmentation',
         'mmsegmentation',
         'configs/demo/vmamba-nano_upernet_1xb4-4k_digits-128x128.py',
         (('mIoU', 'mIoU', 0.01), ('aAcc', 'pixel accuracy', 0.01)),
+        (*TWO_STEPS, 'default_hooks.logger.interval=1'),
     ),
 )
 
@@ -119,14 +137,15 @@ def make_data(out_dir: Path) -> None:
     )
 
 
-def train_and_test(task: Task, out_dir: Path) -> dict:
+def train_and_test(task: Task, out_dir: Path, quick: bool = False) -> dict:
     """Run a task; returns its metrics and times."""
+    options = ['--cfg-options', *QUICK, *task.quick] if quick else []
     gpus = '1' if torch.cuda.is_available() else '0'
     mim, config, work_dir = [sys.executable, '-m', 'mim'], str(ROOT / task.config), out_dir / 'work_dirs' / task.name
     say(f'{task.name}: mim train {task.codebase} {task.config}')
     train_time = run(
         f'training ({task.name})',
-        [*mim, 'train', task.codebase, config, '--gpus', gpus, '--work-dir', str(work_dir)],
+        [*mim, 'train', task.codebase, config, '--gpus', gpus, '--work-dir', str(work_dir), *options],
         out_dir / f'logs/{task.name}-train.log',
     )
     checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
@@ -135,7 +154,7 @@ def train_and_test(task: Task, out_dir: Path) -> dict:
     test_time = run(
         f'testing ({task.name})',
         [*mim, 'test', task.codebase, config, '--checkpoint', checkpoint, '--gpus', gpus, '--work-dir', str(test_dir)]
-        + ['--show-dir', str((test_dir / 'shown').resolve())],
+        + ['--show-dir', str((test_dir / 'shown').resolve()), *options],
         out_dir / f'logs/{task.name}-test.log',
     )
     logged = json.loads(max(test_dir.glob('*/*.json'), key=os.path.getmtime).read_text())
@@ -214,6 +233,9 @@ def main(arguments=None) -> int:
     parser.add_argument('--out-dir', type=Path, default=Path('demo_output'), help='default: %(default)s')
     names = [task.name for task in TASKS]
     parser.add_argument('--tasks', nargs='+', choices=names, default=names, help='default: all three')
+    parser.add_argument(
+        '--quick', action='store_true', help='a few images and steps: whether everything runs, not how well'
+    )
     args = parser.parse_args(arguments)
     start, results = time.time(), {}
     try:
@@ -221,7 +243,7 @@ def main(arguments=None) -> int:
         make_data(args.out_dir)
         for task in TASKS:
             if task.name in args.tasks:
-                results[task.name] = train_and_test(task, args.out_dir)
+                results[task.name] = train_and_test(task, args.out_dir, args.quick)
                 draw_predictions(task.name, args.out_dir)
         draw_losses(results, args.out_dir)
     except DemoError as error:

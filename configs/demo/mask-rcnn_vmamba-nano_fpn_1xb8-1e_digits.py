@@ -90,5 +90,6 @@ param_scheduler = [
 default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(type='mmvmamba.AtomicCheckpointHook', interval=1, max_keep_ckpts=1, save_best='coco/segm_mAP_50'),
+    visualization=dict(score_thr=0.5),  # of the drawn boxes
 )
 randomness = dict(seed=0)

@@ -3,6 +3,8 @@
 import json
 import logging
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -76,11 +78,27 @@ def test_the_median_step_is_timed(tool, quick, monkeypatch):
     assert bench.measure('inference', [32])['seconds'] == 2
 
 
+@pytest.mark.slow
+def test_compiled_models_compute_what_eager_ones_do(tool, quick, tmp_path):
+    throughput, config = tool('analysis/throughput.py'), tmp_path / 'small.py'
+    arch = 'backbone=dict(arch=dict(_delete_=True, dims=8, depths=(1,)), out_indices=(0,), drop_path_rate=0.0)'
+    config.write_text(f"_base_ = ['{CLASSIFIER}']\nmodel = dict({arch}, head=dict(in_channels=8))\n")
+    words = ['--model', 'a', str(config), *quick]
+    model = command.load_model(str(config), None)
+    eager = throughput.Bench(model, 'fp32', throughput.parse_args(words))
+    compiled = throughput.Bench(model, 'fp32', throughput.parse_args([*words, '--compile', 'default']))
+    (expected,), (scores,) = eager.infer(eager.images(32)), compiled.infer(eager.images(32))
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+    row = compiled.measure('train', [32])
+    assert row['images_per_second'] > 0 and 'error' not in row
+
+
 @pytest.mark.parametrize(
     'extra, words',
     [
         (['--batch-size', '0'], '--batch-size is 0, expected at least 1'),
         (['--sizes', '8'], '--sizes is 8, expected at least 32'),
+        (['--mixed-sizes', '64', '99999'], '--mixed-sizes is 99999, expected at most'),
         (['--precisions', 'tf32'], '--precisions has tf32'),
         (['--model', 'b', 'mmpretrain::absent/absent.py'], "config 'mmpretrain::absent/absent.py' is not in"),
         (['--model', 'a', CLASSIFIER], "--model has the name 'a' 2 times"),
@@ -90,6 +108,13 @@ def test_bad_arguments_are_one_clear_line(tool, quick, tmp_path, capfd, extra, w
     assert tool('analysis/throughput.py').main(['--model', 'a', CLASSIFIER, *quick, *extra]) == 2
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith('error: ') and words in error and not (tmp_path / 'out').exists()
+
+
+def test_an_unknown_compile_mode_is_refused_before_any_work(tool, quick, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tool('analysis/throughput.py').main(['--model', 'a', CLASSIFIER, *quick, '--compile', 'fastest'])
+    assert stop.value.code == 2 and "invalid choice: 'fastest'" in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
 
 
 def test_gallery_needs_a_demo_and_plans_every_picture(tool, tmp_path, monkeypatch, capsys):
@@ -103,14 +128,25 @@ def test_gallery_needs_a_demo_and_plans_every_picture(tool, tmp_path, monkeypatc
         (folder / 'config.py').touch()
         (folder / 'run/vis_data/scalars.json').touch()
         (folder / 'last_checkpoint').write_text(f'elsewhere/{task}.pth')
-    (tmp_path / 'data/digits/scenes/val').mkdir(parents=True)
-    for i in range(3):
-        (tmp_path / f'data/digits/scenes/val/{i}.png').touch()
+    assert gallery.main([]) == 2 and '/val/00000.png; run make demo first' in capsys.readouterr().err
+    mask = np.zeros((40, 50), np.uint8)
+    mask[10:20, 40:45] = 4
+    for name in ('scenes', 'semantic'):
+        (tmp_path / f'data/digits/{name}/val').mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / f'data/digits/{name}/val/00000.png'), mask)
     plan = gallery.commands(gallery.parse_args([]), tmp_path / 'gallery')
-    assert list(plan) == [
-        *('resnet', 'erf', 'attention_map', 'feature_map', 'robustness_resolution', 'throughput', 'curves')
-    ]
-    for name, words in plan.items():
-        if name not in ('resnet', 'curves'):
-            tool(f'analysis/{name}.py').parse_args(words[1:])
+    trainings = ['resnet', 'resnet-64px', 'vmamba-64px']
+    pictures = ['erf', 'attention_map', 'feature_map', 'robustness_resolution', 'throughput']
+    assert list(plan) == [*trainings, *pictures, 'curves']
+    for name in trainings:
+        args = tool('train.py').parse_args(plan[name][1:])
+        epochs = command.read_config(args.config).train_cfg.max_epochs
+        picture = 'erf' if name == 'resnet' else 'robustness_resolution'
+        assert f'{args.work_dir}/epoch_{epochs}.pth' in plan[picture]  # the tool reads what the training writes
+    for name in pictures:
+        tool(f'analysis/{name}.py').parse_args(plan[name][1:])
+    quick = gallery.commands(gallery.parse_args(['--quick']), tmp_path / 'gallery')
+    assert any(word.endswith('resnet/epoch_1.pth') for word in quick['erf'])
     assert 'demo_output/work_dirs/detection/detection.pth' in plan['attention_map']
+    pixel = tool('analysis/attention_map.py').parse_args(plan['attention_map'][1:]).pixel
+    assert mask[pixel[1], pixel[0]] == 4  # on a digit

@@ -2,8 +2,9 @@
 
 python tools/analysis/gallery.py [--demo demo_output] [--out-dir demo_output/gallery]
 
-Trains a ResNet of the demo classifier's size first, to compare with; then runs the tools on the demo's checkpoints, and
-writes a folder a tool and gallery.json, the commands and their times.
+Trains what the demo's classifier is compared with first: a ResNet of its size, and both of them at 64 pixels, where
+test resolutions can differ.  Then runs the tools on the checkpoints, and writes a folder a tool and gallery.json, the
+commands and their times.
 """
 
 import argparse
@@ -14,10 +15,19 @@ import sys
 import time
 from pathlib import Path
 
+import mmcv
+import numpy as np
+
 from mmvmamba.analysis import command
 
 ROOT = Path(__file__).resolve().parents[2]
-RESNET = ROOT / 'configs/demo/resnet18_1xb64_digits-32px.py'
+TRAINED = {
+    'resnet': ROOT / 'configs/demo/resnet18_1xb64_digits-32px.py',
+    'resnet-64px': ROOT / 'configs/demo/resnet18_1xb64_digits-64px.py',
+    'vmamba-64px': ROOT / 'configs/demo/vmamba-nano_1xb64_digits-64px.py',
+}
+QUICK = ['train_cfg.max_epochs=1', 'default_hooks.checkpoint.interval=1', 'train_dataloader.batch_size=8']
+QUICK += [f'{name}_dataloader.dataset.indices=16' for name in ('train', 'val')]
 
 
 def parse_args(arguments=None) -> argparse.Namespace:
@@ -29,6 +39,9 @@ def parse_args(arguments=None) -> argparse.Namespace:
     parser.add_argument('--data', type=Path, default=Path('data/digits'), help='its data set (default: %(default)s)')
     parser.add_argument('--out-dir', type=Path, help='where the pictures go (default: gallery in --demo)')
     parser.add_argument('--force', action='store_true', help='replace the pictures that --out-dir holds')
+    parser.add_argument(
+        '--quick', action='store_true', help='train on a few images for one epoch: whether everything runs'
+    )
     return parser.parse_args(arguments)
 
 
@@ -41,47 +54,58 @@ def trained(demo: Path, task: str) -> tuple:
     return configs[0], folder / Path(pointer.read_text().strip()).name
 
 
+def pixel_of_a_digit(mask: Path) -> tuple:
+    """X and Y of the digit's pixel that lies nearest to the middle of all digits in a semantic mask."""
+    digits = np.argwhere(mmcv.imread(str(mask), 'unchanged'))
+    if not len(digits):
+        raise command.ToolError(f'--data has no digit in {mask}; expected what make demo made')
+    middle = (digits.max(axis=0) + digits.min(axis=0)) / 2
+    row, column = digits[((digits - middle) ** 2).sum(axis=1).argmin()]
+    return column, row
+
+
 def commands(args: argparse.Namespace, out_dir: Path) -> dict:
     """The command of each picture, as lists of words after the interpreter."""
     tools, data = ROOT / 'tools', args.data
     digits, detector, segmentor = (trained(args.demo, task) for task in ('classification', 'detection', 'segmentation'))
-    image = sorted((data / 'scenes/val').glob('*.png'))[2:3]
-    if not image:
-        raise command.ToolError(f'--data {str(data)!r} has no scenes/val/*.png; run make demo first')
-    resnet = out_dir / 'work_dirs/resnet'
-    epochs = command.read_config(str(RESNET)).train_cfg.max_epochs  # as many as the demo's classifier
-    both = [
-        *('--model', 'VMamba', *digits),
-        *('--model', 'ResNet', RESNET, resnet / f'epoch_{epochs}.pth'),
-    ]
+    image, mask = data / 'scenes/val/00000.png', data / 'semantic/val/00000.png'
+    if not (image.is_file() and mask.is_file()):
+        raise command.ToolError(f'--data {str(data)!r} has no {{scenes,semantic}}/val/00000.png; run make demo first')
+    train, compared = {}, {}
+    for name, config in TRAINED.items():
+        folder = out_dir / 'work_dirs' / name
+        epochs = 1 if args.quick else command.read_config(str(config)).train_cfg.max_epochs
+        compared[name] = config, folder / f'epoch_{epochs}.pth'
+        train[name] = [tools / 'train.py', config, '--work-dir', folder]
+        train[name] += ['--cfg-options', *QUICK] if args.quick else []
+    resnet, trained_pair = TRAINED['resnet'], ('--model', 'VMamba', *digits, '--model', 'ResNet', *compared['resnet'])
+    pair_64 = ('--model', 'VMamba', *compared['vmamba-64px'], '--model', 'ResNet', *compared['resnet-64px'])
     untrained = [
         *('--model', 'VMamba, untrained', digits[0], 'none'),
-        *('--model', 'ResNet, untrained', RESNET, 'none'),
+        *('--model', 'ResNet, untrained', resnet, 'none'),
     ]
     logs = sorted(args.demo.glob('work_dirs/classification/*/vis_data/scalars.json'))[-1:]
     made = {
-        'resnet': [tools / 'train.py', RESNET, '--work-dir', resnet],
-        'erf': [tools / 'analysis/erf.py', *untrained, *both, '--images', data / 'scenes/val', '--size', '224'],
-        'attention_map': [tools / 'analysis/attention_map.py', *detector, image[0]],
-        'feature_map': [tools / 'analysis/feature_map.py', *segmentor, image[0]],
+        'erf': [tools / 'analysis/erf.py', *untrained, *trained_pair, '--images', data / 'scenes/val'],
+        'attention_map': [tools / 'analysis/attention_map.py', *detector, image, '--pixel', *pixel_of_a_digit(mask)],
+        'feature_map': [tools / 'analysis/feature_map.py', *segmentor, image],
         'robustness_resolution': [
-            *(tools / 'analysis/robustness_resolution.py', *both, '--data', data / 'classification/val'),
-            *('--sizes', '16', '24', '32', '48', '64', '96', '128', '--crop-ratio', '1'),
+            *(tools / 'analysis/robustness_resolution.py', *pair_64, '--data', data / 'classification/val'),
+            *('--sizes', '32', '48', '64', '80', '96', '128', '160', '--crop-ratio', '1'),
         ],
         'throughput': [
             *(tools / 'analysis/throughput.py', '--model', 'VMamba', digits[0]),
-            *('--model', 'ResNet', RESNET, '--batch-size', '16', '--sizes', '64', '128'),
+            *('--model', 'ResNet', resnet, '--batch-size', '16', '--sizes', '64', '128'),
             *('--mixed-sizes', '64', '96', '128', '--warmup', '2', '--steps', '5'),
         ],
     }
     for name, words in made.items():
-        if name != 'resnet':
-            words += ['--out-dir', out_dir / name, '--force']
+        words += ['--out-dir', out_dir / name, '--force']
     if logs:
         curves = out_dir / 'curves.png'
         made['curves'] = ['-m', 'mim', 'run', 'mmpretrain', 'analyze_logs', 'plot_curve', logs[0], '--keys', 'loss']
         made['curves'] += ['--out', curves]
-    return {name: [str(word) for word in words] for name, words in made.items()}
+    return {name: [str(word) for word in words] for name, words in {**train, **made}.items()}
 
 
 def run(args: argparse.Namespace) -> None:
