@@ -2,10 +2,12 @@
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmvmamba', locations=['mmvmamba.models'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvmamba', locations=['mmvmamba.hooks'])
+STRATEGIES = Registry('strategy', parent=MMENGINE_STRATEGIES, scope='mmvmamba', locations=['mmvmamba.strategies'])
 
 
 def register_backbone(cls):

@@ -3,12 +3,8 @@
 _base_ = './vmamba-base-s1l20_8xb128-amp_in1k.py'
 
 runner_type = 'FlexibleRunner'
-strategy = dict(
-    type='FSDPStrategy',
-    model_wrapper=dict(
-        auto_wrap_policy=dict(type='torch.distributed.fsdp.wrap.size_based_auto_wrap_policy', min_num_params=2_000_000),
-        use_orig_params=True,
-    ),
-)
+strategy = dict(type='mmvmamba.FSDPStrategy')  # a unit of it is a block
+# every shard is flat: what must not decay for being flat is named
+optim_wrapper = dict(paramwise_cfg=dict(flat_decay_mult=None, custom_keys={'.Ds': dict(decay_mult=0.0)}))
 # EMAHook copies a whole model, which a sharded one is not
 custom_hooks = []
