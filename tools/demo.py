@@ -24,7 +24,7 @@ SHOWN = 8  # validation images in a picture
 
 
 # a few images; names of settings that a data set of any of the three codebases takes
-QUICK = tuple(f'{name}_dataloader.dataset.indices=16' for name in ('train', 'val', 'test'))
+QUICK = (*(f'{name}_dataloader.dataset.indices=16' for name in ('train', 'val', 'test')), 'param_scheduler=None')
 ONE_EPOCH = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1')
 TWO_STEPS = ('train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.checkpoint.interval=2')
 

@@ -27,7 +27,7 @@ TRAINED = {
     'vmamba-64px': ROOT / 'configs/demo/vmamba-nano_1xb64_digits-64px.py',
 }
 QUICK = ['train_cfg.max_epochs=1', 'default_hooks.checkpoint.interval=1', 'train_dataloader.batch_size=8']
-QUICK += [f'{name}_dataloader.dataset.indices=16' for name in ('train', 'val')]
+QUICK += ['param_scheduler=None', *(f'{name}_dataloader.dataset.indices=16' for name in ('train', 'val'))]
 
 
 def parse_args(arguments=None) -> argparse.Namespace:
