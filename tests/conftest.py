@@ -1,6 +1,7 @@
 """Shared fixtures: reference data, deterministic filling, and memory that shows when an output was not written."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from tests.fill import fill_module, make_input
 
 DATA = Path(__file__).parent / 'data'
+# torch reads this once, at the first matrix product on a GPU under deterministic algorithms, whichever test that is in
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from mmvmamba.checkpoint import CheckpointError, load_pretrained, select_weights
 from mmvmamba.models import VSSMBackbone
 
 from .cases import attempt, cases
+from .toy import Writes
 
 
 @pytest.fixture(scope='module')
@@ -134,16 +135,6 @@ def test_one_wrong_weight(name, kind):
     loaded = load(buffer.getvalue(), PATH)
     # a norm of the outputs may be missing: a task starts it anew
     assert loaded is None or name.startswith('outnorm')
-
-
-class Writes:
-    """A pickle that would write a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), 'w'))
 
 
 @pytest.mark.parametrize('place', ['alone', 'beside the weights', 'as a weight'])

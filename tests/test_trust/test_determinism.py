@@ -12,9 +12,8 @@ DEVICES = [
 
 
 @pytest.fixture(autouse=True)
-def _deterministic(monkeypatch):
-    """As ``randomness=dict(seed=0, deterministic=True)`` sets it; cuBLAS asks for the variable."""
-    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+def _deterministic():
+    """As ``randomness=dict(seed=0, deterministic=True)`` sets it; cuBLAS asks for a variable, see tests/conftest.py."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

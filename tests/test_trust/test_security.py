@@ -12,7 +12,7 @@ import mmvmamba  # noqa: F401
 from mmvmamba.checkpoint import CheckpointError, read_checkpoint
 from tests.test_tools.conftest import ROOT
 
-from .test_checkpoint_properties import Writes
+from .toy import Writes
 
 SOURCES = sorted(
     path

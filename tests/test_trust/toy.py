@@ -1,4 +1,4 @@
-"""The smallest run of mmengine's Runner: four numbers a sample, two layers, a few iterations."""
+"""The smallest run of mmengine's Runner: four numbers a sample, two layers, a few iterations; and an evil pickle."""
 
 import torch
 from mmengine.model import BaseModel
@@ -103,3 +103,13 @@ def make_runner(work_dir, epochs=2, hooks=(), checkpoint=None, scores=(), resume
         runner.val_loop.evaluator = Score(scores)
         runner.model.val_step = lambda data: [0]
     return runner
+
+
+class Writes:
+    """A pickle that would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), 'w'))
