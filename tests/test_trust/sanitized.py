@@ -9,7 +9,7 @@ import sys
 import torch
 
 import mmvmamba.ops
-from mmvmamba.ops import SCAN_MODES, cross_merge, cross_scan, selective_scan, ss2d_scan
+from mmvmamba.ops import SCAN_MODES, cross_merge, cross_scan, layer_norm, selective_scan, ss2d_scan
 
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else 'cpu'
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, *((torch.float64,) if DEVICE == 'cpu' else ()))
@@ -67,6 +67,17 @@ def main():
         states = [torch.randn(shape, device=DEVICE).requires_grad_() for shape in ((4 * channels, 1), (4 * channels,))]
         ss2d_scan(*leaves, *states, backend=DEVICE).float().sum().backward()
         cases += 1
+    if DEVICE == 'cuda':  # these kernels split long sequences and rows otherwise than short ones
+        for dtype, states, length in itertools.product(DTYPES, (1, 2, 16), (2047, 2049, 4100)):
+            scan(1, 2, 3, states, length, dtype, full=True)
+            cases += 1
+        for dtype, out, (rows, channels) in itertools.product(
+            DTYPES, DTYPES, ((1, 4), (33, 36), (1001, 48), (5, 1024))
+        ):
+            leaves = [torch.randn(shape, device=DEVICE) for shape in ((rows, channels), (channels,), (channels,))]
+            leaves[0] = leaves[0].to(dtype)
+            layer_norm(*[leaf.requires_grad_() for leaf in leaves], out_dtype=out).float().sum().backward()
+            cases += 1
     print(f'{cases} cases through the kernels beside {mmvmamba.ops.__file__}')
 
 
