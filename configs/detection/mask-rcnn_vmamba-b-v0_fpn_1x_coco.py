@@ -1,6 +1,6 @@
 _base_ = ['mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', '../_base_/vmamba-base-v0.py']
 
-pretrained = _base_.vmamba.checkpoint
+pretrained = _base_.vmamba.earlier_checkpoint
 model = dict(
     backbone=dict(
         _delete_=True,

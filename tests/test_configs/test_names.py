@@ -95,7 +95,11 @@ def test_published_recipe(path):
         assert 'init_cfg' not in cfg.model.backbone
     else:
         assert cfg.optim_wrapper.paramwise_cfg.custom_keys.norm.decay_mult == 0.0
-        assert cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint=cfg.vmamba.checkpoint)
+        checkpoint = cfg.vmamba.checkpoint
+        if cfg.vmamba.arch == 'base-v0':
+            checkpoint = cfg.vmamba.earlier_checkpoint
+            assert checkpoint.endswith('/vssmbase_dp05_ckpt_epoch_260.pth')
+        assert cfg.model.backbone.init_cfg == dict(type='Pretrained', checkpoint=checkpoint)
     if cfg.default_scope == 'mmseg':
         ratios = [step.scale_factor for step in cfg.tta_pipeline[1].transforms[0]]
         assert ratios == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75] and len(cfg.tta_pipeline[1].transforms[1]) == 2
