@@ -1,4 +1,7 @@
-"""The documentation: it builds, its links lead somewhere, its commands parse, and its Python runs."""
+"""The documentation: it builds, its links lead somewhere, its commands parse, and its Python runs.
+
+The commands run in test_docs_commands.py.
+"""
 
 import argparse
 import importlib.util
@@ -94,6 +97,8 @@ def test_command_is_understood(line, monkeypatch, capsys):
             assert list(package.glob(f'.mim/tools/**/{words[3]}.py'))
     elif words[0] == 'pip':
         assert words[1] == 'install'
+    elif words[0] == 'source':
+        assert words[1] == '.venv/bin/activate'  # what make setup makes
     else:
         assert (ROOT / words[0]).is_file(), f'no such command: {line}'
 

@@ -71,6 +71,8 @@ def draw(results: dict, path) -> None:
         limits = dict(xlim=(-0.5, values.shape[1] - 0.5), ylim=(values.shape[0] - 0.5, -0.5))
         axis.set(title=f'{name}\n{sides_text(result, DRAWN)}', **limits)
         axis.title.set_fontsize(10)
+    held = ', '.join(f'{color} {share:.0%}' for share, color in DRAWN.items())
+    figure.supxlabel(f'squares that hold a part of the contribution: {held}', fontsize=10)
     figure.colorbar(shown, ax=axes, shrink=0.8, label='contribution, relative to the largest')
     figure.savefig(path, dpi=110)
     plt.close(figure)

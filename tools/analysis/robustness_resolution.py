@@ -100,7 +100,7 @@ def draw(results: dict, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6, 4), layout='constrained')
     for name, result in results.items():
         axis.plot(list(result), list(result.values()), marker='o', label=name)
-    axis.set(xlabel='test resolution, pixels', ylabel='top-1 accuracy, %', ylim=(0, 100))
+    axis.set(xlabel='test resolution, pixels', ylabel='top-1 accuracy, %', ylim=(0, 102))
     axis.grid(alpha=0.3)
     axis.legend()
     figure.savefig(path, dpi=100)
