@@ -1,4 +1,4 @@
-"""Pretrained weights of a backbone: from whichever file they come in, read safely and loaded strictly.
+"""Pretrained weights of a backbone: from whichever file they come in, loaded strictly.
 
 ``init_cfg=dict(type='Pretrained', checkpoint=path_or_url)`` takes
 
@@ -9,22 +9,28 @@
 
 Every weight of the backbone must be there in its shape, and nothing else but what the task replaces: the classifier,
 and the norms of the output maps (``outnorm*``) when the file lacks some of those that the model has.  Anything else is
-a :class:`CheckpointError`, never a model with random weights.
+a :class:`CheckpointError`, never a model with random weights.  Reading is :mod:`mmvmamba.checkpoint_file`'s part.
 """
 
-import os
-import pickle
 import re
-import zipfile
-from collections import Counter, OrderedDict
-from io import BytesIO
-from urllib.parse import urlparse
+from collections import Counter
 
 import torch
-from mmengine.dist import barrier, get_rank
-from mmengine.fileio import get
 from mmengine.logging import print_log
 
+from mmvmamba.checkpoint_file import CheckpointError, find_damage, read_checkpoint
+
+__all__ = [
+    'CheckpointError',
+    'backbone_weights',
+    'find_damage',
+    'fitting_archs',
+    'load_pretrained',
+    'read_checkpoint',
+    'select_weights',
+    'upgrade_hook',
+    'upgrade_names',
+]
 _OPTIONS = ('type', 'checkpoint', 'prefix', 'map_location')
 # names of the first published checkpoints, and today's
 _OLD_NAMES = (
@@ -34,24 +40,6 @@ _OLD_NAMES = (
     (re.compile(r'^(layers\.\d+\.blocks\.\d+\.)self_attention\.'), r'\1op.'),
     (re.compile(r'^(norm|head)\.(?=weight$|bias$)'), r'classifier.\1.'),
 )
-# OpenMMLab and torch.hub put the start of the SHA-256 at the end of a file name
-_HASH = re.compile(r'-([a-f0-9]{8,})\.')
-_LOCAL_HOSTS = ('localhost', '127.0.0.1', '::1')
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint can't be read, or doesn't fit the model."""
-
-
-class _CfgNode:
-    """Stand-in for the configuration object in official files: becomes a plain dict, so that yacs is not needed."""
-
-    def __new__(cls):
-        return OrderedDict()
-
-
-_CfgNode.__module__, _CfgNode.__qualname__, _CfgNode.__name__ = 'yacs.config', 'CfgNode', 'CfgNode'
-torch.serialization.add_safe_globals([_CfgNode])
 
 
 def load_pretrained(model, init_cfg) -> None:
@@ -87,77 +75,6 @@ def load_pretrained(model, init_cfg) -> None:
         norms = sorted({key.split('.')[0] for key in fresh})
         line += f'; not in the file, kept as initialized: {", ".join(norms)}'
     print_log(line, logger='current')
-
-
-def read_checkpoint(checkpoint: str, map_location='cpu'):
-    """Read a checkpoint without running any code in it.
-
-    Args:
-        checkpoint (str): A path; an http(s) URL, downloaded once into torch.hub's folder; or a URI of mmengine's
-            storage backends.
-        map_location: As in :func:`torch.load`. Default: ``cpu``.
-
-    Returns:
-        The content, a dict for every known layout.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If it can't be downloaded or read.
-    """
-    scheme = urlparse(checkpoint).scheme if '://' in checkpoint else ''
-    advice = ''
-    if scheme in ('http', 'https'):
-        file = _download(checkpoint)
-        advice = f'; delete {file} to download it again'
-    elif scheme:
-        try:
-            file = BytesIO(get(checkpoint))
-        except Exception as error:  # each storage backend has its own
-            raise CheckpointError(f'checkpoint {checkpoint!r} can not be fetched ({error})') from error
-    else:
-        file = checkpoint
-        if not os.path.isfile(file):
-            raise FileNotFoundError(f'checkpoint {checkpoint!r} is not a file')
-    damage = find_damage(file) if zipfile.is_zipfile(file) else ''
-    if damage:
-        raise CheckpointError(f'checkpoint {checkpoint!r} is damaged, {damage}{advice}')
-    try:
-        if isinstance(file, BytesIO):
-            file.seek(0)
-        return torch.load(file, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        unsafe = re.search(r'GLOBAL (\S+)', str(error)) or re.search(
-            r'reduce for unrecognized function (.+)', str(error)
-        )
-        if unsafe:
-            raise CheckpointError(
-                f'checkpoint {checkpoint!r} was not loaded: besides weights it holds {unsafe[1]}, which could run '
-                'code; expected tensors, numbers and text only'
-            ) from error
-        raise CheckpointError(f'checkpoint {checkpoint!r} is not a file of torch.save{advice}') from error
-    except Exception as error:
-        # the readers raise many types; each means that the file is damaged, and none may pass
-        reason = str(error).strip().split('\n')[0] or type(error).__name__
-        raise CheckpointError(
-            f'checkpoint {checkpoint!r} can not be read, it is truncated or no checkpoint ({reason}){advice}'
-        ) from error
-
-
-def find_damage(file) -> str:
-    """Hold every record in a file of ``torch.save`` to its checksum, which torch itself does not when it loads.
-
-    Args:
-        file (str | BytesIO): The file; those of torch < 1.6 have no checksums and count as damaged.
-
-    Returns:
-        str: What is wrong, empty if nothing is.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            record = archive.testzip()
-    except Exception as error:  # zipfile raises many types; each means that the file is not whole
-        return f'it is truncated or no checkpoint: {str(error).strip() or type(error).__name__}'
-    return f'{record} does not have the checksum that it was saved with' if record else ''
 
 
 def select_weights(content, name: str) -> tuple:
@@ -289,35 +206,6 @@ def _check_init_cfg(init_cfg) -> dict:
         if not isinstance(value, str) and not (key == 'prefix' and value is None):
             raise TypeError(f'{key} of init_cfg is {value!r}, expected a string')
     return dict(init_cfg)
-
-
-def _download(url: str) -> str:
-    """Download once into torch.hub's folder; rank 0 goes first, as in mmengine."""
-    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, os.path.basename(urlparse(url).path))
-    digest = _HASH.search(os.path.basename(path))
-    if urlparse(url).scheme == 'http' and urlparse(url).hostname not in _LOCAL_HOSTS:
-        raise CheckpointError(f'checkpoint {url!r} is not downloaded over an open connection; expected https://')
-
-    def fetch():
-        if os.path.exists(path):
-            return
-        try:
-            torch.hub.download_url_to_file(url, path, digest and digest[1], progress=False)
-        except Exception as error:
-            raise CheckpointError(
-                f'checkpoint {url!r} can not be downloaded ({error}); check the network, or download it by other means '
-                f'to {path}'
-            ) from error
-
-    try:
-        if get_rank() == 0:
-            fetch()
-    finally:
-        barrier()
-    fetch()
-    return path
 
 
 def _is_state(value) -> bool:
