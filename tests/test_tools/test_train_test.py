@@ -2,6 +2,11 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mmvmamba.checkpoint import read_checkpoint
 
 from .conftest import ROOT
 from .test_launch import DEMO
@@ -107,3 +112,21 @@ def test_two_processes_keep_equal_parameters(run, user_folder):
     assert first[0] == second[0] and first[1:] and first[1:] != second[1:]
     test = f'bash {ROOT}/tools/dist_test.sh two.py {work}/iter_2.pth 2 --work-dir {work}/test'
     assert 'mIoU' in run(test, *QUICK, **environment)
+
+
+@pytest.mark.slow
+def test_two_machines(run, user_folder):
+    """NNODES and NODE_RANK join what each machine starts: one learning rate by the images of both, one average."""
+    (user_folder / 'machines.py').write_text(
+        f"_base_ = ['{ROOT / DEMO['mmseg']}']\n"
+        'optim_wrapper = dict(accumulative_counts=2)\n'
+        "custom_hooks = [dict(type='EMAHook')]\n"
+        'auto_scale_lr = dict(enable=False, base_batch_size=16)\n'
+    )
+    environment = dict(PYTHON=sys.executable, NNODES='2', MASTER_ADDR='127.0.0.1', PORT='29677')
+    command = f'bash {ROOT}/tools/dist_train.sh machines.py 1 --work-dir machines --auto-scale-lr'
+    with ThreadPoolExecutor() as pool:
+        texts = list(pool.map(lambda rank: run(command, *QUICK, *BY_ITER, NODE_RANK=rank, **environment), '01'))
+    assert any('batch size of 16 and the current batch size is 8. Scaling the original LR by 0.5' in t for t in texts)
+    state = read_checkpoint(str(user_folder / 'machines/iter_2.pth'))
+    assert state['ema_state_dict'] and state['optimizer']['param_groups'][0]['lr'] == 5e-4
