@@ -1,6 +1,7 @@
 """Selective-scan operators shared by classification, detection and segmentation."""
 
 from .backend import BackendError, BackendStatus, backend_report, use_backend
+from .convolution.interface import conv2d_channel_last, depthwise_conv_silu
 from .cross_scan.interface import SCAN_MODES, cross_merge, cross_scan
 from .layer_norm.interface import layer_norm
 from .selective_scan.interface import selective_scan
@@ -11,8 +12,10 @@ __all__ = [
     'BackendError',
     'BackendStatus',
     'backend_report',
+    'conv2d_channel_last',
     'cross_merge',
     'cross_scan',
+    'depthwise_conv_silu',
     'layer_norm',
     'selective_scan',
     'ss2d_scan',

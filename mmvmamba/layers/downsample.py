@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .convolution import ConvChannelLast
 from .norm import build_norm
-from .stem import to_channel_first, to_channel_last
 
 
 class PatchMerging(nn.Module):
@@ -24,19 +24,21 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(torch.cat(quarters, dim=-1)))
 
 
-class HalvingConv(nn.Conv2d):
+class HalvingConv(ConvChannelLast):
     """2x2 convolution of stride 2; a side of one pixel, too short for it, is padded to two."""
 
     def __init__(self, channels: int, out_channels: int):
         super().__init__(channels, out_channels, kernel_size=2, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        height, width = x.shape[2:]
-        return super().forward(F.pad(x, (0, max(0, 2 - width), 0, max(0, 2 - height))))
+        height, width = x.shape[1:3]
+        return super().forward(F.pad(x, (0, 0, 0, max(0, 2 - width), 0, max(0, 2 - height))))
 
 
 def build_downsample(downsample: str, channels: int, out_channels: int, norm_layer: str) -> nn.Module:
-    """Build the layer between two stages; places in the Sequential are the published keys.
+    """Build the layer between two stages, from one channel-last map to the next.
+
+    Places in the Sequential are the published keys; an Identity holds the place of a published change of layout.
 
     Args:
         downsample (str): ``merge`` (patch merging), ``conv2`` (2x2 convolution of stride 2) or ``conv3`` (3x3, stride
@@ -50,5 +52,5 @@ def build_downsample(downsample: str, channels: int, out_channels: int, norm_lay
     if downsample == 'conv2':
         conv = HalvingConv(channels, out_channels)
     else:
-        conv = nn.Conv2d(channels, out_channels, kernel_size=3, stride=2, padding=1)
-    return nn.Sequential(to_channel_first(), conv, to_channel_last(), build_norm(norm_layer, out_channels))
+        conv = ConvChannelLast(channels, out_channels, kernel_size=3, stride=2, padding=1)
+    return nn.Sequential(nn.Identity(), conv, nn.Identity(), build_norm(norm_layer, out_channels))

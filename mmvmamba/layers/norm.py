@@ -5,6 +5,8 @@ from torch import nn
 
 from mmvmamba.ops import layer_norm
 
+from .convolution import DepthwiseConv
+
 
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation of a channel-last map, (..., C) to (..., C).
@@ -39,16 +41,6 @@ class SpatialSoftmax(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1, 2).softmax(dim=1).view_as(x)
-
-
-class DepthwiseConv(nn.Conv2d):
-    """Depthwise convolution of a channel-last map, stride 1, (B, H, W, C) to (B, H, W, C)."""
-
-    def __init__(self, channels: int, kernel_size: int, bias: bool):
-        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def build_norm(norm_layer: str, channels: int, autocast_output: bool = False) -> nn.Module:

@@ -8,7 +8,8 @@ from torch import nn
 from mmvmamba.ops import ss2d_scan
 
 from .cascade import cascade_scan
-from .norm import DepthwiseConv, build_out_norm
+from .convolution import DepthwiseConv
+from .norm import build_out_norm
 from .options import ACTIVATIONS, SS2DOptions
 from .ssm_init import init_ssm
 
@@ -50,9 +51,11 @@ class SS2D(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         x, gate = self._split_gate(self.in_proj(x))
-        if self.options.d_conv > 1:
-            x = self.conv2d(x)
-        y = self.out_act(self.out_norm(self._scan(self.act(x))).to(x.dtype))
+        if self.options.d_conv > 1 and isinstance(self.act, nn.SiLU):
+            x = self.conv2d(x, silu=True)
+        else:
+            x = self.act(self.conv2d(x) if self.options.d_conv > 1 else x)
+        y = self.out_act(self.out_norm(self._scan(x)).to(x.dtype))
         if gate is not None:
             y = y * gate
         return self.dropout(self.out_proj(y))

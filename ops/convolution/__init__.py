@@ -1,0 +1,1 @@
+"""Convolutions of channel-last maps."""

@@ -1,0 +1,126 @@
+"""The convolutions of channel-last maps: kernels and cudnn's own layout on a GPU, torch's convolution elsewhere."""
+
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+
+from ..backend import load_extension
+from ..checks import FLOAT_DTYPES, check_float, check_same_device, check_shape, dtype_name
+from . import library
+
+KERNEL_DTYPES = ('float32', 'float16', 'bfloat16')
+
+
+def depthwise_conv_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: Optional[torch.Tensor] = None,
+    out_dtype: Optional[torch.dtype] = None,
+) -> torch.Tensor:
+    """Convolve each channel of a map by itself, stride 1, and apply SiLU, z * sigmoid(z).
+
+    Kernels of 3x3 weights and a multiple of 4 channels run in one CUDA kernel, whose arithmetic is float32, weights
+    included, and which keeps no intermediate map for backward.  Everything else is torch's convolution and SiLU.
+
+    Args:
+        x (Tensor): (B, H, W, C), floating point.
+        weight (Tensor): (C, 1, k, k), k odd; the map is padded by k // 2 zeros.
+        bias (Tensor, optional): (C,). Default: None.
+        out_dtype (torch.dtype, optional): Dtype of the result, to which ``x`` is rounded first, as autocast does.
+            Default: that of ``x``.
+
+    Returns:
+        Tensor: (B, H, W, C) in ``out_dtype``.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor, or ``out_dtype`` no floating-point dtype.
+        ValueError: If shapes do not agree, or devices.
+    """
+    dtype = _check('depthwise_conv_silu', x, weight, bias, out_dtype)
+    channels, kernel = x.shape[-1], weight.shape[-1]
+    check_shape('depthwise_conv_silu', 'weight', weight, (channels, 1, kernel, kernel), 'one kernel a channel of x')
+    if kernel % 2 == 0:
+        raise ValueError(f'depthwise_conv_silu: weight has kernels of {kernel}x{kernel}, expected an odd size')
+    x = x.to(dtype)
+    if kernel == 3 and channels % 4 == 0 and _on_gpu(x, weight, bias):
+        return library.depthwise_conv_silu(x.contiguous(), weight.float(), None if bias is None else bias.float())
+    y = F.conv2d(
+        x.permute(0, 3, 1, 2),
+        weight.to(dtype),
+        None if bias is None else bias.to(dtype),
+        padding=int(kernel) // 2,
+        groups=int(channels),
+    )
+    return F.silu(y).permute(0, 2, 3, 1).to(dtype)
+
+
+def conv2d_channel_last(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: Optional[torch.Tensor] = None,
+    stride: int = 1,
+    padding: int = 0,
+    out_dtype: Optional[torch.dtype] = None,
+) -> torch.Tensor:
+    """Convolve a channel-last map: the numbers of ``F.conv2d``, without a change of layout.
+
+    On a GPU it is an op of its own, so that a compiler can't choose another layout and transpose the maps around it.
+
+    Args:
+        x (Tensor): (B, H, W, C_in), floating point.
+        weight (Tensor): (C_out, C_in, k, k).
+        bias (Tensor, optional): (C_out,). Default: None.
+        stride (int): Pixels between two outputs, along both axes. Default: 1.
+        padding (int): Zeros around the map. Default: 0.
+        out_dtype (torch.dtype, optional): Dtype of arithmetic and result, as autocast chooses it. Default: that of
+            ``x``.
+
+    Returns:
+        Tensor: (B, H', W', C_out) in ``out_dtype``, contiguous on a GPU; H' = (H + 2 padding - k) // stride + 1.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor, or ``out_dtype`` no floating-point dtype.
+        ValueError: If shapes do not agree, or devices.
+    """
+    dtype = _check('conv2d_channel_last', x, weight, bias, out_dtype)
+    expected = (weight.shape[0], x.shape[-1], *weight.shape[2:])
+    check_shape('conv2d_channel_last', 'weight', weight, expected, 'C_in is the last dimension of x')
+    x = x.to(dtype)
+    if _on_gpu(x, weight, bias):
+        return library.conv2d_channel_last(x.contiguous(), weight, bias, stride, padding)
+    bias = None if bias is None else bias.to(dtype)
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight.to(dtype), bias, stride, padding)
+    return y.permute(0, 2, 3, 1).to(dtype)
+
+
+def _check(op: str, x, weight, bias, out_dtype) -> torch.dtype:
+    """Check what both ops ask for; returns the dtype of the result."""
+    for name, value, dims in (('x', x, 'B, H, W, C'), ('weight', weight, 'C_out, C_in, k, k')):
+        check_float(op, name, value, dims)
+        if value.dim() != 4:
+            raise ValueError(f'{op}: {name} must have the dimensions ({dims}), got shape {tuple(value.shape)}')
+    if bias is not None:
+        check_float(op, 'bias', bias, 'C_out')
+        check_shape(op, 'bias', bias, (weight.shape[0],), 'an element an output channel')
+    check_same_device(op, 'x', dict(x=x, weight=weight, bias=bias))
+    if out_dtype is not None and out_dtype not in FLOAT_DTYPES:
+        raise TypeError(f'{op}: out_dtype is {dtype_name(out_dtype)}, expected a floating-point dtype')
+    return x.dtype if out_dtype is None else out_dtype
+
+
+def _on_gpu(x, weight, bias) -> bool:
+    return (
+        x.is_cuda
+        and all(dtype_name(value.dtype) in KERNEL_DTYPES for value in (x, weight, bias) if value is not None)
+        and x.numel() > 0
+        and has_kernels()
+    )
+
+
+@torch._dynamo.assume_constant_result
+def has_kernels() -> bool:
+    """Whether the compiled extension is there and has these ops for CUDA."""
+    return not load_extension() and torch._C._dispatch_has_kernel_for_dispatch_key(
+        'mmvmamba::depthwise_conv_silu', 'CUDA'
+    )
