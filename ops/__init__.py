@@ -3,7 +3,8 @@
 from .backend import BackendError, BackendStatus, backend_report, use_backend
 from .convolution.interface import conv2d_channel_last, depthwise_conv_silu
 from .cross_scan.interface import SCAN_MODES, cross_merge, cross_scan
-from .layer_norm.interface import layer_norm
+from .layer_norm.interface import add_layer_norm, layer_norm
+from .mlp.interface import mlp
 from .selective_scan.interface import selective_scan
 from .ss2d.interface import ss2d_scan
 
@@ -11,12 +12,14 @@ __all__ = [
     'SCAN_MODES',
     'BackendError',
     'BackendStatus',
+    'add_layer_norm',
     'backend_report',
     'conv2d_channel_last',
     'cross_merge',
     'cross_scan',
     'depthwise_conv_silu',
     'layer_norm',
+    'mlp',
     'selective_scan',
     'ss2d_scan',
     'use_backend',

@@ -2,6 +2,6 @@
 
 from .options import SS2DOptions
 from .ss2d import SS2D
-from .vss_block import VSSBlock
+from .vss_block import BlockSequence, VSSBlock
 
-__all__ = ['SS2D', 'SS2DOptions', 'VSSBlock']
+__all__ = ['SS2D', 'BlockSequence', 'SS2DOptions', 'VSSBlock']

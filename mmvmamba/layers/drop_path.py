@@ -1,5 +1,7 @@
 """Stochastic depth: a residual branch is dropped for some images while training."""
 
+from typing import Optional
+
 import torch
 from torch import nn
 
@@ -7,7 +9,7 @@ from torch import nn
 class DropPath(nn.Module):
     """Drop whole samples, `Deep Networks with Stochastic Depth <https://arxiv.org/abs/1603.09382>`_.
 
-    A sample is kept with probability 1 - ``rate`` and then divided by it, in one pass over the map.
+    A sample is kept with probability 1 - ``rate`` and then divided by it.
 
     Args:
         rate (float): Probability to drop a sample while training. Default: 0.
@@ -17,15 +19,19 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, ...) to (B, ...)."""
+    def forward(self, x: torch.Tensor) -> Optional[torch.Tensor]:
+        """Draw what the branch of each sample of ``x`` (B, ...) is multiplied by.
+
+        The product is left to the addition of the residual, see :func:`mmvmamba.ops.add_layer_norm`.
+
+        Returns:
+            Tensor | None: (B,) float32, or None where nothing is dropped.
+        """
         if self.rate == 0 or not self.training:
-            return x
+            return None
         keep = 1 - self.rate
-        if keep == 0:
-            return torch.zeros_like(x)
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep).div_(keep)
-        return x * mask
+        kept = torch.empty(x.shape[0], device=x.device).bernoulli_(keep)
+        return kept.div_(keep) if keep > 0 else kept
 
     def extra_repr(self) -> str:
         return f'rate={self.rate}'

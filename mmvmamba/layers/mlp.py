@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from mmvmamba.ops import mlp
+
 from .options import ACTIVATIONS
 
 
@@ -32,5 +34,7 @@ class Mlp(nn.Module):
         if self.gated:
             x, gate = self.fc1(x).chunk(2, dim=-1)
             return self.drop(self.fc2(x * self.act(gate)))
+        if type(self.act) is nn.GELU and (self.drop.p == 0 or not self.training):
+            return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         x = self.drop(self.act(self.fc1(x)))
         return self.drop(self.fc2(x))

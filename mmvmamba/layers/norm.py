@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from mmvmamba.ops import layer_norm
+from mmvmamba.ops import add_layer_norm, layer_norm
 
 from .convolution import DepthwiseConv
 
@@ -21,19 +21,42 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(channels)
         self.autocast_output = autocast_output
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out_dtype, device = x.dtype, x.device.type
-        if torch.is_autocast_enabled(device):
-            out_dtype = torch.get_autocast_dtype(device) if self.autocast_output else torch.float32
-            out_dtype = torch.float64 if x.dtype == torch.float64 else out_dtype
-        return layer_norm(x, self.weight, self.bias, self.eps, out_dtype)
+    def forward(self, x: torch.Tensor, branch: torch.Tensor = None, factors: torch.Tensor = None):
+        """Normalise ``x``, or the sum of ``x`` and a residual branch.
+
+        Args:
+            x (Tensor): (B, ..., C).
+            branch (Tensor, optional): (B, ..., C). Default: None.
+            factors (Tensor, optional): (B,), what the branch is multiplied by. Default: 1.
+
+        Returns:
+            Tensor | tuple[Tensor]: The normalised map; with a branch, the sum and its normalised map.
+        """
+        out_dtype = self._out_dtype(x)
+        if branch is None:
+            return layer_norm(x, self.weight, self.bias, self.eps, out_dtype)
+        return add_layer_norm(x, branch, self.weight, self.bias, self.eps, out_dtype, factors)
+
+    def _out_dtype(self, x):
+        device = x.device.type
+        if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+            return x.dtype
+        return torch.get_autocast_dtype(device) if self.autocast_output else torch.float32
 
 
 class BatchNormChannelLast(nn.BatchNorm2d):
-    """Batch normalisation of a channel-last map, (B, H, W, C) to (B, H, W, C)."""
+    """Batch normalisation of a channel-last map, (B, H, W, C) to (B, H, W, C); arguments as in :class:`LayerNorm`."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    def forward(self, x: torch.Tensor, branch: torch.Tensor = None, factors: torch.Tensor = None):
+        if branch is not None:
+            x = add_residual(x, branch, factors)
+        y = super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return y if branch is None else (x, y)
+
+
+def add_residual(x: torch.Tensor, branch: torch.Tensor, factors: torch.Tensor = None) -> torch.Tensor:
+    """``x + factors * branch``, maps (B, H, W, C) and factors (B,)."""
+    return x + (branch if factors is None else branch * factors.to(branch.dtype).view(-1, 1, 1, 1))
 
 
 class SpatialSoftmax(nn.Module):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmvmamba.checkpoint import load_pretrained, upgrade_hook
-from mmvmamba.layers import VSSBlock
+from mmvmamba.layers import BlockSequence, VSSBlock
 from mmvmamba.layers.downsample import build_downsample
 from mmvmamba.layers.norm import build_norm
 from mmvmamba.layers.options import check_bool
@@ -95,7 +95,7 @@ class VSSMBackbone(BaseModule):
                 if last
                 else build_downsample(arch.downsample, arch.dims[i], arch.dims[i + 1], arch.norm_layer)
             )
-            self.layers.append(nn.ModuleDict(dict(blocks=nn.Sequential(*blocks), downsample=downsample)))
+            self.layers.append(nn.ModuleDict(dict(blocks=BlockSequence(*blocks), downsample=downsample)))
         for i in self.out_indices:
             self.add_module(f'outnorm{i}', build_norm(arch.norm_layer, arch.dims[i]))
         self.apply(_init_linear)

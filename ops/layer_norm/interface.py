@@ -1,6 +1,6 @@
 """The layer normalisation of channel-last maps: a kernel for short rows on a GPU, torch's own elsewhere."""
 
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -40,21 +40,69 @@ def layer_norm(
         TypeError: If an argument is of another type than these.
         ValueError: If shapes or devices do not fit together, or a value is out of range.
     """
-    _check(x, weight, bias, eps, out_dtype)
+    _check('layer_norm', dict(x=x, weight=weight, bias=bias), eps, out_dtype)
     out_dtype = x.dtype if out_dtype is None else out_dtype
     if _fused(x, weight, bias, out_dtype):
         training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
-        return library.layer_norm(
-            x.contiguous(), weight.contiguous(), bias.contiguous(), float(eps), out_dtype, training
-        )[0]
+        return library.layer_norm(x, weight, bias, float(eps), out_dtype, training)[0]
     dtype = torch.promote_types(x.dtype, weight.dtype)  # torch wants one dtype
     return F.layer_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), bias.to(dtype), eps).to(out_dtype)
 
 
-def _check(x, weight, bias, eps, out_dtype) -> None:
-    op, tensors = 'layer_norm', dict(x=x, weight=weight, bias=bias)
+def add_layer_norm(
+    x: torch.Tensor,
+    branch: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float = 1e-5,
+    out_dtype: Optional[torch.dtype] = None,
+    factors: Optional[torch.Tensor] = None,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Add a residual branch and normalise the sum: :func:`layer_norm` of ``x + factors * branch``.
+
+    One kernel on a GPU, forward and backward, instead of one for each step.
+
+    Args:
+        x (Tensor): (B, ..., C), floating point.
+        branch (Tensor): (B, ..., C), floating point.
+        weight (Tensor): (C,).
+        bias (Tensor): (C,).
+        eps (float): Added to the variance. Default: 1e-5.
+        out_dtype (torch.dtype, optional): Dtype of the normalised map. Default: that of the sum.
+        factors (Tensor, optional): (B,), a factor for each sample's branch, as stochastic depth has. Default: 1.
+
+    Returns:
+        tuple[Tensor]: The sum, in the common dtype of ``x`` and ``branch``, and the normalised map in ``out_dtype``,
+        both (B, ..., C).
+
+    Raises:
+        TypeError: If an argument is of another type than these.
+        ValueError: If shapes or devices do not fit together, or a value is out of range.
+    """
+    op = 'add_layer_norm'
+    _check(op, dict(x=x, branch=branch, weight=weight, bias=bias), eps, out_dtype)
+    check_shape(op, 'branch', branch, x.shape, 'that of x')
+    if factors is not None:
+        check_float(op, 'factors', factors, 'B')
+        check_shape(op, 'factors', factors, x.shape[:1], 'the first dimension of x')
+        check_same_device(op, 'x', dict(x=x, factors=factors))
+    sum_dtype = torch.promote_types(x.dtype, branch.dtype)
+    out_dtype = sum_dtype if out_dtype is None else out_dtype
+    if sum_dtype == x.dtype and branch.dtype == out_dtype and _fused(x, weight, bias, out_dtype):
+        tensors = (x, branch, weight, bias)
+        training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        factors = None if factors is None else factors.float().contiguous()
+        return library.add_layer_norm(x, branch, factors, weight, bias, float(eps), out_dtype, training)[:2]
+    if factors is not None:
+        branch = branch * factors.to(branch.dtype).view(-1, *(1,) * (branch.dim() - 1))
+    x = x + branch
+    return x, layer_norm(x, weight, bias, eps, out_dtype)
+
+
+def _check(op, tensors, eps, out_dtype) -> None:
+    x = tensors['x']
     for name, value in tensors.items():
-        check_float(op, name, value, '..., C' if name == 'x' else 'C')
+        check_float(op, name, value, 'C' if name in ('weight', 'bias') else '..., C')
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f'{op}: x must have the dimensions (..., C) with C from 1, got shape {tuple(x.shape)}')
     for name in ('weight', 'bias'):

@@ -3,18 +3,19 @@
 import torch
 
 from mmvmamba.layers.drop_path import DropPath
+from mmvmamba.layers.norm import add_residual
 
 
 def test_samples_are_dropped_as_wholes_and_the_mean_is_kept():
-    x = torch.rand(4000, 2, 3) + 0.5
-    ratio = DropPath(0.25)(x) / x
-    torch.testing.assert_close(ratio.amin(dim=(1, 2)), ratio.amax(dim=(1, 2)))
+    x = torch.rand(4000, 2, 2, 3) + 0.5
+    ratio = (add_residual(torch.zeros_like(x), x, DropPath(0.25)(x)) / x).flatten(1)
+    torch.testing.assert_close(ratio.amin(dim=1), ratio.amax(dim=1))
     torch.testing.assert_close(ratio[ratio > 0], torch.full_like(ratio[ratio > 0], 1 / 0.75))
     assert abs((ratio > 0).float().mean().item() - 0.75) < 0.03
 
 
-def test_is_the_identity_in_evaluation_and_without_a_rate():
+def test_drops_nothing_in_evaluation_and_without_a_rate_and_everything_at_rate_1():
     x = torch.rand(3, 2)
-    assert DropPath(0.5).eval()(x) is x
-    assert DropPath(0.0)(x) is x
-    assert not DropPath(1.0)(x).any()
+    assert DropPath(0.5).eval()(x) is None
+    assert DropPath(0.0)(x) is None
+    assert torch.equal(DropPath(1.0)(x), torch.zeros(3))

@@ -1,10 +1,10 @@
-"""layer_norm: torch's numbers in the dtype that was asked for."""
+"""layer_norm and add_layer_norm: torch's numbers in the dtype that was asked for."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mmvmamba.ops import backend_report, layer_norm
+from mmvmamba.ops import add_layer_norm, backend_report, layer_norm
 from tests.test_ops.ss2d_inputs import relative_error, run
 
 CUDA = next(status for status in backend_report() if status.name == 'cuda')
@@ -48,3 +48,83 @@ def test_is_a_well_behaved_op():
     x, parameters, _ = make_inputs(10, 32, device='cuda')
     leaves = [value.requires_grad_() for value in (x, *parameters)]
     torch.library.opcheck(torch.ops.mmvmamba.layer_norm.default, (*leaves, 1e-5, torch.float16, True))
+
+
+def sum_inputs(samples, rows, channels, dtype, device):
+    x, parameters, dy = make_inputs(samples * rows, channels, device=device)
+    branch = torch.randn(samples, rows, channels, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    factors = torch.tensor([0.0, 1.25] * samples, device=device)[:samples]
+    return x.view_as(branch), branch, parameters, dy.view_as(branch), factors
+
+
+def reference_sum(x, branch, weight, bias, factors):
+    total = x + (branch if factors is None else factors.view(-1, 1, 1).to(branch) * branch)
+    return total, F.layer_norm(total, x.shape[-1:], weight, bias)
+
+
+def run_sum(function, tensors, factors, dsum, dy):
+    """Both outputs and the gradients of x, branch, weight and bias."""
+    leaves = [value.detach().requires_grad_() for value in tensors]
+    outputs = function(*leaves, factors)
+    grads = [grad.to(out.dtype) for grad, out in zip((dsum, dy), outputs)]
+    return [*(out.detach() for out in outputs), *torch.autograd.grad(outputs, leaves, grads)]
+
+
+def test_cpu_sum_is_torchs_own():
+    x, branch, (weight, bias), _, factors = sum_inputs(3, 2, 12, torch.float32, 'cpu')
+    for chosen in (None, factors):
+        results = add_layer_norm(x, branch, weight, bias, factors=chosen)
+        for value, expected in zip(results, reference_sum(x, branch, weight, bias, chosen)):
+            assert torch.equal(value, expected)
+
+
+@pytest.mark.parametrize(
+    'change, error, message',
+    [
+        (dict(branch=torch.ones(3, 2, 11)), ValueError, r'branch has shape \(3, 2, 11\), expected \(3, 2, 12\)'),
+        (dict(factors=torch.ones(2)), ValueError, r'factors has shape \(2,\), expected \(3,\)'),
+        (dict(factors=1.0), TypeError, r'factors must be a tensor of shape \(B\), got float'),
+        (dict(out_dtype=torch.int8), TypeError, r'out_dtype is int8'),
+    ],
+)
+def test_bad_sums(change, error, message):
+    x, branch, (weight, bias), _, factors = sum_inputs(3, 2, 12, torch.float32, 'cpu')
+    arguments = dict(x=x, branch=branch, weight=weight, bias=bias, factors=factors)
+    with pytest.raises(error, match=f'add_layer_norm: {message}'):
+        add_layer_norm(**{**arguments, **change})
+
+
+@pytest.mark.skipif(not CUDA.available, reason=CUDA.reason)
+@pytest.mark.parametrize('drop', [False, True])
+@pytest.mark.parametrize(
+    'dtypes',
+    [(torch.float32, half) for half in LIMITS] + [(half, half) for half in (torch.float16, torch.bfloat16)],
+    ids=lambda pair: f'{pair}'.replace('torch.', ''),
+)
+@pytest.mark.parametrize('shape', [(1, 1, 4), (3, 11, 36), (7, 143, 96), (5, 400, 192), (5, 13, 384), (4, 5, 1024)])
+def test_gpu_sum_and_gradients(shape, dtypes, drop):
+    x, branch, parameters, dy, factors = sum_inputs(*shape, dtypes[1], 'cuda')
+    tensors, dsum = (x.to(dtypes[0]), branch, *parameters), torch.randn_like(dy)
+    factors = factors if drop else None
+
+    def op(x, branch, weight, bias, factors):
+        return add_layer_norm(x, branch, weight, bias, 1e-5, dtypes[1], factors)
+
+    results, again = (run_sum(op, tensors, factors, dsum.to(dtypes[0]), dy.to(dtypes[1])) for _ in range(2))
+    doubles = [value.double() for value in tensors]
+    expected = run_sum(reference_sum, doubles, factors, dsum.to(dtypes[0]).double(), dy.to(dtypes[1]).double())
+    assert [value.dtype for value in results[:4]] == [*dtypes, *dtypes]
+    for value, truth, second in zip(results, expected, again):
+        assert relative_error(value, truth) < max(LIMITS[dtypes[0]], LIMITS[dtypes[1]])
+        assert torch.equal(value, second)
+
+
+@pytest.mark.skipif(not CUDA.available, reason=CUDA.reason)
+def test_sum_is_a_well_behaved_op():
+    x, branch, parameters, _, factors = sum_inputs(3, 4, 32, torch.float16, 'cuda')
+    leaves = [value.requires_grad_() for value in (x, branch, *parameters)]
+    arguments = (*leaves[:2], factors, *leaves[2:], 1e-5, torch.float16, True)
+    torch.library.opcheck(torch.ops.mmvmamba.add_layer_norm.default, arguments)
+    only_sum = torch.ops.mmvmamba.add_layer_norm(*arguments)[0]
+    dx, dbranch = torch.autograd.grad(only_sum.sum(), leaves[:2])
+    assert (dx == 1).all() and torch.equal(dbranch, factors.half().view(3, 1, 1).expand_as(branch))

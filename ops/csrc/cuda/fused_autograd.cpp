@@ -1,9 +1,11 @@
-// Autograd of the fused ops mmvmamba::ss2d_scan and mmvmamba::layer_norm on CUDA. In C++, because a gradient function in
+// Autograd of the fused ops ss2d_scan, layer_norm, add_layer_norm and mlp on CUDA. In C++, because a gradient function in
 // Python costs the host more than these kernels cost the GPU. The schemas are those of ops/*/library.py.
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <string>
 
 namespace mmvmamba {
@@ -90,11 +92,89 @@ std::tuple<Tensor, Tensor> layer_norm(const Tensor& x, const Tensor& weight, con
   return {out[0], out[1]};
 }
 
+// ---- add_layer_norm -------------------------------------------------------------------------------------------------
+using AddNormForward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const std::optional<Tensor>&,
+                                                          const Tensor&, const Tensor&, double, at::ScalarType, bool);
+using AddNormBackward = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                                                   const std::optional<Tensor>&, const Tensor&,
+                                                                   const Tensor&);
+
+struct AddLayerNorm : torch::autograd::Function<AddLayerNorm> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& branch,
+                               const std::optional<Tensor>& factors, const Tensor& weight, const Tensor& bias,
+                               double eps, at::ScalarType out_dtype, bool training) {
+    static const auto op = find_op<AddNormForward>("mmvmamba::add_layer_norm");
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [sum, y, statistics] = op.call(x, branch, factors, weight, bias, eps, out_dtype, training);
+    ctx->save_for_backward({sum, factors.value_or(Tensor()), weight, statistics, y});
+    ctx->mark_non_differentiable({statistics});
+    ctx->set_materialize_grads(false);
+    return {sum, y, statistics};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    variable_list result(8);
+    if (!grads[0].defined() && !grads[1].defined()) return result;
+    static const auto op = find_op<AddNormBackward>("mmvmamba::add_layer_norm_backward");
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor dsum = grads[0].defined() ? grads[0] : at::zeros_like(saved[0]);
+    const Tensor dy = grads[1].defined() ? grads[1] : at::zeros_like(saved[4]);
+    const auto factors = saved[1].defined() ? std::optional<Tensor>(saved[1]) : std::nullopt;
+    std::tie(result[0], result[1], result[3], result[4]) = op.call(dsum, dy, saved[0], factors, saved[2], saved[3]);
+    return result;
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor& branch,
+                                                  const std::optional<Tensor>& factors, const Tensor& weight,
+                                                  const Tensor& bias, double eps, at::ScalarType out_dtype,
+                                                  bool training) {
+  const auto out = AddLayerNorm::apply(x, branch, factors, weight, bias, eps, out_dtype, training);
+  return {out[0], out[1], out[2]};
+}
+
+// ---- mlp ------------------------------------------------------------------------------------------------------------
+using MlpForward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                              bool);
+using MlpBackward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                                                       const Tensor&, const Tensor&);
+
+struct Mlp : torch::autograd::Function<Mlp> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight1, const Tensor& bias1,
+                               const Tensor& weight2, const Tensor& bias2, bool training) {
+    static const auto op = find_op<MlpForward>("mmvmamba::mlp");
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [y, hidden] = op.call(x, weight1, bias1, weight2, bias2, training);
+    ctx->save_for_backward({x, hidden, weight1, weight2});
+    ctx->mark_non_differentiable({hidden});
+    ctx->set_materialize_grads(false);
+    return {y, hidden};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    variable_list result(6);
+    if (!grads[0].defined()) return result;
+    static const auto op = find_op<MlpBackward>("mmvmamba::mlp_backward");
+    const variable_list saved = ctx->get_saved_variables();
+    std::tie(result[0], result[1], result[2], result[3], result[4]) =
+        op.call(grads[0], saved[0], saved[1], saved[2], saved[3]);
+    return result;
+  }
+};
+
+std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensor& weight1, const Tensor& bias1, const Tensor& weight2,
+                               const Tensor& bias2, bool training) {
+  const auto out = Mlp::apply(x, weight1, bias1, weight2, bias2, training);
+  return {out[0], out[1]};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(mmvmamba, AutogradCUDA, m) {
   m.impl("ss2d_scan", &ss2d_scan);
   m.impl("layer_norm", &layer_norm);
+  m.impl("add_layer_norm", &add_layer_norm);
+  m.impl("mlp", &mlp);
 }
 
 }  // namespace mmvmamba

@@ -1,0 +1,104 @@
+// Sums over rows (see column_sum.h). A thread adds a few columns over many rows in registers; the threads of a block that
+// share columns meet in shared memory, the blocks in a small matrix of partial sums, each in a fixed order.
+#include "column_sum.h"
+
+#include <ATen/cuda/CUDAContext.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include "column_sum.cuh"
+#include "vector.cuh"
+
+namespace mmvmamba {
+namespace {
+
+constexpr int kColumns = 32, kRows = 32;  // of a block of add_rows_kernel
+constexpr int kMostParts = 4;
+
+struct Parts {
+  float* of[kMostParts];
+  int columns;  // of each
+};
+
+__global__ void __launch_bounds__(kColumns* kRows)
+    add_rows_kernel(const float* partial, Parts parts, int rows, int columns) {
+  __shared__ float sums[kRows][kColumns + 1];
+  const int column = blockIdx.x * kColumns + threadIdx.x;
+  float sum = 0.f;
+  if (column < columns) {
+#pragma unroll 4
+    for (int row = threadIdx.y; row < rows; row += kRows) sum += partial[static_cast<int64_t>(row) * columns + column];
+  }
+  sums[threadIdx.y][threadIdx.x] = sum;
+  for (int half = kRows / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.y < half) sums[threadIdx.y][threadIdx.x] += sums[threadIdx.y + half][threadIdx.x];
+  }
+  if (threadIdx.y == 0 && column < columns) {
+    parts.of[column / parts.columns][column % parts.columns] = sums[0][threadIdx.x];
+  }
+}
+
+template <typename T, int Width>
+__global__ void __launch_bounds__(kSumThreads)
+    column_sum_kernel(const T* x, float* partial, int64_t rows, int columns, SumShape shape) {
+  const SumPlace<Width> place(shape, columns);
+  float sum[Width] = {};
+  if (place.active) {
+#pragma unroll 4
+    for (int64_t row = place.first_row; row < rows; row += place.row_stride) {
+      float v[Width];
+      load(x + row * columns + place.column, v);
+#pragma unroll
+      for (int j = 0; j < Width; ++j) sum[j] += v[j];
+    }
+  }
+  place.leave(sum, partial, columns);
+}
+
+template <typename T, int Width> at::Tensor run_column_sum(const at::Tensor& x) {
+  const int64_t columns = x.size(-1), rows = x.numel() / columns;
+  const SumShape shape = sum_shape<Width>(rows, columns, 8);
+  at::Tensor partial = at::empty({shape.row_blocks, columns}, x.options().dtype(at::kFloat));
+  column_sum_kernel<T, Width><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
+      static_cast<const T*>(x.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(columns), shape);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return add_rows(partial, 1)[0];
+}
+
+template <typename T> at::Tensor run_column_sum(const at::Tensor& x) {
+  return x.size(-1) % 8 == 0 ? run_column_sum<T, 8>(x) : run_column_sum<T, 4>(x);
+}
+
+}  // namespace
+
+std::vector<at::Tensor> add_rows(const at::Tensor& partial, int64_t parts) {
+  const int64_t rows = partial.size(0), columns = partial.numel() / rows;
+  TORCH_CHECK(parts <= kMostParts && columns % parts == 0, "add_rows: ", columns, " columns in ", parts, " parts");
+  std::vector<at::Tensor> sums;
+  Parts to{};
+  to.columns = static_cast<int>(columns / parts);
+  for (int64_t part = 0; part < parts; ++part) {
+    sums.push_back(at::empty({columns / parts}, partial.options()));
+    to.of[part] = sums.back().data_ptr<float>();
+  }
+  add_rows_kernel<<<static_cast<unsigned>((columns + kColumns - 1) / kColumns), dim3(kColumns, kRows), 0,
+                    at::cuda::getCurrentCUDAStream()>>>(partial.data_ptr<float>(), to, static_cast<int>(rows),
+                                                        static_cast<int>(columns));
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return sums;
+}
+
+at::Tensor column_sum(const at::Tensor& x) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  TORCH_CHECK(x.is_contiguous() && x.size(-1) % 4 == 0,
+              "column_sum: x must be contiguous, with a multiple of 4 columns");
+  if (x.scalar_type() == at::kHalf) return run_column_sum<__half>(x);
+  if (x.scalar_type() == at::kBFloat16) return run_column_sum<__nv_bfloat16>(x);
+  TORCH_CHECK(x.scalar_type() == at::kFloat, "column_sum: x is ", x.scalar_type(),
+              ", expected float16, bfloat16 or float32");
+  return run_column_sum<float>(x);
+}
+
+}  // namespace mmvmamba

@@ -1,0 +1,97 @@
+"""mlp: linear, GELU, linear, in one op on a GPU."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmvmamba.ops import backend_report, mlp
+from tests.test_ops.ss2d_inputs import relative_error, run
+
+CUDA = next(status for status in backend_report() if status.name == 'cuda')
+needs_gpu = pytest.mark.skipif(not CUDA.available, reason=CUDA.reason)
+LIMITS = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+SHAPES = [(1, 8, 16), (33, 40, 8), (1001, 96, 384), (20000, 24, 96), (65, 384, 1536)]
+
+
+def reference(x, weight1, bias1, weight2, bias2):
+    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
+
+
+def make_inputs(rows, channels, hidden, device='cpu'):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((rows, channels), (hidden, channels), (hidden,), (channels, hidden), (channels,), (rows, channels))
+    x, weight1, bias1, weight2, bias2, dy = (torch.randn(*shape, generator=generator).to(device) for shape in shapes)
+    return 2 * x, [weight1 * channels**-0.5, bias1, weight2 * hidden**-0.5, bias2], dy
+
+
+def test_cpu_is_torchs_own():
+    x, parameters, _ = make_inputs(5, 12, 20)
+    assert torch.equal(mlp(x, *parameters), reference(x, *parameters))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(mlp(x, *parameters), reference(x, *parameters))
+
+
+@pytest.mark.parametrize(
+    'change, error, message',
+    [
+        (dict(x=None), TypeError, r'mlp: x must be a tensor of shape \(\.\.\., C\), got NoneType'),
+        (dict(weight1=torch.ones(4)), ValueError, r'weight1 must have the dimensions \(hidden, C\)'),
+        (dict(weight1=torch.ones(20, 13)), ValueError, r'weight1 has shape \(20, 13\), expected \(20, 12\)'),
+        (dict(bias1=torch.ones(19)), ValueError, r'bias1 has shape \(19,\), expected \(20,\)'),
+        (dict(weight2=torch.ones(12, 19)), ValueError, r'weight2 has shape \(12, 19\), expected \(12, 20\)'),
+        (dict(bias2=torch.ones(12, dtype=torch.int32)), TypeError, r'bias2 must be a floating-point tensor, got int32'),
+    ],
+)
+def test_bad_input(change, error, message):
+    x, parameters, _ = make_inputs(5, 12, 20)
+    arguments = dict(zip(('x', 'weight1', 'bias1', 'weight2', 'bias2'), (x, *parameters)))
+    with pytest.raises(error, match=message):
+        mlp(**{**arguments, **change})
+
+
+@needs_gpu
+@pytest.mark.parametrize('dtype', LIMITS, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize('shape', SHAPES)
+def test_gpu_output_and_gradients(shape, dtype):
+    """Against float64 of what autocast computes with: input, weights and hidden values rounded to the dtype."""
+    x, parameters, dy = make_inputs(*shape, device='cuda')
+    x, dy = x.to(dtype), dy.to(dtype)
+    rounded = [value.to(dtype).double() for value in parameters]
+    expected = run(reference, x.double(), rounded, dy.double())
+    with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
+        results = run(mlp, x, parameters, dy)
+        again = run(mlp, x, parameters, dy)
+    assert results[0].dtype == dtype and all(value.dtype == torch.float32 for value in results[2:])
+    for value, truth, second in zip(results, expected, again):
+        assert relative_error(value, truth) < LIMITS[dtype]
+        assert torch.equal(value, second)
+
+
+@needs_gpu
+@pytest.mark.parametrize('dtype', LIMITS, ids=lambda dtype: str(dtype)[6:])
+def test_activation_everywhere(dtype):
+    """An identity as weights shows GELU itself, tails, infinities and NaN included."""
+    x = torch.cat([torch.linspace(-12, 12, 4000), torch.tensor([0.0, -0.0, 60000.0, -60000.0])])
+    x = x.to('cuda', dtype).view(-1, 1).expand(-1, 8).contiguous()
+    eye, zero = torch.eye(8, device='cuda', dtype=dtype), torch.zeros(8, device='cuda', dtype=dtype)
+    y = mlp(x, eye, zero, eye, zero)
+    tolerance = dict(rtol=2 * torch.finfo(dtype).eps, atol=5e-7)
+    torch.testing.assert_close(y.double(), F.gelu(x.double()), **tolerance)
+    for value in (float('nan'), float('inf')):
+        x[1] = value
+        assert not mlp(x, eye, zero, eye, zero)[1].isfinite().any()
+
+
+@needs_gpu
+def test_without_gradients_nothing_is_kept():
+    x, parameters, _ = make_inputs(64, 16, 64, device='cuda')
+    expected = reference(x, *parameters)
+    assert relative_error(mlp(x, *parameters), expected) < 1e-6
+    assert torch.ops.mmvmamba.mlp(x, *parameters, False)[1].numel() == 0
+
+
+@needs_gpu
+def test_is_a_well_behaved_op():
+    x, parameters, _ = make_inputs(10, 32, 64, device='cuda')
+    leaves = [value.requires_grad_() for value in (x, *parameters)]
+    torch.library.opcheck(torch.ops.mmvmamba.mlp.default, (*leaves, True))
