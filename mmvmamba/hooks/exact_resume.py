@@ -1,5 +1,6 @@
 """Random numbers that do not remember how often a run was interrupted."""
 
+import os
 import random
 
 import numpy as np
@@ -18,6 +19,8 @@ class ExactResumeHook(Hook):
     mmengine saves weights and optimizer but no random state: a resumed run augments and drops other things than one
     that was never interrupted. With this hook and ``randomness=dict(seed=..., deterministic=True)`` both end with the
     same parameters, bit for bit. Training by epochs restarts the data-loader workers each epoch, also persistent ones.
+    cuBLAS gets the workspace without which torch refuses deterministic runs on a GPU (``CUBLAS_WORKSPACE_CONFIG``),
+    unless the environment chooses one.
 
     Raises:
         ValueError: If training goes by iterations without data-loader workers; images are then augmented from the same
@@ -25,6 +28,10 @@ class ExactResumeHook(Hook):
     """
 
     priority = 'VERY_HIGH'
+
+    def before_run(self, runner) -> None:
+        if torch.are_deterministic_algorithms_enabled():
+            os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # read at the first product
 
     def before_train(self, runner) -> None:
         self.by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)

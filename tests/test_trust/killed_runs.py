@@ -1,8 +1,9 @@
 """Train the demo classifier whole and with kills, and compare: ``killed_runs.py FOLDER EPOCHS KILL [KILL ...]``.
 
-FOLDER holds the digits data set. A KILL is a number of seconds after which ``kill -9`` comes, or the moment of saving
-at which it comes: ``writing``, ``rename``, ``pointer`` or ``removal``. Each killed run is resumed with the next one;
-the last goes through. A process of its own, since runs are forked after the slow imports.
+FOLDER holds the digits data set. A KILL is the moment at which ``kill -9`` comes: a number is the part of the time
+that the whole run took, from 0 to 1, and ``writing``, ``rename``, ``pointer`` and ``removal`` are moments of saving.
+Each killed run is resumed with the next one; the last goes through. A process of its own, since runs are forked after
+the slow imports.
 """
 
 import os
@@ -64,11 +65,11 @@ def die_at(moment: str) -> None:
         remove = saving.AtomicCheckpointHook._remove
         saving.AtomicCheckpointHook._remove = lambda *arguments: die() if second('r') else remove(*arguments)
     else:
-        raise ValueError(f'moment is {moment!r}, expected writing, rename, pointer, removal or seconds')
+        raise ValueError(f'moment is {moment!r}, expected writing, rename, pointer, removal or a number')
 
 
-def train(folder: Path, work: str, epochs: int, kill: str = '') -> int:
-    """Train in a forked process; returns its exit status, -9 if it was killed."""
+def train(folder: Path, work: str, epochs: int, kill: str = '', duration: float = 0.0) -> int:
+    """Train in a forked process; returns its exit status, -9 if it was killed. A whole run takes ``duration``."""
     child = os.fork()
     if child == 0:
         os.chdir(folder)
@@ -89,7 +90,7 @@ def train(folder: Path, work: str, epochs: int, kill: str = '') -> int:
             sys.stderr.flush()
             os._exit(status)
     if re.fullmatch(r'[\d.]+', kill):
-        end = time.monotonic() + float(kill)
+        end = time.monotonic() + float(kill) * duration
         while time.monotonic() < end and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             time.sleep(0.05)
         os.kill(child, signal.SIGKILL)
@@ -108,11 +109,14 @@ def compare(first: Path, second: Path, epochs: int) -> None:
 
 
 def main(folder: str, epochs: str, *kills: str) -> None:
-    folder, epochs, killed = Path(folder), int(epochs), 0
+    folder, epochs, killed, resumed = Path(folder), int(epochs), 0, 0
+    start = time.monotonic()
     status = train(folder, 'whole', epochs)
+    duration = time.monotonic() - start
     assert status == 0, (folder / 'whole.log').read_text()[-3000:]
     for kill in kills:
-        status = train(folder, 'killed', epochs, kill)
+        resumed += any((folder / 'killed').glob('*.pth'))
+        status = train(folder, 'killed', epochs, kill, duration)
         assert status in (0, -9), (folder / 'killed.log').read_text()[-3000:]
         killed += status == -9
         for path in (folder / 'killed').glob('*.pth'):
@@ -120,7 +124,7 @@ def main(folder: str, epochs: str, *kills: str) -> None:
     status = train(folder, 'killed', epochs)
     assert status == 0, (folder / 'killed.log').read_text()[-3000:]
     compare(folder / 'whole', folder / 'killed', epochs)
-    print(f'{killed} of {len(kills)} runs were killed; the resumed one ended with the same bits')
+    print(f'{killed} of {len(kills)} runs were killed, {resumed} had resumed; the last one ended with the same bits')
 
 
 if __name__ == '__main__':

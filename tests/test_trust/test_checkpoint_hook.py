@@ -1,6 +1,7 @@
 """Checkpoints are whole or not there, whatever stops the run; resuming finds the last whole one."""
 
 import importlib
+import os
 import resource
 import struct
 import zipfile
@@ -205,6 +206,19 @@ def test_resumed_runs_end_with_the_same_bits(tmp_path, stops):
 def test_exact_resuming_by_iterations_wants_workers(tmp_path):
     with pytest.raises(ValueError, match='num_workers is 0, expected at least 1'):
         make_runner(tmp_path, 2, [dict(type='mmvmamba.ExactResumeHook')], by_iter=True).train()
+
+
+@pytest.mark.parametrize(
+    'deterministic, given, expected', [(True, None, ':4096:8'), (True, ':16:8', ':16:8'), (False, None, None)]
+)
+def test_cublas_gets_the_workspace_that_deterministic_runs_need(tmp_path, monkeypatch, deterministic, given, expected):
+    name = 'CUBLAS_WORKSPACE_CONFIG'
+    monkeypatch.setenv(name, given or '')
+    if given is None:
+        monkeypatch.delenv(name)
+    torch.use_deterministic_algorithms(deterministic)
+    make_runner(tmp_path, 1, [dict(type='mmvmamba.ExactResumeHook')]).train()
+    assert os.environ.get(name) == expected
 
 
 def test_temporary_files_of_a_killed_run_are_removed(tmp_path):
