@@ -69,6 +69,15 @@ def test_no_figure_without_finite_outputs(tool, quick, tmp_path, monkeypatch, ca
     assert len(rows) == 2 and all('images_per_second' not in row for row in rows)
 
 
+def test_a_model_that_refuses_a_size_costs_no_other_figure(tool, quick, tmp_path, capsys):
+    swin = 'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py'  # its windows do not fit into a map of 1x1
+    models = ['--model', 'Swin', swin, '--model', 'ResNet', RESNET, '--modes', 'inference']
+    assert tool('analysis/throughput.py').main([*models, *quick]) == 2
+    rows = json.loads((tmp_path / 'out/throughput.json').read_text())['rows']
+    assert 'smaller than the window size' in rows[0]['error'] and rows[1]['images_per_second'] > 0
+    assert 'error: 1 of 2 have no figure' in capsys.readouterr().err
+
+
 def test_the_median_step_is_timed(tool, quick, monkeypatch):
     throughput = tool('analysis/throughput.py')
     args = throughput.parse_args(['--model', 'a', CLASSIFIER, *quick, '--steps', '3'])

@@ -37,7 +37,7 @@ def parse_args(arguments=None) -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=128, help='default: %(default)s')
     parser.add_argument('--sizes', type=int, nargs='+', default=[224], help='side of the images (default: 224)')
     parser.add_argument(
-        '--mixed-sizes', type=int, nargs='+', default=[160, 192, 224], help='of train-mixed (default: %(default)s)'
+        '--mixed-sizes', type=int, nargs='+', default=[224, 256, 288], help='of train-mixed (default: %(default)s)'
     )
     parser.add_argument(
         '--precisions', nargs='+', choices=list(PRECISIONS), default=['fp32'], help='fp16 and bf16 are autocast'
@@ -170,6 +170,8 @@ def measure(args: argparse.Namespace) -> list:
                     row.update(bench.measure(mode, sizes))
                 except torch.cuda.OutOfMemoryError:
                     row.update(error='out of memory')
+                except (RuntimeError, AssertionError, ValueError) as error:  # a model that does not take the size
+                    row.update(error=f'{type(error).__name__}: {str(error).splitlines()[0]}')
                 rows.append(row)
                 bar.update()
             del bench
