@@ -97,6 +97,8 @@ def test_command_is_understood(line, monkeypatch, capsys):
             assert list(package.glob(f'.mim/tools/**/{words[3]}.py'))
     elif words[0] == 'pip':
         assert words[1] == 'install'
+    elif words[0] == 'pip-audit':
+        assert Path(words[-1]) == Path('requirements/tested.txt') and (ROOT / words[-1]).is_file()
     elif words[0] == 'source':
         assert words[1] == '.venv/bin/activate'  # what make setup makes
     else:
