@@ -77,6 +77,12 @@ def _build_reason(folder: Path) -> str:
     return 'build it with a C++ compiler present: pip install --no-build-isolation mmvmamba'
 
 
+@cache
+def has_cuda_kernel(op: str) -> bool:
+    """Whether the compiled extension is there and has a CUDA kernel for ``mmvmamba::<op>``."""
+    return not load_extension() and torch._C._dispatch_has_kernel_for_dispatch_key(f'mmvmamba::{op}', 'CUDA')
+
+
 def _has_kernels(device: str) -> bool:
     return not load_extension() and hasattr(torch.ops.mmvmamba_C, f'selective_scan_fwd_{device}')
 

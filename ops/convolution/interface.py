@@ -5,7 +5,7 @@ from typing import Optional
 import torch
 import torch.nn.functional as F
 
-from ..backend import load_extension
+from ..backend import has_cuda_kernel
 from ..checks import FLOAT_DTYPES, check_float, check_same_device, check_shape, dtype_name
 from . import library
 
@@ -114,13 +114,10 @@ def _on_gpu(x, weight, bias) -> bool:
         x.is_cuda
         and all(dtype_name(value.dtype) in KERNEL_DTYPES for value in (x, weight, bias) if value is not None)
         and x.numel() > 0
-        and has_kernels()
+        and _has_kernel()
     )
 
 
 @torch._dynamo.assume_constant_result
-def has_kernels() -> bool:
-    """Whether the compiled extension is there and has these ops for CUDA."""
-    return not load_extension() and torch._C._dispatch_has_kernel_for_dispatch_key(
-        'mmvmamba::depthwise_conv_silu', 'CUDA'
-    )
+def _has_kernel() -> bool:
+    return has_cuda_kernel('depthwise_conv_silu')

@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import torch
 import torch.nn.functional as F
 
-from ..backend import load_extension
+from ..backend import has_cuda_kernel
 from ..checks import FLOAT_DTYPES, check_float, check_same_device, check_shape, dtype_name
 from . import library
 
@@ -127,11 +127,10 @@ def _fused(x, weight, bias, out_dtype) -> bool:
         and channels % 4 == 0
         and channels <= MAX_CHANNELS
         and x.numel() > 0
-        and has_kernel()
+        and _has_kernel()
     )
 
 
 @torch._dynamo.assume_constant_result
-def has_kernel() -> bool:
-    """Whether the compiled extension is there and has the CUDA kernel."""
-    return not load_extension() and torch._C._dispatch_has_kernel_for_dispatch_key('mmvmamba::layer_norm', 'CUDA')
+def _has_kernel() -> bool:
+    return has_cuda_kernel('layer_norm')

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from ..backend import load_extension
+from ..backend import has_cuda_kernel
 from ..checks import check_float, check_same_device, check_shape, dtype_name
 from . import library
 
@@ -71,11 +71,10 @@ def _fused(x, weight1, bias1, weight2, bias2) -> bool:
         and bias1.dtype == weight2.dtype == bias2.dtype == dtype
         and x.shape[-1] % WIDTH == weight1.shape[0] % WIDTH == weight2.shape[0] % WIDTH == 0
         and x.numel() > 0
-        and has_kernel()
+        and _has_kernel()
     )
 
 
 @torch._dynamo.assume_constant_result
-def has_kernel() -> bool:
-    """Whether the compiled extension is there and has the CUDA kernel."""
-    return not load_extension() and torch._C._dispatch_has_kernel_for_dispatch_key('mmvmamba::mlp', 'CUDA')
+def _has_kernel() -> bool:
+    return has_cuda_kernel('mlp')

@@ -14,13 +14,15 @@ import json
 import platform
 import time
 from pathlib import Path
+from unittest import mock
 
 import timing
 import torch
 from torch_scan import FORMULATIONS
 from torch_scan import selective_scan as torch_selective_scan
 
-from mmvmamba.ops import backend_report, cross_merge, cross_scan, selective_scan
+from mmvmamba.ops import backend_report, cross_merge, cross_scan, selective_scan, ss2d_scan
+from mmvmamba.ops.ss2d import interface
 
 # (batch, groups, channels of a group, N, height, width): the stages of VMamba-T at 224, and what detection feeds
 SCAN_SHAPES = [
@@ -32,6 +34,16 @@ SCAN_SHAPES = [
     (32, 4, 96, 16, 56, 56),
 ]
 CPU_SCAN_SHAPES = [(8, 4, 192, 1, 56, 56)]
+# (batch, channels, height, width), R of the fused core
+CORE_SHAPES = [
+    (128, 96, 56, 56, 6),
+    (128, 192, 28, 28, 12),
+    (128, 384, 14, 14, 24),
+    (128, 768, 7, 7, 48),
+    (128, 192, 56, 56, 6),
+    (2, 96, 200, 336, 6),
+]
+CPU_CORE_SHAPES = [(4, 96, 56, 56, 6)]
 CROSS_SHAPES = [(128, 96, 56, 56), (128, 384, 14, 14), (2, 96, 200, 336)]
 CPU_CROSS_SHAPES = [(8, 96, 56, 56)]
 LIMIT = {torch.float32: 5e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -145,6 +157,75 @@ def cross_cases(device, dtype, backends, ceiling, repeats):
                 yield row
 
 
+def core_inputs(shape, dtype, device):
+    """Arguments of ss2d_scan with the statistics of a trained model."""
+    batch, channels, height, width, rank = shape
+    x = torch.randn(batch, height, width, channels, device=device).to(dtype).permute(0, 3, 1, 2)
+    draw = functools.partial(torch.randn, device=device)
+    parameters = (
+        draw(4, rank + 2, channels) * channels**-0.5,
+        0.5 * draw(4, channels, rank) * rank**-0.5,
+        0.5 * draw(4, channels) - 3,
+        0.5 * draw(4 * channels, 1),
+        draw(4 * channels),
+    )
+    return [x, *parameters]
+
+
+def core_cases(device, dtype, backends, ceiling, repeats):
+    """Rows of ss2d_scan, fused and composed of the unfused ops; on a GPU replayed from a graph, as in training."""
+    for shape in CORE_SHAPES if device == 'cuda' else CPU_CORE_SHAPES:
+        inputs = core_inputs(shape, dtype, device)
+        dout = torch.randn_like(inputs[0])
+        few, few_dout = [inputs[0][:1], *inputs[1:]], dout[:1]
+        size = inputs[0].numel() * inputs[0].element_size()
+        for backend in backends:
+            for fused in (True, False):
+                names = interface.FUSED_BACKENDS if fused else ()
+                if fused and backend not in names:
+                    continue
+                with mock.patch.object(interface, 'FUSED_BACKENDS', names):
+                    row = core_row(backend, inputs, dout, few, few_dout, device, repeats)
+                row.update(op='ss2d_scan', shape='x'.join(map(str, shape)))
+                row['backend'] = backend if fused else f'{backend}, unfused'
+                for which, factor in (('forward', 2), ('backward', 3)):
+                    row[f'{which}_GBps'] = factor * size / row[f'{which}_ms'] / 1e6
+                    row[f'{which}_fraction'] = row[f'{which}_GBps'] / ceiling
+                if row['error'] > LIMIT[dtype]:
+                    raise SystemExit(f'ss2d_scan {shape}: {row["backend"]} is wrong, relative error {row["error"]:.2e}')
+                yield row
+
+
+def core_row(backend, inputs, dout, few, few_dout, device, repeats):
+    """Times, peak memory of forward and backward, and error on one image."""
+
+    def exact(*arguments):
+        return ss2d_scan(*(t.double() for t in arguments), backend='naive').to(arguments[0].dtype)
+
+    error = error_against(lambda *a: ss2d_scan(*a, backend=backend), exact, few, few_dout)
+    leaves = [t.detach().requires_grad_() for t in inputs]
+
+    def forward():
+        with torch.no_grad():
+            return ss2d_scan(*inputs, backend=backend)
+
+    def both():
+        return torch.autograd.grad(ss2d_scan(*leaves, backend=backend), leaves, dout)
+
+    both()
+    peak = 0.0
+    if device == 'cuda':
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated() - inputs[0].numel() * inputs[0].element_size()  # x is the op's own
+        both()
+        peak = (torch.cuda.max_memory_allocated() - held) / 2**30
+        forward, both = timing.graphed(forward), timing.graphed(both)
+    ahead, total = timing.time_ms(forward, device, repeats), timing.time_ms(both, device, repeats)
+    return dict(forward_ms=ahead, backward_ms=total - ahead, total_ms=total, error=error, peak_GiB=peak)
+
+
 def ratios(rows):
     """How many times faster the compiled CPU scan is than the loop and than the best pure-PyTorch one."""
     times = {row['backend']: row for row in rows if row['op'] == 'selective_scan'}
@@ -183,7 +264,7 @@ def main():
         f'{"op":34}{"shape":22}{"backend":16}{"fwd ms":>9}{"GB/s":>7}{"":>5}{"bwd ms":>9}{"GB/s":>7}{"":>5}{"error":>9}'
     )
     rows = []
-    for cases in (scan_cases, cross_cases):
+    for cases in (scan_cases, core_cases, cross_cases):
         for row in cases(args.device, dtype, backends, ceiling, repeats):
             rows.append(row)
             print(

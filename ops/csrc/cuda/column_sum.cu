@@ -8,6 +8,7 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include "column_sum.cuh"
+#include "occupancy.cuh"
 #include "vector.cuh"
 
 namespace mmvmamba {
@@ -59,12 +60,41 @@ __global__ void __launch_bounds__(kSumThreads)
 
 template <typename T, int Width> at::Tensor run_column_sum(const at::Tensor& x) {
   const int64_t columns = x.size(-1), rows = x.numel() / columns;
-  const SumShape shape = sum_shape<Width>(rows, columns, 8);
+  const SumShape shape = sum_shape<Width>(rows, columns, resident_blocks(column_sum_kernel<T, Width>, kSumThreads));
   at::Tensor partial = at::empty({shape.row_blocks, columns}, x.options().dtype(at::kFloat));
   column_sum_kernel<T, Width><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
       static_cast<const T*>(x.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(columns), shape);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return add_rows(partial, 1)[0];
+}
+
+template <typename T, int Width>
+__global__ void __launch_bounds__(kSumThreads)
+    add_bias_kernel(T* x, const float* bias, int64_t rows, int columns, SumShape shape) {
+  const SumPlace<Width> place(shape, columns);
+  if (!place.active) return;
+  float b[Width];
+  load(bias + place.column, b);
+#pragma unroll 4
+  for (int64_t row = place.first_row; row < rows; row += place.row_stride) {
+    float v[Width];
+    load(x + row * columns + place.column, v);
+#pragma unroll
+    for (int j = 0; j < Width; ++j) v[j] += b[j];
+    store(x + row * columns + place.column, v);
+  }
+}
+
+template <typename T, int Width> void run_add_bias(const at::Tensor& x, const at::Tensor& bias) {
+  const int64_t columns = x.size(-1), rows = x.numel() / columns;
+  const SumShape shape = sum_shape<Width>(rows, columns, resident_blocks(add_bias_kernel<T, Width>, kSumThreads));
+  add_bias_kernel<T, Width><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
+      static_cast<T*>(x.data_ptr()), bias.data_ptr<float>(), rows, static_cast<int>(columns), shape);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <typename T> void run_add_bias(const at::Tensor& x, const at::Tensor& bias) {
+  x.size(-1) % 8 == 0 ? run_add_bias<T, 8>(x, bias) : run_add_bias<T, 4>(x, bias);
 }
 
 template <typename T> at::Tensor run_column_sum(const at::Tensor& x) {
@@ -90,15 +120,36 @@ std::vector<at::Tensor> add_rows(const at::Tensor& partial, int64_t parts) {
   return sums;
 }
 
+namespace {
+
+void check(const at::Tensor& x) {
+  TORCH_CHECK(x.is_contiguous() && x.size(-1) % 4 == 0, "x must be contiguous, with a multiple of 4 columns");
+  TORCH_CHECK(x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat,
+              "x is ", x.scalar_type(), ", expected float16, bfloat16 or float32");
+}
+
+}  // namespace
+
 at::Tensor column_sum(const at::Tensor& x) {
   const c10::cuda::CUDAGuard guard(x.device());
-  TORCH_CHECK(x.is_contiguous() && x.size(-1) % 4 == 0,
-              "column_sum: x must be contiguous, with a multiple of 4 columns");
+  check(x);
   if (x.scalar_type() == at::kHalf) return run_column_sum<__half>(x);
   if (x.scalar_type() == at::kBFloat16) return run_column_sum<__nv_bfloat16>(x);
-  TORCH_CHECK(x.scalar_type() == at::kFloat, "column_sum: x is ", x.scalar_type(),
-              ", expected float16, bfloat16 or float32");
   return run_column_sum<float>(x);
+}
+
+void add_bias_(const at::Tensor& x, const at::Tensor& bias) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  check(x);
+  TORCH_CHECK(bias.scalar_type() == at::kFloat && bias.is_contiguous() && bias.numel() == x.size(-1),
+              "bias must be contiguous float32, an element a column");
+  if (x.scalar_type() == at::kHalf) {
+    run_add_bias<__half>(x, bias);
+  } else if (x.scalar_type() == at::kBFloat16) {
+    run_add_bias<__nv_bfloat16>(x, bias);
+  } else {
+    run_add_bias<float>(x, bias);
+  }
 }
 
 }  // namespace mmvmamba

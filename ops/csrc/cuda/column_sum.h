@@ -1,4 +1,5 @@
-// Sums over the rows of a matrix, in float and in a fixed order, for the gradients of weights and biases.
+// Sums over the rows of a matrix, in float and in a fixed order, for the gradients of weights and biases; and their
+// adjoint, a bias added to every row.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,5 +13,8 @@ std::vector<at::Tensor> add_rows(const at::Tensor& partial, int64_t parts);
 
 // Sum over all dimensions of `x` but the last, in float. Contiguous; the last dimension a multiple of 4.
 at::Tensor column_sum(const at::Tensor& x);
+
+// Add `bias` (columns) float to every row of `x`, in place. Contiguous; the last dimension a multiple of 4.
+void add_bias_(const at::Tensor& x, const at::Tensor& bias);
 
 }  // namespace mmvmamba

@@ -22,6 +22,7 @@
 #include "column_sum.h"
 #include "dense.h"
 #include "layer_norm.cuh"
+#include "occupancy.cuh"
 
 namespace mmvmamba {
 namespace {
@@ -38,14 +39,20 @@ int64_t blocks_for(int64_t rows, int lanes, int blocks_a_processor) {
   return std::max<int64_t>(1, std::min<int64_t>(whole, processors * blocks_a_processor));
 }
 
-// Call f(lanes, chunks) with compile-time numbers that hold `channels`.
+// Call f(lanes, chunks) with compile-time numbers that hold `channels`, exactly for the usual widths.
 template <typename F> void with_shape(int64_t channels, F f) {
   using std::integral_constant;
-  if (channels <= 64) return f(integral_constant<int, 16>(), integral_constant<int, 1>());
-  if (channels <= 128) return f(integral_constant<int, 32>(), integral_constant<int, 1>());
-  if (channels <= 256) return f(integral_constant<int, 32>(), integral_constant<int, 2>());
-  if (channels <= 512) return f(integral_constant<int, 32>(), integral_constant<int, 4>());
-  return f(integral_constant<int, 32>(), integral_constant<int, 8>());
+  using Three = integral_constant<int, 3>;
+  using Warp = integral_constant<int, 32>;
+  if (channels <= 48) return f(integral_constant<int, 4>(), Three());
+  if (channels <= 96) return f(integral_constant<int, 8>(), Three());
+  if (channels <= 128) return f(Warp(), integral_constant<int, 1>());
+  if (channels <= 192) return f(integral_constant<int, 16>(), Three());
+  if (channels <= 256) return f(Warp(), integral_constant<int, 2>());
+  if (channels <= 384) return f(Warp(), Three());
+  if (channels <= 512) return f(Warp(), integral_constant<int, 4>());
+  if (channels <= 768) return f(Warp(), integral_constant<int, 6>());
+  return f(Warp(), integral_constant<int, 8>());
 }
 
 // Call f(In(), Out()) for x and an output of the same type, or either of them float.
@@ -115,7 +122,7 @@ Result forward(const Tensor& x_in, const Tensor* branch_in, const std::optional<
                                         factors_of(factors, rows)};
       const auto kernel = add ? norm::forward_kernel<In, Out, lanes, chunks, kCanAdd<In, Out>>
                               : norm::forward_kernel<In, Out, lanes, chunks, false>;
-      kernel<<<blocks_for(rows, lanes, 8), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
+      kernel<<<blocks_for(rows, lanes, resident_blocks(kernel, kThreads)), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
           static_cast<const In*>(x.data_ptr()), residual, weight.data_ptr<float>(), bias.data_ptr<float>(),
           static_cast<Out*>(result.y.data_ptr()),
           save ? reinterpret_cast<float2*>(result.statistics.data_ptr()) : nullptr, rows, static_cast<int>(channels),
@@ -154,9 +161,10 @@ Grads backward(const Tensor* dsum_in, const Tensor& dy_in, const Tensor& x_in, c
                                             factors_of(factors, rows)};
       const auto kernel = add ? norm::backward_kernel<In, Out, lanes, chunks, kCanAdd<In, Out>>
                               : norm::backward_kernel<In, Out, lanes, chunks, false>;
-      const int64_t blocks = blocks_for(rows, lanes, 4);
+      const size_t shared = 2 * channels * sizeof(float);
+      const int64_t blocks = blocks_for(rows, lanes, resident_blocks(kernel, kThreads, shared));
       partial = at::empty({blocks, 2, channels}, weight.options());
-      kernel<<<blocks, kThreads, 2 * channels * sizeof(float), at::cuda::getCurrentCUDAStream()>>>(
+      kernel<<<blocks, kThreads, shared, at::cuda::getCurrentCUDAStream()>>>(
           static_cast<const Out*>(dy.data_ptr()), static_cast<const In*>(x.data_ptr()), residual,
           weight.data_ptr<float>(), reinterpret_cast<const float2*>(statistics.data_ptr()),
           static_cast<In*>(grads.dx.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(channels));

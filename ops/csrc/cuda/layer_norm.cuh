@@ -39,6 +39,13 @@ template <int Lanes> __device__ __forceinline__ float sum_over_row(float v) {
   return v;
 }
 
+// The same lane of every row of a warp.
+template <int Lanes> __device__ __forceinline__ float sum_over_rows(float v) {
+#pragma unroll
+  for (int offset = 16; offset >= Lanes; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
+  return v;
+}
+
 // A thread holds `Chunks` times 4 channels of a row: chunk i at channel 4 * (lane + i * Lanes).
 // With `Residual` the input is x + factor * branch, which is kept in `sum`.
 template <typename In, typename Out, int Lanes, int Chunks, bool Residual>
@@ -100,7 +107,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // With `Residual` the gradient of the sum joins in, and the branch gets its own, factor * dx.
 template <typename In, typename Out, int Lanes, int Chunks, bool Residual>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, Chunks == 3 ? 3 : 1)
     backward_kernel(const Out* dy, const In* x, BranchGrad<In, Out> residual, const float* weight,
                     const float2* statistics, In* dx, float* partial, int64_t rows, int channels) {
   extern __shared__ float sums[];  // [2][channels]
@@ -160,16 +167,22 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  for (int owner = 0; owner < kThreads / Lanes; ++owner) {
-    if (threadIdx.x / Lanes == owner) {
+  // The rows of a warp, then the warps, in a fixed order.
+#pragma unroll
+  for (int i = 0; i < Chunks; ++i) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) dw[i][j] = sum_over_rows<Lanes>(dw[i][j]), db[i][j] = sum_over_rows<Lanes>(db[i][j]);
+  }
+  for (int warp = 0; warp < kThreads / 32; ++warp) {
+    if (threadIdx.x / 32 == warp && threadIdx.x % 32 < Lanes) {
 #pragma unroll
       for (int i = 0; i < Chunks; ++i) {
         const int channel = 4 * (lane + i * Lanes);
         if (channel < channels) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            sums[channel + j] = owner ? sums[channel + j] + dw[i][j] : dw[i][j];
-            sums[channels + channel + j] = owner ? sums[channels + channel + j] + db[i][j] : db[i][j];
+            sums[channel + j] = warp ? sums[channel + j] + dw[i][j] : dw[i][j];
+            sums[channels + channel + j] = warp ? sums[channels + channel + j] + db[i][j] : db[i][j];
           }
         }
       }

@@ -22,6 +22,7 @@
 #include "column_sum.cuh"
 #include "column_sum.h"
 #include "dense.h"
+#include "occupancy.cuh"
 #include "vector.cuh"
 
 namespace mmvmamba {
@@ -206,10 +207,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(const Tensor& dy
   const Tensor dy_rows = dy.view({rows, out});
   Tensor dhidden = at::mm(dy_rows, cast_weights[1]);
   Tensor activated = at::empty_like(dhidden), partial;
-  const SumShape shape = sum_shape<kWidth>(rows, width, 8);
-  partial = at::empty({shape.row_blocks, width}, x.options().dtype(at::kFloat));
   with_type(type, [&](auto t) {
     using T = decltype(t);
+    const SumShape shape = sum_shape<kWidth>(rows, width, resident_blocks(gelu_backward_kernel<T>, kSumThreads));
+    partial = at::empty({shape.row_blocks, width}, x.options().dtype(at::kFloat));
     gelu_backward_kernel<T><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
         static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(dhidden.data_ptr()),
         static_cast<T*>(activated.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(width), shape);

@@ -302,6 +302,7 @@ __device__ __forceinline__ Carry* block_carry(const Args& p, int64_t batch, int 
 
 // Carries of 8 bytes are published whole, so the value is its own flag: all bits set until it is there.
 constexpr uint64_t kUnpublished = ~0ull;
+constexpr int kInFlight = 4;  // carries that a warp asks for at once
 
 __device__ __forceinline__ void publish(Carry* to, const Carry& carry) {
   uint64_t bits = static_cast<uint64_t>(__float_as_uint(carry.end)) << 32 | __float_as_uint(carry.product);
@@ -309,11 +310,14 @@ __device__ __forceinline__ void publish(Carry* to, const Carry& carry) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(bits) : "memory");
 }
 
-__device__ __forceinline__ Carry await(const Carry* from) {
+__device__ __forceinline__ uint64_t peek(const Carry* from) {
   uint64_t bits;
-  do {
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(bits) : "l"(from) : "memory");
-  } while (bits == kUnpublished);
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(bits) : "l"(from) : "memory");
+  return bits;
+}
+
+__device__ __forceinline__ Carry await(const Carry* from, uint64_t bits) {
+  while (bits == kUnpublished) bits = peek(from);
   return {__uint_as_float(static_cast<uint32_t>(bits)), __uint_as_float(static_cast<uint32_t>(bits >> 32))};
 }
 
@@ -336,8 +340,19 @@ __device__ __forceinline__ Carry share_of_chain(const Args& p, int64_t batch, in
   const int count = reversed ? p.chain - 1 - block : block;
   const int share = (count + warps - 1) / warps;
   const int end = min(count, (warp + 1) * share);
-  for (int i = warp * share; i < end; ++i) {
-    append(carry, await(block_carry(p, batch, reversed ? p.chain - 1 - i : i, route, channel)));
+  for (int i = warp * share; i < end; i += kInFlight) {
+    const Carry* from[kInFlight];
+    uint64_t bits[kInFlight];
+#pragma unroll
+    for (int j = 0; j < kInFlight; ++j) {
+      const int before = min(i + j, end - 1);
+      from[j] = block_carry(p, batch, reversed ? p.chain - 1 - before : before, route, channel);
+      bits[j] = peek(from[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kInFlight; ++j) {
+      if (i + j < end) append(carry, await(from[j], bits[j]));
+    }
   }
   return carry;
 }

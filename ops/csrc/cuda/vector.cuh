@@ -30,6 +30,11 @@ template <> struct Pair<__nv_bfloat16> {
   static __device__ __forceinline__ Type round(float a, float b) { return __floats2bfloat162_rn(a, b); }
 };
 
+// One load or store of 8 or 16 bytes.
+template <int Bytes> struct Word;
+template <> struct Word<8> { using Type = uint2; };
+template <> struct Word<16> { using Type = uint4; };
+
 // Width values from an address aligned to them: 8 or 16 bytes of a half-precision type, 16 or 32 of float.
 template <int Width> __device__ __forceinline__ void load(const float* from, float (&v)[Width]) {
 #pragma unroll
@@ -39,13 +44,11 @@ template <int Width> __device__ __forceinline__ void load(const float* from, flo
   }
 }
 template <int Width, typename T> __device__ __forceinline__ void load(const T* from, float (&v)[Width]) {
-  struct alignas(2 * Width) Raw {
-    typename Pair<T>::Type pairs[Width / 2];
-  };
-  const Raw raw = *reinterpret_cast<const Raw*>(from);
+  using Whole = typename Word<2 * Width>::Type;
+  const Whole raw = *reinterpret_cast<const Whole*>(from);
 #pragma unroll
   for (int i = 0; i < Width / 2; ++i) {
-    const float2 pair = widen(raw.pairs[i]);
+    const float2 pair = widen(reinterpret_cast<const typename Pair<T>::Type*>(&raw)[i]);
     v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
   }
 }
@@ -56,13 +59,14 @@ template <int Width> __device__ __forceinline__ void store(float* to, const floa
   }
 }
 template <int Width, typename T> __device__ __forceinline__ void store(T* to, const float (&v)[Width]) {
-  struct alignas(2 * Width) Raw {
-    typename Pair<T>::Type pairs[Width / 2];
-  };
-  Raw raw;
+  using Whole = typename Word<2 * Width>::Type;
+  Whole raw;
 #pragma unroll
-  for (int i = 0; i < Width / 2; ++i) raw.pairs[i] = Pair<T>::round(v[2 * i], v[2 * i + 1]);
-  *reinterpret_cast<Raw*>(to) = raw;
+  for (int i = 0; i < Width / 2; ++i) {
+    const typename Pair<T>::Type pair = Pair<T>::round(v[2 * i], v[2 * i + 1]);
+    reinterpret_cast<uint32_t*>(&raw)[i] = reinterpret_cast<const uint32_t&>(pair);
+  }
+  *reinterpret_cast<Whole*>(to) = raw;
 }
 
 }  // namespace mmvmamba
