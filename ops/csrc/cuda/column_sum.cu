@@ -1,5 +1,5 @@
-// Sums over rows (see column_sum.h). A thread adds a few columns over many rows in registers; the threads of a block that
-// share columns meet in shared memory, the blocks in a small matrix of partial sums, each in a fixed order.
+// Sums over rows (see column_sum.h). A thread adds a few columns over many rows in registers; the threads of a block
+// that share columns meet in shared memory, the blocks in a small matrix of partial sums, each in a fixed order.
 #include "column_sum.h"
 
 #include <ATen/cuda/CUDAContext.h>

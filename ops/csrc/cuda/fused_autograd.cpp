@@ -1,5 +1,5 @@
-// Autograd of the fused ops ss2d_scan, layer_norm, add_layer_norm and mlp on CUDA. In C++, because a gradient function in
-// Python costs the host more than these kernels cost the GPU. The schemas are those of ops/*/library.py.
+// Autograd of the fused ops ss2d_scan, layer_norm, add_layer_norm and mlp on CUDA. In C++, because a gradient function
+// in Python costs the host more than these kernels cost the GPU. The schemas are those of ops/*/library.py.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>

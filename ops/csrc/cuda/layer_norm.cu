@@ -1,5 +1,5 @@
-// Layer normalisation over a short last dimension, alone and of a residual sum: mmvmamba::layer_norm, add_layer_norm and
-// their backwards on CUDA.
+// Layer normalisation over a short last dimension, alone and of a residual sum: mmvmamba::layer_norm, add_layer_norm
+// and their backwards on CUDA.
 //
 // torch's kernel gives a whole block to each row, which starves for rows of 48 to 1024 channels, and under autocast it
 // writes float. Here `Lanes` lanes own a row, values stay in registers, and the output has the dtype that its reader
@@ -122,7 +122,8 @@ Result forward(const Tensor& x_in, const Tensor* branch_in, const std::optional<
                                         factors_of(factors, rows)};
       const auto kernel = add ? norm::forward_kernel<In, Out, lanes, chunks, kCanAdd<In, Out>>
                               : norm::forward_kernel<In, Out, lanes, chunks, false>;
-      kernel<<<blocks_for(rows, lanes, resident_blocks(kernel, kThreads)), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
+      const int64_t blocks = blocks_for(rows, lanes, resident_blocks(kernel, kThreads));
+      kernel<<<blocks, kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
           static_cast<const In*>(x.data_ptr()), residual, weight.data_ptr<float>(), bias.data_ptr<float>(),
           static_cast<Out*>(result.y.data_ptr()),
           save ? reinterpret_cast<float2*>(result.statistics.data_ptr()) : nullptr, rows, static_cast<int>(channels),

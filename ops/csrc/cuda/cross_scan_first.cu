@@ -1,26 +1,15 @@
-// Cross-scan and cross-merge. Channel-first, a block owns a few whole planes if they fit in shared memory, and moves up to
-// 16 bytes a thread: row routes from registers, column routes through shared memory. Of larger planes it owns a tile, read
-// and written by rows and by columns. Channel-last, a pixel's channels are contiguous and a thread moves up to 16 bytes of
-// them between the pixel and its four steps; nothing is transposed.
-// Moves x once and y once.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+// Cross-scan and cross-merge, channel-first. A block owns a few whole planes if they fit in shared memory, and moves
+// up to 16 bytes a thread: row routes from registers, column routes through shared memory. Of larger planes it owns a
+// tile, read and written by rows and by columns. Moves x once and y once.
 #include <algorithm>
 
-#include "cross_scan.h"
+#include "cross_scan.cuh"
 
 namespace mmvmamba {
 namespace cross {
 namespace {
 
 constexpr int kTile = 64, kWarps = 8;
-
-// The step at which a route passes pixel (row, column).
-__device__ inline int step_of(int row, int column, int height, int width, bool by_column, bool reverse) {
-  const int step = by_column ? column * height + row : row * width + column;
-  return reverse ? height * width - 1 - step : step;
-}
 
 struct Tile {
   int64_t plane;  // of batch * channels
@@ -76,16 +65,6 @@ __global__ void __launch_bounds__(32 * kWarps) scan_kernel(const T* x, T* y, Map
   }
 }
 
-// torch compiles without the implicit conversions of the half types.
-__device__ inline float widen(__half v) { return __half2float(v); }
-__device__ inline float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ inline float widen(float v) { return v; }
-__device__ inline double widen(double v) { return v; }
-__device__ inline void narrow(float v, __half& to) { to = __float2half_rn(v); }
-__device__ inline void narrow(float v, __nv_bfloat16& to) { to = __float2bfloat16_rn(v); }
-__device__ inline void narrow(float v, float& to) { to = v; }
-__device__ inline void narrow(double v, double& to) { to = v; }
-
 template <typename T, typename acc_t>
 __global__ void __launch_bounds__(32 * kWarps) merge_kernel(const T* y, T* x, Map map, Routes routes) {
   __shared__ acc_t values[kTile][kPitch<acc_t>];
@@ -114,11 +93,6 @@ __global__ void __launch_bounds__(32 * kWarps) merge_kernel(const T* y, T* x, Ma
     narrow(total, to[(tile.row + r) * map.width + tile.column + c]);
   });
 }
-
-template <typename T, int kWidth>
-struct alignas(sizeof(T) * kWidth) Vector {
-  T values[kWidth];
-};
 
 // Whole planes. `pitch` is the distance of rows in shared memory.
 struct Planes {
@@ -155,7 +129,8 @@ __device__ inline void each_vector(const Planes& planes, int length, F function)
 }
 
 template <typename T, int kWidth>
-__global__ void __launch_bounds__(32 * kWarps) scan_planes_kernel(const T* x, T* y, Map map, Routes routes, Planes planes) {
+__global__ void __launch_bounds__(32 * kWarps)
+    scan_planes_kernel(const T* x, T* y, Map map, Routes routes, Planes planes) {
   extern __shared__ __align__(16) unsigned char memory[];
   T* cells = reinterpret_cast<T*>(memory);
   using V = Vector<T, kWidth>;
@@ -194,7 +169,8 @@ __global__ void __launch_bounds__(32 * kWarps) scan_planes_kernel(const T* x, T*
 }
 
 template <typename T, typename acc_t, int kWidth>
-__global__ void __launch_bounds__(32 * kWarps) merge_planes_kernel(const T* y, T* x, Map map, Routes routes, Planes planes) {
+__global__ void __launch_bounds__(32 * kWarps)
+    merge_planes_kernel(const T* y, T* x, Map map, Routes routes, Planes planes) {
   extern __shared__ __align__(16) unsigned char memory[];
   acc_t* cells = reinterpret_cast<acc_t*>(memory);
   using V = Vector<T, kWidth>;
@@ -237,46 +213,6 @@ __global__ void __launch_bounds__(32 * kWarps) merge_planes_kernel(const T* y, T
     *reinterpret_cast<V*>(x + plane * length + step) = result;
   });
 }
-
-// V holds as many channels as a thread moves.
-template <typename V>
-__global__ void scan_last_kernel(const V* x, V* y, int64_t pixels, int vectors, Map map, Routes routes) {
-  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x, pixel = i / vectors;
-  if (pixel >= pixels) return;
-  const int length = map.height * map.width, p = pixel % length, v = i % vectors;
-  const int row = p / map.width, column = p % map.width;
-  const V value = x[i];
-#pragma unroll
-  for (int k = 0; k < kRoutes; ++k) {
-    const int step = step_of(row, column, map.height, map.width, routes.column >> k & 1, routes.reverse >> k & 1);
-    y[((pixel - p + step) * kRoutes + k) * vectors + v] = value;
-  }
-}
-
-template <typename T, typename acc_t, int kWidth>
-__global__ void merge_last_kernel(const Vector<T, kWidth>* y, Vector<T, kWidth>* x, int64_t pixels, int vectors, Map map,
-                                  Routes routes) {
-  const int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x, pixel = i / vectors;
-  if (pixel >= pixels) return;
-  const int length = map.height * map.width, p = pixel % length, v = i % vectors;
-  const int row = p / map.width, column = p % map.width;
-  acc_t total[kWidth] = {};
-#pragma unroll
-  for (int k = 0; k < kRoutes; ++k) {
-    const int step = step_of(row, column, map.height, map.width, routes.column >> k & 1, routes.reverse >> k & 1);
-    const Vector<T, kWidth> value = y[((pixel - p + step) * kRoutes + k) * vectors + v];
-#pragma unroll
-    for (int e = 0; e < kWidth; ++e) total[e] += widen(value.values[e]);
-  }
-  Vector<T, kWidth> result;
-#pragma unroll
-  for (int e = 0; e < kWidth; ++e) narrow(total[e], result.values[e]);
-  x[i] = result;
-}
-
-constexpr int kThreads = 256;
-
-unsigned blocks_for(int64_t items) { return static_cast<unsigned>((items + kThreads - 1) / kThreads); }
 
 unsigned tiles_of(Map map) {
   const int64_t tiles = static_cast<int64_t>((map.height + kTile - 1) / kTile) * ((map.width + kTile - 1) / kTile);
@@ -337,32 +273,6 @@ void merge(const void* y, void* x, Map map, Routes routes, cudaStream_t stream) 
       <<<tiles_of(map), 32 * kWarps, 0, stream>>>(static_cast<const T*>(y), static_cast<T*>(x), map, routes);
 }
 
-template <typename V>
-void scan_last(const void* x, void* y, int64_t vectors, Map map, Routes routes, cudaStream_t stream) {
-  const int64_t pixels = map.batch * map.height * map.width;
-  scan_last_kernel<<<blocks_for(pixels * vectors), kThreads, 0, stream>>>(
-      static_cast<const V*>(x), static_cast<V*>(y), pixels, static_cast<int>(vectors), map, routes);
-}
-
-template <typename T, typename acc_t, int kWidth>
-void merge_last(const void* y, void* x, Map map, Routes routes, cudaStream_t stream) {
-  using V = Vector<T, kWidth>;
-  const int64_t pixels = map.batch * map.height * map.width, vectors = map.channels / kWidth;
-  merge_last_kernel<T, acc_t, kWidth><<<blocks_for(pixels * vectors), kThreads, 0, stream>>>(
-      static_cast<const V*>(y), static_cast<V*>(x), pixels, static_cast<int>(vectors), map, routes);
-}
-
-template <typename T, typename acc_t>
-void merge_last(const void* y, void* x, Map map, Routes routes, cudaStream_t stream) {
-  constexpr int kWidth = 16 / sizeof(T);
-  const auto address = reinterpret_cast<uintptr_t>(y) | reinterpret_cast<uintptr_t>(x);
-  if (map.channels % kWidth == 0 && address % 16 == 0) {
-    merge_last<T, acc_t, kWidth>(y, x, map, routes, stream);
-  } else {
-    merge_last<T, acc_t, 1>(y, x, map, routes, stream);
-  }
-}
-
 }  // namespace
 
 void launch_scan(const void* x, void* y, int element_size, Map map, Routes routes, cudaStream_t stream) {
@@ -375,35 +285,12 @@ void launch_scan(const void* x, void* y, int element_size, Map map, Routes route
   }
 }
 
-void launch_scan_last(const void* x, void* y, int element_size, Map map, Routes routes, cudaStream_t stream) {
-  const int64_t bytes = map.channels * element_size;
-  const auto bits = reinterpret_cast<uintptr_t>(y) | reinterpret_cast<uintptr_t>(x) | static_cast<uintptr_t>(bytes);
-  if (bits % 16 == 0) {
-    scan_last<uint4>(x, y, bytes / 16, map, routes, stream);
-  } else if (element_size == 2) {
-    scan_last<uint16_t>(x, y, map.channels, map, routes, stream);
-  } else if (element_size == 4) {
-    scan_last<uint32_t>(x, y, map.channels, map, routes, stream);
-  } else {
-    scan_last<uint64_t>(x, y, map.channels, map, routes, stream);
-  }
-}
-
 void launch_merge(const void* y, void* x, Type type, Map map, Routes routes, cudaStream_t stream) {
   switch (type) {
     case Type::kHalf: return merge<__half, float>(y, x, map, routes, stream);
     case Type::kBfloat16: return merge<__nv_bfloat16, float>(y, x, map, routes, stream);
     case Type::kFloat: return merge<float, float>(y, x, map, routes, stream);
     case Type::kDouble: return merge<double, double>(y, x, map, routes, stream);
-  }
-}
-
-void launch_merge_last(const void* y, void* x, Type type, Map map, Routes routes, cudaStream_t stream) {
-  switch (type) {
-    case Type::kHalf: return merge_last<__half, float>(y, x, map, routes, stream);
-    case Type::kBfloat16: return merge_last<__nv_bfloat16, float>(y, x, map, routes, stream);
-    case Type::kFloat: return merge_last<float, float>(y, x, map, routes, stream);
-    case Type::kDouble: return merge_last<double, double>(y, x, map, routes, stream);
   }
 }
 
