@@ -9,7 +9,18 @@ import sys
 import torch
 
 import mmvmamba.ops
-from mmvmamba.ops import SCAN_MODES, cross_merge, cross_scan, layer_norm, selective_scan, ss2d_scan
+from mmvmamba.ops import (
+    SCAN_MODES,
+    add_layer_norm,
+    conv2d_channel_last,
+    cross_merge,
+    cross_scan,
+    depthwise_conv_silu,
+    layer_norm,
+    mlp,
+    selective_scan,
+    ss2d_scan,
+)
 
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else 'cpu'
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, *((torch.float64,) if DEVICE == 'cpu' else ()))
@@ -31,6 +42,29 @@ def scan(batch, groups, channels, states, length, dtype, full):
         **options,
     )
     out.sum().backward()
+
+
+def layers():
+    """The fused layers around the scan, which have kernels on a GPU only."""
+
+    def draw(*shape, dtype=torch.float32):
+        return torch.randn(shape, device=DEVICE).to(dtype).requires_grad_()
+
+    cases = 0
+    for dtype, (batch, height, width, channels) in itertools.product(
+        DTYPES, ((1, 1, 1, 8), (3, 7, 5, 40), (2, 33, 20, 96), (1, 9, 130, 264))
+    ):
+        x, branch = draw(batch, height, width, channels), draw(batch, height, width, channels, dtype=dtype)
+        weight, bias, factors = draw(channels), draw(channels), torch.rand(batch, device=DEVICE)
+        total, y = add_layer_norm(x, branch, weight, bias, out_dtype=dtype, factors=factors)
+        y = depthwise_conv_silu(y, draw(channels, 1, 3, 3), draw(channels))
+        hidden = 3 * channels
+        with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+            y = mlp(y, draw(hidden, channels), draw(hidden), draw(channels, hidden), draw(channels))
+        y = conv2d_channel_last(y, draw(16, channels, 3, 3), draw(16), stride=2, padding=1)
+        (total.sum() + y.float().sum()).backward()
+        cases += 4
+    return cases
 
 
 def main():
@@ -78,6 +112,7 @@ def main():
             leaves[0] = leaves[0].to(dtype)
             layer_norm(*[leaf.requires_grad_() for leaf in leaves], out_dtype=out).float().sum().backward()
             cases += 1
+        cases += layers()
     print(f'{cases} cases through the kernels beside {mmvmamba.ops.__file__}')
 
 
