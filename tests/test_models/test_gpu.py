@@ -70,3 +70,20 @@ def test_odd_sizes(size):
     for value, expected in zip(results[1], results[0]):
         scale = expected.norm().clamp(min=1e-3)
         assert (value.cpu().double() - expected).norm() < 1e-3 * scale
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
+def test_device_that_is_not_current():
+    """Every kernel of the backbone, forward and backward, on the second GPU while the first is current."""
+    torch.manual_seed(0)
+    model, x = VSSMBackbone('nano').train(), torch.randn(2, 3, 64, 96)
+    results = []
+    for device in ('cuda:0', 'cuda:1'):
+        model = model.to(device)
+        model.zero_grad()
+        with half():
+            outs = model(x.to(device))
+        sum(out.float().square().mean() for out in outs).backward()
+        results.append([*(out.detach().cpu() for out in outs), *(p.grad.cpu() for p in model.parameters())])
+    assert torch.cuda.current_device() == 0
+    assert all(torch.equal(a, b) for a, b in zip(*results))
