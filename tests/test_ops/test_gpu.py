@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from mmvmamba.ops import SCAN_MODES, BackendError, backend_report, cross_merge, cross_scan, library, selective_scan
 from tests.test_ops.scan_inputs import (
@@ -156,7 +157,7 @@ def test_opcheck(backend):
 
 def test_compile_with_dynamic_sizes():
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend('inductor')
+    counter = CompileCounterWithBackend('inductor')
     compiled = torch.compile(core, fullgraph=True, backend=counter)
     for size in [(6, 5), (7, 9), (30, 14), (56, 56)]:
         inputs = [value.detach().cuda().requires_grad_() for value in core_inputs(*size)]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from mmvmamba.ops import backend_report, cross_merge, cross_scan, library, selective_scan
 from tests.test_ops.scan_inputs import make_scan_inputs, relative_error, run_scan, run_truth
@@ -52,7 +53,7 @@ def core_inputs(height, width, channels=3, batch=2):
 def test_compile(backend):
     """One graph, forward and backward, for static sizes first and any size afterwards."""
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend(backend)
+    counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(core, fullgraph=True, backend=counter)
     for height, width in [(6, 5), (7, 9), (12, 4), (3, 14)]:
         inputs = core_inputs(height, width)
@@ -66,7 +67,7 @@ def test_compile(backend):
 
 def test_compile_with_marked_sizes():
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend('aot_eager')
+    counter = CompileCounterWithBackend('aot_eager')
     compiled = torch.compile(core, fullgraph=True, backend=counter, dynamic=True)
     for height, width, batch in [(6, 5, 2), (7, 9, 3), (12, 4, 5)]:
         inputs = core_inputs(height, width, batch=batch)
