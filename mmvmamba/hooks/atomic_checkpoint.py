@@ -9,11 +9,14 @@ from typing import Optional
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
+from mmengine.runner import EpochBasedTrainLoop
 
 from mmvmamba.checkpoint import CheckpointError, find_damage
 from mmvmamba.registry import register_hook
 
 from .files import PART, commit, remove, write_whole
+
+_VALIDATED = 'validated_iter'  # in the message hub, which is part of a checkpoint
 
 
 @register_hook
@@ -24,6 +27,8 @@ class AtomicCheckpointHook(CheckpointHook):
       whole. What it replaces (``max_keep_ckpts``, the former best) is removed afterwards, not before.
     - Resuming checks the checksums of the file first. From a damaged one it goes back to the newest whole one, and
       stops if there is none; it never starts over in silence.
+    - mmengine saves before it validates, so a checkpoint may not know the score of its own weights. A resumed run makes
+      up for that validation: no best model is lost, and schedules that follow the score go on as they would have.
     - A configuration saved inside a checkpoint is Python code that mmengine would run on resuming: it is left out.
 
     Arguments are those of ``CheckpointHook``. Storage other than local files stores objects whole by itself.
@@ -49,6 +54,19 @@ class AtomicCheckpointHook(CheckpointHook):
         if is_main_process() and self._is_local():
             for part in Path(self.out_dir).glob('*' + PART):
                 remove(str(part))  # of a run that was killed
+        loop, seen = runner.train_loop, runner.message_hub.runtime_info.get(_VALIDATED)
+        done = runner.epoch if isinstance(loop, EpochBasedTrainLoop) else runner.iter
+        if not runner._resume or done == 0 or runner.val_loop is None or seen == runner.iter:
+            return
+        loop._decide_current_val_interval()
+        last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
+        if done >= loop.val_begin and (done % loop.val_interval == 0 or done == last):
+            runner.logger.info(f'Validating the weights that were resumed, of iteration {runner.iter}')
+            runner.val_loop.run()
+
+    def after_val_epoch(self, runner, metrics) -> None:
+        runner.message_hub.update_info(_VALIDATED, runner.iter)
+        super().after_val_epoch(runner, metrics)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Drop the code that mmengine runs from a checkpoint's ``meta``; it only served to compare numbers of GPUs."""

@@ -84,10 +84,74 @@ def test_killed_while_saving(tmp_path, monkeypatch, moment):
     files = [name for name in names(tmp_path) if name.endswith('.pth')]
     assert files and not any(find_damage(str(tmp_path / name)) for name in files)
 
-    resumed = make_runner(tmp_path, 3, checkpoint=options, scores=[0.2, 0.3], resume=True)
+    resumed = make_runner(tmp_path, 3, checkpoint=options, scores=[0.1, 0.2, 0.3], resume=True)
     resumed.train()
     assert resumed.epoch == 3
     assert 'epoch_3.pth' in names(tmp_path) and not list(tmp_path.glob('*.part'))
+
+
+def note_validations(runner):
+    """A list that grows by the epoch at each validation."""
+    epochs, evaluate = [], runner.val_loop.evaluator.evaluate
+    runner.val_loop.evaluator.evaluate = lambda size: epochs.append(runner.epoch) or evaluate(size)
+    return epochs
+
+
+@pytest.mark.parametrize('moment', ['while validating', 'while saving the best', 'in the next epoch'])
+def test_a_validation_that_a_kill_prevented_is_made_up_for(tmp_path, monkeypatch, moment):
+    """mmengine saves before it validates: the file does not know the score of its own weights."""
+    options, scores = dict(max_keep_ckpts=1, save_best='score', rule='greater'), [0.1, 0.9, 0.3]
+    runner = make_runner(tmp_path, 3, checkpoint=options, scores=scores)
+    places = {
+        'while validating': (runner.val_loop.evaluator, 'evaluate'),
+        'while saving the best': (LocalBackend, 'put'),
+        'in the next epoch': (runner.model, 'train_step'),
+    }
+    place, name = places[moment]
+    call = getattr(place, name)
+
+    def wrapped(*arguments, **options):
+        if runner.epoch == 2 and (moment != 'while saving the best' or 'best' in str(arguments[2])):
+            raise Killed
+        return call(*arguments, **options)
+
+    monkeypatch.setattr(place, name, wrapped)
+    with pytest.raises(Killed):
+        runner.train()
+    monkeypatch.undo()
+    resumed = make_runner(tmp_path, 3, checkpoint=options, scores=scores, resume=True)
+    asked = note_validations(resumed)
+    resumed.train()
+    assert resumed.message_hub.get_info('best_score') == 0.9 and resumed.model.calls == 2
+    assert asked == ([3] if moment == 'in the next epoch' else [2, 3])  # a best score is saved at once
+    assert names(tmp_path) == ['best_score_epoch_2.pth', 'epoch_3.pth', 'last_checkpoint']
+
+
+def test_a_validation_is_made_up_for_by_iterations_too(tmp_path, monkeypatch):
+    options = dict(by_epoch=False, max_keep_ckpts=1, save_best='score', rule='greater')
+    runner = make_runner(tmp_path, 3, checkpoint=options, scores=[0.1, 0.9, 0.3], by_iter=True)
+    evaluate = runner.val_loop.evaluator.evaluate
+
+    def killed(size):
+        if runner.iter == 2:
+            raise Killed
+        return evaluate(size)
+
+    monkeypatch.setattr(runner.val_loop.evaluator, 'evaluate', killed)
+    with pytest.raises(Killed):
+        runner.train()
+    make_runner(tmp_path, 3, checkpoint=options, scores=[0.1, 0.9, 0.3], by_iter=True, resume=True).train()
+    assert names(tmp_path) == ['best_score_iter_2.pth', 'iter_3.pth', 'last_checkpoint']
+
+
+def test_a_validation_that_was_not_due_is_not_made(tmp_path):
+    options = dict(save_best='score', rule='greater')
+    make_runner(tmp_path, 2, checkpoint=options, scores=[0.1, 0.2]).train()
+    resumed = make_runner(tmp_path, 3, checkpoint=options, scores=[0.1, 0.2, 0.3], resume=True)
+    resumed.train_loop.val_begin = 3
+    asked = note_validations(resumed)
+    resumed.train()
+    assert asked == [3]
 
 
 def cut(path):

@@ -51,10 +51,10 @@ class Toy(BaseModel):
 
 
 class Score:
-    """A metric that follows a list of values, one a validation."""
+    """A metric that has a given value after each epoch, or after each iteration in training by iterations."""
 
-    def __init__(self, values):
-        self.values = list(values)
+    def __init__(self, values, runner):
+        self.values, self.runner = list(values), runner
         self.dataset_meta = None
 
     def process(self, data_samples, data_batch=None):
@@ -64,7 +64,7 @@ class Score:
         raise NotImplementedError
 
     def evaluate(self, size):
-        return dict(score=self.values.pop(0))
+        return dict(score=self.values[(self.runner.epoch or self.runner.iter) - 1])
 
 
 def make_runner(work_dir, epochs=2, hooks=(), checkpoint=None, scores=(), resume=False, load_from=None, by_iter=False):
@@ -88,7 +88,9 @@ def make_runner(work_dir, epochs=2, hooks=(), checkpoint=None, scores=(), resume
         work_dir=str(work_dir),
         experiment_name=f'toy-{torch.randint(2**62, ()).item()}-{id(loader)}',
         train_dataloader=loader,
-        train_cfg=dict(by_epoch=False, max_iters=epochs) if by_iter else dict(by_epoch=True, max_epochs=epochs),
+        train_cfg=dict(by_epoch=False, max_iters=epochs, val_interval=1)
+        if by_iter
+        else dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
         default_hooks=dict(checkpoint=dict(type='mmvmamba.AtomicCheckpointHook', interval=1, **(checkpoint or {}))),
         custom_hooks=list(hooks),
@@ -100,7 +102,7 @@ def make_runner(work_dir, epochs=2, hooks=(), checkpoint=None, scores=(), resume
     )
     if scores:
         runner.val_loop  # noqa: B018  (built when it is asked for)
-        runner.val_loop.evaluator = Score(scores)
+        runner.val_loop.evaluator = Score(scores, runner)
         runner.model.val_step = lambda data: [0]
     return runner
 
