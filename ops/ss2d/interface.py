@@ -7,9 +7,9 @@ import torch
 from ..backend import logger, resolve
 from ..checks import check_out_dtype, check_same_device, check_shape, check_tensor
 from ..cross_scan.interface import NUM_ROUTES, check_scan_mode
-from . import composed, library
+from . import composed, library, triton_op
 
-FUSED_BACKENDS = ('cuda',)
+FUSED_BACKENDS = ('cuda', 'triton')
 _announced = set()
 
 
@@ -74,7 +74,8 @@ def ss2d_scan(
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters.values()))
     backend = resolve(op, x.device.type, backend, training, A_logs.shape[1])
     if backend in FUSED_BACKENDS and _fits(x, A_logs.shape[1], backend):
-        return library.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, training)
+        fused = triton_op if backend == 'triton' else library
+        return fused.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, training)
     return composed.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, backend)
 
 
@@ -86,6 +87,8 @@ def _fits(x: torch.Tensor, d_state: int, backend: str) -> bool:
         reason = 'x is float64'
     elif 4 * x.shape[1] * x.shape[2] * x.shape[3] >= 2**31:
         reason = 'an image of x has 2**29 elements or more'
+    elif backend == 'triton' and triton_op.UNSUPPORTED:
+        reason = triton_op.UNSUPPORTED
     else:
         return True
     _announce_composed(reason, backend)

@@ -1,45 +1,26 @@
 """The Triton kernels at small sizes on CPU, run by Triton's interpreter in a process of its own."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.test_ops.scan_inputs import NAMES, assert_scan_close, make_scan_inputs, relative_error, run_truth
-
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+from tests.test_ops.triton_interpreter import INTERPRETED, patch_loop_bounds, run_interpreted
 
 
 @pytest.mark.skipif(INTERPRETED, reason='this is the process that the interpreter runs in')
 @pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='triton is not installed')
 def test_in_a_process_with_the_interpreter():
-    """TRITON_INTERPRET is read when a kernel is defined, hence the process."""
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', __file__]
-    environment = {**os.environ, 'TRITON_INTERPRET': '1'}
-    root = Path(__file__).parents[2]
-    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
-    assert result.returncode == 0 and ' passed' in result.stdout, result.stdout[-3000:] + result.stderr[-1000:]
+    run_interpreted(__file__)
 
 
 if INTERPRETED:
-    from triton.runtime import interpreter
-
     from mmvmamba.ops.cross_scan import naive as cross_naive
     from mmvmamba.ops.cross_scan import triton as cross_triton
     from mmvmamba.ops.selective_scan import triton as scan_triton
 
-    patch_tensor = interpreter._patch_lang_tensor
-
-    def patch_loop_bounds(tensor, scope):
-        """Triton 3.6 turns a one-element array into an integer, which numpy >= 2.4 refuses."""
-        patch_tensor(tensor, scope)
-        scope.set_attr(tensor, '__index__', lambda self: self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patch_loop_bounds
+    patch_loop_bounds()
 
     @pytest.mark.parametrize(
         'd_state, length, dtype, options',

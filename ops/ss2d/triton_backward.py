@@ -1,0 +1,174 @@
+"""Triton kernels of the fused SS2D core, backward; vocabulary in ``triton_kernels.py``.
+
+With g_t = dL/dh_t: g_t = C_t dy_t + s_{t+1}, s_t = decay_t g_t; s runs against the scan.  The state before a step is
+not needed alone, as decay h_{t-1} = h_t - drive_t.
+"""
+
+import triton
+import triton.language as tl
+
+from .triton_kernels import (
+    LN2,
+    SIZES,
+    as_float,
+    load_map,
+    load_route,
+    load_segment,
+    ordered,
+    place,
+    scan_carries,
+    softplus2,
+    softplus2_slope,
+    store_block_carry,
+    store_segment,
+    walk,
+)
+
+
+@triton.jit
+def _leave_carry(
+    dys, u, maps, floats, products, ends, row, image, pixels, exist, channel, inside, channels, columns,
+    q, r, REVERSED: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
+):  # fmt: skip
+    us, bias, A = load_route(u, floats, image, pixels, exist, channel, inside, channels, q, REVERSED, T)
+    Cs = load_map(maps, image, pixels, exist, columns, q, columns - 1, REVERSED, T)
+    dys = ordered(dys, REVERSED, T)
+    product = tl.full(us[0].shape, 1.0, tl.float32)
+    end = tl.zeros(us[0].shape, tl.float32)
+    for i in tl.static_range(T):
+        decay = tl.exp2(A * softplus2(us[T - 1 - i].to(tl.float32) + bias, HALF))
+        end = decay * (Cs[T - 1 - i].to(tl.float32) * dys[T - 1 - i] + end)
+        product *= decay
+    store_block_carry(products, ends, row, channel, inside, channels, product, end, r, not REVERSED, S)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def backward_carries(
+    dy, u, maps, floats, products, ends, groups, chain, segments, length, height, width, channels, columns,
+    PAIR: tl.constexpr, COLUMN: tl.constexpr, SECOND_REVERSED: tl.constexpr, HALF: tl.constexpr,
+    T: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """One program: the carries of s of a block, both routes of a pair. Moves dy and u in."""
+    row, batch, segment, channel, inside = place(groups, chain, channels, length, T, S, C)
+    image = batch * length
+    pixels, exist = walk(segment * T, length, height, width, COLUMN, T)
+    dys = as_float(load_segment(dy + image * channels, pixels, exist, inside, channels, channel, T), T)
+    _leave_carry(
+        dys, u, maps, floats, products, ends, row, image, pixels, exist, channel, inside, channels, columns,
+        2 * PAIR, 0, False, HALF, T, S,
+    )  # fmt: skip
+    _leave_carry(
+        dys, u, maps, floats, products, ends, row, image, pixels, exist, channel, inside, channels, columns,
+        2 * PAIR + 1, 1, SECOND_REVERSED, HALF, T, S,
+    )  # fmt: skip
+
+
+@triton.jit
+def _add_route(
+    dxs, xs, dys, u, maps, floats, states, entering, part_at, part_mask, part_lane, sums_at, padded,
+    row, batch, segment, segments, image, pixels, exist, channel, inside, channels, columns,
+    q, r, REVERSED: tl.constexpr, CHAINED: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one route: adds to ``dxs``, stores all others."""
+    us, bias, A = load_route(u, floats, image, pixels, exist, channel, inside, channels, q, REVERSED, T)
+    Bs = as_float(load_map(maps, image, pixels, exist, columns, q, columns - 2, REVERSED, T), T)
+    Cs = as_float(load_map(maps, image, pixels, exist, columns, q, columns - 1, REVERSED, T), T)
+    xs, dys, dxs = ordered(xs, REVERSED, T), ordered(dys, REVERSED, T), ordered(dxs, REVERSED, T)
+    at = states + batch * segments * 4 * channels + ((segment * 4 + q) * channels + channel)
+    h = tl.load(at, inside & (segment < segments), 0.0)
+    d2s, hs = (), ()
+    for i in tl.static_range(T):
+        d2 = softplus2(us[i].to(tl.float32) + bias, HALF)
+        h = tl.exp2(A * d2) * h + d2 * (Bs[i] * xs[i])
+        d2s = d2s + (d2,)
+        hs = hs + (h,)
+
+    product = tl.full(us[0].shape, 1.0, tl.float32)
+    end = tl.zeros(us[0].shape, tl.float32)
+    for i in tl.static_range(T):
+        decay = tl.exp2(A * d2s[T - 1 - i])
+        end = decay * (Cs[T - 1 - i] * dys[T - 1 - i] + end)
+        product *= decay
+    _, _, before, s = scan_carries(product, end, not REVERSED)
+    if CHAINED:
+        s += before * tl.load(entering + (row * 2 + r) * channels + channel, inside, 0.0)
+
+    dA = tl.zeros(us[0].shape, tl.float32)
+    dbias = tl.zeros(us[0].shape, tl.float32)
+    map_sums = tl.zeros(part_mask.shape, tl.float32)
+    dus, sums = (), ()
+    for i in tl.static_range(T):
+        d2, h, x_i, dy_i, B_i = d2s[T - 1 - i], hs[T - 1 - i], xs[T - 1 - i], dys[T - 1 - i], Bs[T - 1 - i]
+        g = Cs[T - 1 - i] * dy_i + s
+        s = tl.exp2(A * d2) * g
+        g_d2 = g * d2
+        B_x = B_i * x_i
+        carried = h - d2 * B_x  # decay times the state before
+        du = g * ((LN2 * A) * carried + B_x) * softplus2_slope(d2, HALF)
+        sums = (g_d2 * B_i + dxs[T - 1 - i],) + sums
+        dus = (du,) + dus
+        dA += g_d2 * carried
+        dbias += du
+        dB = tl.sum(g_d2 * x_i, axis=1, keep_dims=True)
+        dC = tl.sum(h * dy_i, axis=1, keep_dims=True)
+        step = i if REVERSED else T - 1 - i
+        map_sums = tl.where(part_lane == 2 * step, dB, tl.where(part_lane == 2 * step + 1, dC, map_sums))
+    dus = ordered(dus, REVERSED, T)
+    store_segment(u + image * 4 * channels, pixels, exist, inside, 4 * channels, q * channels + channel, dus, T)
+    tl.store(part_at + 2 * q, map_sums, part_mask)
+    tl.store(sums_at + q * padded, tl.sum(dA, axis=0))
+    tl.store(sums_at + (4 + q) * padded, tl.sum(dbias, axis=0))
+    return ordered(sums, REVERSED, T)
+
+
+@triton.jit(do_not_specialize=[*SIZES, 'total_pixels'])
+def backward(
+    x, dy, u, maps, floats, states, entering, dx, parts, partial, total_pixels,
+    groups, chain, segments, length, height, width, channels, columns,
+    PAIR: tl.constexpr, COLUMN: tl.constexpr, SECOND_REVERSED: tl.constexpr, HALF: tl.constexpr,
+    CHAINED: tl.constexpr, T: tl.constexpr, TP: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """One program: the gradients of a block, both routes of a pair.
+
+    A segment is scanned again from its saved state, then s against the scan as the state in forward.  du2 takes the
+    place of u.  ``parts`` (groups, pixels, 4, 2) are the gradients of B and C summed over the block's channels,
+    ``partial`` (rows, 9, groups * C) its sums over steps: dA and dbias of the routes, dD.  TP is a power of two of T or
+    more.  Moves x, dy, u and states in, dx (in and out for the second pair), du2 and the sums out.
+    """
+    row, batch, segment, channel, inside = place(groups, chain, channels, length, T, S, C)
+    image = batch * length
+    pixels, exist = walk(segment * T, length, height, width, COLUMN, T)
+    xs = as_float(load_segment(x + image * channels, pixels, exist, inside, channels, channel, T), T)
+    dys = as_float(load_segment(dy + image * channels, pixels, exist, inside, channels, channel, T), T)
+    dx_image = dx + image * channels
+    group, padded = tl.program_id(0) % groups, groups * C
+    sums_at = partial + row * 9 * padded + group * C + tl.arange(0, C)
+    dxs = ()
+    if PAIR == 0:
+        skip = tl.load(floats + 8 * channels + channel, inside, 0.0)
+        dD = tl.zeros([S, C], tl.float32)
+        for t in tl.static_range(T):
+            dxs = dxs + (skip * dys[t],)
+            dD += xs[t] * dys[t]
+        tl.store(sums_at + 8 * padded, tl.sum(dD, axis=0))
+    else:
+        dxs = as_float(load_segment(dx_image, pixels, exist, inside, channels, channel, T), T)
+    part_lane = tl.arange(0, 2 * TP)[None, :]  # 2 t + (0 for B, 1 for C)
+    part_step = segment * T + part_lane // 2
+    part_mask = (part_lane < 2 * T) & (part_step < length)
+    if COLUMN:
+        part_pixel = part_step % height * width + part_step // height
+    else:
+        part_pixel = part_step
+    part_at = parts + (group.to(tl.int64) * total_pixels + image) * 8 + (part_pixel * 8 + part_lane % 2)
+    dxs = _add_route(
+        dxs, xs, dys, u, maps, floats, states, entering, part_at, part_mask, part_lane, sums_at, padded,
+        row, batch, segment, segments, image, pixels, exist, channel, inside, channels, columns,
+        2 * PAIR, 0, False, CHAINED, HALF, T,
+    )  # fmt: skip
+    dxs = _add_route(
+        dxs, xs, dys, u, maps, floats, states, entering, part_at, part_mask, part_lane, sums_at, padded,
+        row, batch, segment, segments, image, pixels, exist, channel, inside, channels, columns,
+        2 * PAIR + 1, 1, SECOND_REVERSED, CHAINED, HALF, T,
+    )  # fmt: skip
+    store_segment(dx_image, pixels, exist, inside, channels, channel, dxs, T)

@@ -1,0 +1,234 @@
+"""Shared pieces of the Triton kernels of the fused SS2D core, N = 1: parameters, segments, carries.
+
+Vocabulary and scaling are those of ``csrc/cuda/ss2d_common.cuh``.  A *pair* is two routes over one pixel order; routes
+lie in pair order (0, 2 | 1, 3) with index q = 2 * pair + r.  A *segment* is T consecutive pixels of the order.  A
+*block*, one program, is S segments of C channels; an image is a chain of blocks.  With
+u2 = log2(e) (Wdt dt + bias): d2 = log2(1 + 2^u2), decay = 2^(A d2), drive = d2 (ln 2 B) x.
+
+A value of a step is a tile [S, C], and a segment is a tuple of T tiles, so that a scan runs over tiles and needs no
+particular layout; only the carries of a block's segments meet in an associative scan, once a route.  Steps beyond the
+image and channels beyond the last load zeros, which makes them inert: no drive, no output, no gradient.
+"""
+
+import triton
+import triton.language as tl
+
+SIZES = ['groups', 'chain', 'segments', 'length', 'height', 'width']  # change from image to image: no recompilation
+LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
+
+
+# ---- parameters -----------------------------------------------------------------------------------------------------
+@triton.jit
+def prepare(
+    x_proj, dt_proj, dt_bias, A_logs, Ds, projection, dt_matrix, floats, channels, dt_rank, columns,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK channels of one column of one route.
+
+    ``projection`` and ``dt_matrix`` are (4, columns, channels), columns dt, zeros, B, C; ``floats`` (9, channels): bias
+    and A of the routes, and the sum of Ds.
+    """
+    q, column = tl.program_id(0) // columns, tl.program_id(0) % columns
+    route = q % 2 * 2 + q // 2
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = channel < channels
+    is_dt, is_B, is_C = column < dt_rank, column == columns - 2, column == columns - 1
+    row = tl.where(is_B, dt_rank, tl.where(is_C, dt_rank + 1, column))
+    at = x_proj + (route * (dt_rank + 2) + row) * channels + channel
+    value = tl.load(at, inside & (is_dt | is_B | is_C), 0.0) * tl.where(is_B, LN2, 1.0)
+    to = (q * columns + column) * channels + channel
+    tl.store(projection + to, value.to(projection.dtype.element_ty), inside)
+    dt = LOG2E * tl.load(dt_proj + (route * channels + channel) * dt_rank + column, inside & is_dt, 0.0)
+    tl.store(dt_matrix + to, dt.to(dt_matrix.dtype.element_ty), inside)
+    once = inside & (column == 0)
+    own = route * channels + channel
+    tl.store(floats + q * channels + channel, LOG2E * tl.load(dt_bias + own, once, 0.0), once)
+    tl.store(floats + (4 + q) * channels + channel, -tl.exp(tl.load(A_logs + own, once, 0.0)), once)
+    once = once & (q == 0)
+    skip = tl.zeros([BLOCK], tl.float32)
+    for k in tl.static_range(4):
+        skip += tl.load(Ds + k * channels + channel, once, 0.0)
+    tl.store(floats + 8 * channels + channel, skip, once)
+
+
+# ---- special functions ----------------------------------------------------------------------------------------------
+@triton.jit
+def softplus2(u, HALF: tl.constexpr):
+    """log2(1 + 2^u) = max(u, 0) + log2(1 + z), z = 2^-|u|; the polynomials are those of the CUDA kernels."""
+    z = tl.exp2(-tl.abs(u))
+    if HALF:
+        p = z * -3.443543985e-2 + 1.460308880e-1
+        p = z * p - 3.030335009e-1
+        p = z * p + 4.691725969e-1
+        p = z * p - 7.204258442e-1
+        p = z * p + 1.442682862
+    else:
+        p = z * -4.680115730e-3 + 2.863946506e-2
+        p = z * p - 8.217497915e-2
+        p = z * p + 1.529781073e-1
+        p = z * p - 2.208128273e-1
+        p = z * p + 2.838637233e-1
+        p = z * p - 3.600120246e-1
+        p = z * p + 4.808497131e-1
+        p = z * p - 7.213461399e-1
+        p = z * p + 1.442695022
+    return z * p + tl.maximum(u, 0.0)
+
+
+@triton.jit
+def softplus2_slope(d2, HALF: tl.constexpr):
+    """The derivative of softplus2 in its value, 1 - 2^-d2; a series where that cancels."""
+    slope = 1.0 - tl.exp2(-d2)
+    if not HALF:
+        series = d2 * -0.009618129107628477 + 0.05550410866482158
+        series = d2 * series - 0.2402265069591007
+        series = d2 * series + 0.6931471805599453
+        slope = tl.where(d2 < 0.125, d2 * series, slope)
+    return slope
+
+
+# ---- segments -------------------------------------------------------------------------------------------------------
+@triton.jit
+def place(groups, chain, channels, length, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
+    """Where a program works: row of (batch, chain), batch, segments [S, 1], channels [1, C] and which of them exist."""
+    row = tl.program_id(0) // groups
+    batch = (row // chain).to(tl.int64)
+    segment = row % chain * S + tl.arange(0, S)[:, None]
+    channel = tl.program_id(0) % groups * C + tl.arange(0, C)[None, :]
+    return row.to(tl.int64), batch, segment, channel, channel < channels
+
+
+@triton.jit
+def walk(first, length, height, width, COLUMN: tl.constexpr, T: tl.constexpr):
+    """Memory indices of the T steps from ``first``, any beyond the image, and which steps exist."""
+    start = tl.minimum(first, length - 1)
+    if COLUMN:
+        pixel = start % height * width + start // height
+    else:
+        pixel = start
+    pixels, exist = (), ()
+    for t in tl.static_range(T):
+        pixels = pixels + (pixel,)
+        exist = exist + (first + t < length,)
+        if COLUMN:
+            pixel += width
+            pixel = tl.where(pixel >= length, pixel - (length - 1), pixel)
+        else:
+            pixel += 1
+    return pixels, exist
+
+
+@triton.jit
+def ordered(values, REVERSED: tl.constexpr, T: tl.constexpr):
+    """A segment's values in the order of a route, or back."""
+    result = ()
+    for t in tl.static_range(T):
+        if REVERSED:
+            result = (values[t],) + result
+        else:
+            result = result + (values[t],)
+    return result
+
+
+@triton.jit
+def load_segment(base, pixels, exist, inside, stride, offset, T: tl.constexpr):
+    """Values at ``offset`` in pixels of ``stride`` elements; zero where a step or a channel does not exist."""
+    values = ()
+    for t in tl.static_range(T):
+        values = values + (tl.load(base + (pixels[t] * stride + offset), exist[t] & inside, 0.0),)
+    return values
+
+
+@triton.jit
+def store_segment(base, pixels, exist, inside, stride, offset, values, T: tl.constexpr):
+    """Store what exists of a segment."""
+    for t in tl.static_range(T):
+        at = base + (pixels[t] * stride + offset)
+        tl.store(at, values[t].to(base.dtype.element_ty), exist[t] & inside)
+
+
+@triton.jit
+def as_float(values, T: tl.constexpr):
+    """A segment's values in float32."""
+    result = ()
+    for t in tl.static_range(T):
+        result = result + (values[t].to(tl.float32),)
+    return result
+
+
+@triton.jit
+def load_map(maps, image, pixels, exist, columns, q, column, REVERSED: tl.constexpr, T: tl.constexpr):
+    """One column of the maps of route q, in the order of the route, each value for all channels."""
+    values = load_segment(maps + image * 4 * columns, pixels, exist, True, 4 * columns, q * columns + column, T)
+    return ordered(values, REVERSED, T)
+
+
+@triton.jit
+def load_route(u, floats, image, pixels, exist, channel, inside, channels, q, REVERSED: tl.constexpr, T: tl.constexpr):
+    """u2 without bias in the order of the route, bias and A."""
+    us = load_segment(u + image * 4 * channels, pixels, exist, inside, 4 * channels, q * channels + channel, T)
+    bias = tl.load(floats + q * channels + channel, inside, 0.0)
+    A = tl.load(floats + (4 + q) * channels + channel, inside, 0.0)
+    return ordered(us, REVERSED, T), bias, A
+
+
+# ---- carries --------------------------------------------------------------------------------------------------------
+@triton.jit
+def _append(product, end, before_product, before_end, last_product, last_end, last_before_product, last_before_end):
+    """A stretch and the next one: its state goes s -> product s + end, that before its last segment likewise."""
+    return (
+        product * last_product,
+        last_product * end + last_end,
+        product * last_before_product,
+        last_before_product * end + last_before_end,
+    )
+
+
+@triton.jit
+def scan_carries(product, end, REVERSED: tl.constexpr):
+    """Scan the carries of segments along axis 0.
+
+    Returns:
+        tuple: Product and end up to each segment with it, then without it.
+    """
+    ones = tl.full(product.shape, 1.0, tl.float32)
+    return tl.associative_scan((product, end, ones, tl.zeros_like(end)), 0, _append, reverse=REVERSED)
+
+
+@triton.jit
+def store_block_carry(
+    products, ends, row, channel, inside, channels, product, end, r, REVERSED: tl.constexpr, S: tl.constexpr
+):
+    """Leave the carry of all of a block's segments, for :func:`combine`."""
+    product, end, _, _ = scan_carries(product, end, REVERSED)
+    lane = tl.arange(0, S)[:, None]
+    last = inside & (lane == (0 if REVERSED else S - 1))
+    at = (row * 2 + r) * channels + channel + lane * 0
+    tl.store(products + at, product, last)
+    tl.store(ends + at, end, last)
+
+
+@triton.jit
+def combine(
+    products, ends, entering, groups, chain, channels,
+    FIRST_REVERSED: tl.constexpr, SECOND_REVERSED: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """One program: C channels of one route of an image, K blocks of its chain at a time.
+
+    ``products`` and ``ends`` (batch, chain, 2, channels) are the blocks' carries, ``entering`` the states before them.
+    """
+    group, route = tl.program_id(0) % groups, tl.program_id(0) // groups % 2
+    image = (tl.program_id(0) // (2 * groups)).to(tl.int64) * chain * 2 * channels
+    channel = group * C + tl.arange(0, C)[None, :]
+    lane = tl.arange(0, K)[:, None]
+    reversed_ = ((route == 0) & FIRST_REVERSED) | ((route == 1) & SECOND_REVERSED)
+    state = tl.zeros([1, C], tl.float32)
+    for first in range(0, chain, K):
+        i = first + lane
+        mask = (i < chain) & (channel < channels)
+        at = (tl.where(reversed_, chain - 1 - i, i) * 2 + route) * channels + channel
+        product = tl.load(products + image + at, mask, 1.0)
+        end = tl.load(ends + image + at, mask, 0.0)
+        product, end, before_product, before_end = scan_carries(product, end, False)
+        tl.store(entering + image + at, before_product * state + before_end, mask)
+        state = tl.sum(tl.where(lane == K - 1, product * state + end, 0.0), axis=0, keep_dims=True)
