@@ -109,7 +109,7 @@ def demo(pattern):
 
 
 DEMO = dict(
-    classification=demo('vmamba-nano_1xb*'),
+    classification=demo('vmamba-nano_1xb*_digits-32px'),
     detection=demo('mask-rcnn_vmamba-nano_fpn_*'),
     segmentation=demo('vmamba-nano_upernet_*'),
 )
