@@ -18,9 +18,11 @@ from .triton_forward import forward, forward_carries
 from .triton_kernels import combine, prepare
 from .triton_op import SEGMENT
 
-TILE = 512  # segments times channels of a program
+TILE = 256  # segments times channels of a block, if that leaves at least NARROWEST channels
+NARROWEST = 16  # channels: 32 bytes of float16, what memory moves at a time
 PER_THREAD = 2  # channels of a segment that a thread has: more need fewer shuffles, fewer need fewer registers
-BLOCK_SEGMENTS, LONE_SEGMENTS = 16, 32  # segments of a block in a chain, and most segments of an image of one block
+BLOCK_SEGMENTS, LONE_SEGMENTS = 8, 32  # segments of a block in a chain, and most segments of an image of one block
+FORWARD_REGISTERS, BACKWARD_REGISTERS = 128, 168  # of a thread: 16 and 12 warps fit a processor
 COMBINED = 64  # blocks of a chain that are combined at a time
 LN2, LOG2E = 0.6931471805599453, 1.4426950408889634
 
@@ -36,7 +38,7 @@ def _tile(segments: int, channels: int) -> tuple:
     """
     lone = segments <= LONE_SEGMENTS
     block = max(2, _power_of_two(segments)) if lone else BLOCK_SEGMENTS
-    width = max(32 // block, min(TILE // block, _power_of_two(channels)), 1)
+    width = max(32 // block, min(max(TILE // block, NARROWEST), _power_of_two(channels)), 1)
     while width > max(32 // block, 32) and channels % width:
         width //= 2
     return block, width, 1 if lone else triton.cdiv(segments, block)
@@ -79,13 +81,15 @@ class _Problem:
         torch.bmm(by_route(maps, self.columns), self.dt_matrix, out=u.transpose(0, 1))
         return u
 
-    def launch(self, kernel, tensors, pair, **options):
+    def launch(self, kernel, tensors, pair, registers, **options):
         """Run a scan kernel on every block and group of channels."""
+        warps = max(1, self.block * self.tile // (32 * PER_THREAD))
         kernel[(self.batch * self.chain * self.groups,)](
             *tensors, self.groups, self.chain, self.segments, self.length, self.height, self.width, self.channels,
             self.columns, PAIR=pair, COLUMN=pair == 1 and self.column_second, SECOND_REVERSED=self.second_reversed,
             HALF=self.image.dtype != torch.float32, T=SEGMENT, S=self.block, C=self.tile,
-            num_warps=max(1, self.block * self.tile // (32 * PER_THREAD)), **options,
+            num_warps=warps,
+            maxnreg=min(registers, 128 if warps > 4 else 255), **options,
         )  # fmt: skip
 
     def entering(self, kernel, tensors, pair, first_reversed, second_reversed):
@@ -93,7 +97,7 @@ class _Problem:
         if self.chain == 1:
             return None
         products, ends, entering = self.carries
-        self.launch(kernel, (*tensors, products, ends), pair)
+        self.launch(kernel, (*tensors, products, ends), pair, FORWARD_REGISTERS)
         groups = triton.cdiv(self.channels, 32)
         combine[(2 * self.batch * groups,)](
             products, ends, entering, groups, self.chain, self.channels, FIRST_REVERSED=first_reversed,
@@ -149,7 +153,14 @@ def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan
         tensors = (problem.image, u, maps, problem.floats)
         for pair in range(2):
             entering = problem.entering(forward_carries, tensors, pair, False, problem.second_reversed)
-            problem.launch(forward, (*tensors, entering, y, states), pair, CHAINED=entering is not None, SAVE=training)
+            problem.launch(
+                forward,
+                (*tensors, entering, y, states),
+                pair,
+                FORWARD_REGISTERS,
+                CHAINED=entering is not None,
+                SAVE=training,
+            )
     return unflatten_map(y, x), maps, states
 
 
@@ -175,6 +186,7 @@ def ss2d_scan_backward(
                 backward,
                 (problem.image, dy, u, maps, problem.floats, states, entering, dx, parts, partial, pixels),
                 pair,
+                BACKWARD_REGISTERS,
                 CHAINED=entering is not None,
                 TP=_power_of_two(SEGMENT),
             )

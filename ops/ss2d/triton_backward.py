@@ -11,9 +11,9 @@ from .triton_kernels import (
     LN2,
     SIZES,
     as_float,
-    load_map,
     load_route,
     load_segment,
+    load_words,
     ordered,
     place,
     scan_carries,
@@ -21,6 +21,7 @@ from .triton_kernels import (
     softplus2_slope,
     store_block_carry,
     store_segment,
+    unpack,
     walk,
 )
 
@@ -31,13 +32,14 @@ def _leave_carry(
     q, r, REVERSED: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     us, bias, A = load_route(u, floats, image, pixels, exist, channel, inside, channels, q, REVERSED, T)
-    Cs = load_map(maps, image, pixels, exist, columns, q, columns - 1, REVERSED, T)
+    words = load_words(maps, image, pixels, exist, columns, q, REVERSED, T)
     dys = ordered(dys, REVERSED, T)
     product = tl.full(us[0].shape, 1.0, tl.float32)
     end = tl.zeros(us[0].shape, tl.float32)
     for i in tl.static_range(T):
+        _, C = unpack(words[T - 1 - i], maps.dtype.element_ty)
         decay = tl.exp2(A * softplus2(us[T - 1 - i].to(tl.float32) + bias, HALF))
-        end = decay * (Cs[T - 1 - i].to(tl.float32) * dys[T - 1 - i] + end)
+        end = decay * (C * dys[T - 1 - i].to(tl.float32) + end)
         product *= decay
     store_block_carry(products, ends, row, channel, inside, channels, product, end, r, not REVERSED, S)
 
@@ -52,7 +54,7 @@ def backward_carries(
     row, batch, segment, channel, inside = place(groups, chain, channels, length, T, S, C)
     image = batch * length
     pixels, exist = walk(segment * T, length, height, width, COLUMN, T)
-    dys = as_float(load_segment(dy + image * channels, pixels, exist, inside, channels, channel, T), T)
+    dys = load_segment(dy + image * channels, pixels, exist, inside, channels, channel, T)
     _leave_carry(
         dys, u, maps, floats, products, ends, row, image, pixels, exist, channel, inside, channels, columns,
         2 * PAIR, 0, False, HALF, T, S,
@@ -71,15 +73,15 @@ def _add_route(
 ):  # fmt: skip
     """Gradients of one route: adds to ``dxs``, stores all others."""
     us, bias, A = load_route(u, floats, image, pixels, exist, channel, inside, channels, q, REVERSED, T)
-    Bs = as_float(load_map(maps, image, pixels, exist, columns, q, columns - 2, REVERSED, T), T)
-    Cs = as_float(load_map(maps, image, pixels, exist, columns, q, columns - 1, REVERSED, T), T)
+    words = load_words(maps, image, pixels, exist, columns, q, REVERSED, T)
     xs, dys, dxs = ordered(xs, REVERSED, T), ordered(dys, REVERSED, T), ordered(dxs, REVERSED, T)
     at = states + batch * segments * 4 * channels + ((segment * 4 + q) * channels + channel)
     h = tl.load(at, inside & (segment < segments), 0.0)
     d2s, hs = (), ()
     for i in tl.static_range(T):
         d2 = softplus2(us[i].to(tl.float32) + bias, HALF)
-        h = tl.exp2(A * d2) * h + d2 * (Bs[i] * xs[i])
+        B, _ = unpack(words[i], maps.dtype.element_ty)
+        h = tl.exp2(A * d2) * h + d2 * (xs[i].to(tl.float32) * B)
         d2s = d2s + (d2,)
         hs = hs + (h,)
 
@@ -87,7 +89,8 @@ def _add_route(
     end = tl.zeros(us[0].shape, tl.float32)
     for i in tl.static_range(T):
         decay = tl.exp2(A * d2s[T - 1 - i])
-        end = decay * (Cs[T - 1 - i] * dys[T - 1 - i] + end)
+        _, C = unpack(words[T - 1 - i], maps.dtype.element_ty)
+        end = decay * (C * dys[T - 1 - i].to(tl.float32) + end)
         product *= decay
     _, _, before, s = scan_carries(product, end, not REVERSED)
     if CHAINED:
@@ -98,14 +101,16 @@ def _add_route(
     map_sums = tl.zeros(part_mask.shape, tl.float32)
     dus, sums = (), ()
     for i in tl.static_range(T):
-        d2, h, x_i, dy_i, B_i = d2s[T - 1 - i], hs[T - 1 - i], xs[T - 1 - i], dys[T - 1 - i], Bs[T - 1 - i]
-        g = Cs[T - 1 - i] * dy_i + s
+        d2, h = d2s[T - 1 - i], hs[T - 1 - i]
+        x_i, dy_i = xs[T - 1 - i].to(tl.float32), dys[T - 1 - i].to(tl.float32)
+        B, C = unpack(words[T - 1 - i], maps.dtype.element_ty)
+        g = C * dy_i + s
         s = tl.exp2(A * d2) * g
         g_d2 = g * d2
-        B_x = B_i * x_i
+        B_x = x_i * B
         carried = h - d2 * B_x  # decay times the state before
         du = g * ((LN2 * A) * carried + B_x) * softplus2_slope(d2, HALF)
-        sums = (g_d2 * B_i + dxs[T - 1 - i],) + sums
+        sums = (g_d2 * B + dxs[T - 1 - i],) + sums
         dus = (du,) + dus
         dA += g_d2 * carried
         dbias += du
@@ -138,8 +143,8 @@ def backward(
     row, batch, segment, channel, inside = place(groups, chain, channels, length, T, S, C)
     image = batch * length
     pixels, exist = walk(segment * T, length, height, width, COLUMN, T)
-    xs = as_float(load_segment(x + image * channels, pixels, exist, inside, channels, channel, T), T)
-    dys = as_float(load_segment(dy + image * channels, pixels, exist, inside, channels, channel, T), T)
+    xs = load_segment(x + image * channels, pixels, exist, inside, channels, channel, T)
+    dys = load_segment(dy + image * channels, pixels, exist, inside, channels, channel, T)
     dx_image = dx + image * channels
     group, padded = tl.program_id(0) % groups, groups * C
     sums_at = partial + row * 9 * padded + group * C + tl.arange(0, C)
@@ -148,8 +153,9 @@ def backward(
         skip = tl.load(floats + 8 * channels + channel, inside, 0.0)
         dD = tl.zeros([S, C], tl.float32)
         for t in tl.static_range(T):
-            dxs = dxs + (skip * dys[t],)
-            dD += xs[t] * dys[t]
+            dy_t = dys[t].to(tl.float32)
+            dxs = dxs + (skip * dy_t,)
+            dD += xs[t].to(tl.float32) * dy_t
         tl.store(sums_at + 8 * padded, tl.sum(dD, axis=0))
     else:
         dxs = as_float(load_segment(dx_image, pixels, exist, inside, channels, channel, T), T)

@@ -6,33 +6,39 @@ import triton.language as tl
 from .triton_kernels import (
     SIZES,
     as_float,
-    load_map,
     load_route,
     load_segment,
+    load_words,
     ordered,
     place,
     scan_carries,
     softplus2,
     store_block_carry,
     store_segment,
+    unpack,
     walk,
 )
 
 
 @triton.jit
-def _scan(us, xs, Bs, bias, A, HALF: tl.constexpr, T: tl.constexpr):
-    """Scan a segment from zero: the state after each step, and the product of decays up to it."""
+def _scan(us, xs, words, bias, A, dtype: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr):
+    """Scan a segment from zero.
+
+    Returns:
+        tuple: C times the state after each step, C times the product of decays, and the last of both without C.
+    """
     product = tl.full(us[0].shape, 1.0, tl.float32)
     state = tl.zeros(us[0].shape, tl.float32)
-    products, states = (), ()
+    outputs, gains = (), ()
     for i in tl.static_range(T):
+        B, C = unpack(words[i], dtype)
         d2 = softplus2(us[i].to(tl.float32) + bias, HALF)
         decay = tl.exp2(A * d2)
-        state = decay * state + d2 * xs[i] * Bs[i].to(tl.float32)
+        state = decay * state + d2 * (xs[i].to(tl.float32) * B)
         product *= decay
-        products = products + (product,)
-        states = states + (state,)
-    return products, states
+        outputs = outputs + (C * state,)
+        gains = gains + (C * product,)
+    return outputs, gains, state, product
 
 
 @triton.jit
@@ -41,9 +47,9 @@ def _leave_carry(
     q, r, REVERSED: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     us, bias, A = load_route(u, floats, image, pixels, exist, channel, inside, channels, q, REVERSED, T)
-    Bs = load_map(maps, image, pixels, exist, columns, q, columns - 2, REVERSED, T)
-    passed, states = _scan(us, ordered(xs, REVERSED, T), Bs, bias, A, HALF, T)
-    store_block_carry(products, ends, row, channel, inside, channels, passed[T - 1], states[T - 1], r, REVERSED, S)
+    words = load_words(maps, image, pixels, exist, columns, q, REVERSED, T)
+    _, _, state, product = _scan(us, ordered(xs, REVERSED, T), words, bias, A, maps.dtype.element_ty, HALF, T)
+    store_block_carry(products, ends, row, channel, inside, channels, product, state, r, REVERSED, S)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -56,7 +62,7 @@ def forward_carries(
     row, batch, segment, channel, inside = place(groups, chain, channels, length, T, S, C)
     image = batch * length
     pixels, exist = walk(segment * T, length, height, width, COLUMN, T)
-    xs = as_float(load_segment(x + image * channels, pixels, exist, inside, channels, channel, T), T)
+    xs = load_segment(x + image * channels, pixels, exist, inside, channels, channel, T)
     _leave_carry(
         xs, u, maps, floats, products, ends, row, image, pixels, exist, channel, inside, channels, columns,
         2 * PAIR, 0, False, HALF, T, S,
@@ -75,16 +81,13 @@ def _add_route(
 ):  # fmt: skip
     """Add the output of one route to ``ys``, and save the states."""
     us, bias, A = load_route(u, floats, image, pixels, exist, channel, inside, channels, q, REVERSED, T)
-    Bs = load_map(maps, image, pixels, exist, columns, q, columns - 2, REVERSED, T)
-    Cs = load_map(maps, image, pixels, exist, columns, q, columns - 1, REVERSED, T)
-    passed, local = _scan(us, ordered(xs, REVERSED, T), Bs, bias, A, HALF, T)
-    ys = ordered(ys, REVERSED, T)
-    gains, sums = (), ()
+    words = load_words(maps, image, pixels, exist, columns, q, REVERSED, T)
+    xs, ys = ordered(xs, REVERSED, T), ordered(ys, REVERSED, T)
+    outputs, gains, state, product = _scan(us, xs, words, bias, A, maps.dtype.element_ty, HALF, T)
+    sums = ()
     for i in tl.static_range(T):
-        C_i = Cs[i].to(tl.float32)
-        gains = gains + (C_i * passed[i],)
-        sums = sums + (C_i * local[i] + ys[i],)
-    _, _, before, state = scan_carries(passed[T - 1], local[T - 1], REVERSED)
+        sums = sums + (outputs[i] + ys[i],)
+    _, _, before, state = scan_carries(product, state, REVERSED)
     if CHAINED:
         state += before * tl.load(entering + (row * 2 + r) * channels + channel, inside, 0.0)
     if SAVE:
@@ -110,13 +113,13 @@ def forward(
     row, batch, segment, channel, inside = place(groups, chain, channels, length, T, S, C)
     image = batch * length
     pixels, exist = walk(segment * T, length, height, width, COLUMN, T)
-    xs = as_float(load_segment(x + image * channels, pixels, exist, inside, channels, channel, T), T)
+    xs = load_segment(x + image * channels, pixels, exist, inside, channels, channel, T)
     y_image = y + image * channels
     ys = ()
     if PAIR == 0:
         skip = tl.load(floats + 8 * channels + channel, inside, 0.0)
         for t in tl.static_range(T):
-            ys = ys + (skip * xs[t],)
+            ys = ys + (skip * xs[t].to(tl.float32),)
     else:
         ys = as_float(load_segment(y_image, pixels, exist, inside, channels, channel, T), T)
     ys = _add_route(

@@ -157,10 +157,30 @@ def as_float(values, T: tl.constexpr):
 
 
 @triton.jit
-def load_map(maps, image, pixels, exist, columns, q, column, REVERSED: tl.constexpr, T: tl.constexpr):
-    """One column of the maps of route q, in the order of the route, each value for all channels."""
-    values = load_segment(maps + image * 4 * columns, pixels, exist, True, 4 * columns, q * columns + column, T)
+def load_words(maps, image, pixels, exist, columns, q, REVERSED: tl.constexpr, T: tl.constexpr):
+    """B and C of the steps in the order of route q, two values to a word; a word serves all channels."""
+    if maps.dtype.element_ty == tl.float32:
+        words = maps.to(tl.pointer_type(tl.int64), bitcast=True)
+    else:
+        words = maps.to(tl.pointer_type(tl.int32), bitcast=True)
+    row = columns // 2
+    values = load_segment(words + image * 4 * row, pixels, exist, True, 4 * row, q * row + row - 1, T)
     return ordered(values, REVERSED, T)
+
+
+@triton.jit
+def unpack(word, dtype: tl.constexpr):
+    """The two values of a word, the one at the lower address first."""
+    if dtype == tl.float32:
+        first = (word & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
+        second = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    elif dtype == tl.bfloat16:  # the upper half of a float32
+        first = (word << 16).to(tl.float32, bitcast=True)
+        second = ((word >> 16) << 16).to(tl.float32, bitcast=True)
+    else:
+        first = (word & 0xFFFF).to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
+        second = (word >> 16).to(tl.int16).to(dtype, bitcast=True).to(tl.float32)
+    return first, second
 
 
 @triton.jit
