@@ -9,7 +9,7 @@ from ..checks import check_out_dtype, check_same_device, check_shape, check_tens
 from ..cross_scan.interface import NUM_ROUTES, check_scan_mode
 from . import composed, library, triton_op
 
-FUSED_BACKENDS = ('cuda', 'triton')
+FUSED_BACKENDS = ('cpu', 'cuda', 'triton')
 _announced = set()
 
 
@@ -81,10 +81,12 @@ def ss2d_scan(
 
 def _fits(x: torch.Tensor, d_state: int, backend: str) -> bool:
     """Whether the fused kernels take this problem; what they don't is composed of the unfused ops, and said once."""
-    if d_state > 1:
-        reason = f'd_state is {d_state}, and the fused kernels are for 1'
-    elif x.dtype == torch.float64:
+    if x.dtype == torch.float64:
         reason = 'x is float64'
+    elif backend == 'cpu':
+        return True
+    elif d_state > 1:
+        reason = f'd_state is {d_state}, and the fused kernels are for 1'
     elif 4 * x.shape[1] * x.shape[2] * x.shape[3] >= 2**31:
         reason = 'an image of x has 2**29 elements or more'
     elif backend == 'triton' and triton_op.UNSUPPORTED:

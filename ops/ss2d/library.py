@@ -1,13 +1,16 @@
 """Registration of the fused SS2D core with ``torch.library``: the schema and fake kernels of one opaque node.
 
 ``mmvmamba::ss2d_scan`` returns the merged map and what its backward wants: the maps (dt, B, C of every pixel and route)
-and the state entering each segment of pixels.  Their layouts belong to the kernels, which own both directions.  The
-kernels and the autograd formula register themselves for CUDA when the compiled extension is loaded (``csrc/cuda``).
+and the state entering each segment of pixels.  Their layouts belong to the kernels of a device, which own both
+directions.  Kernels and autograd formulas register themselves when the compiled extension is loaded (``csrc/cpu``,
+``csrc/cuda``).
 """
 
 import torch
 
 SEGMENT = 16  # pixels between two saved states: kSegment of csrc/cuda/ss2d_kernels.h
+CPU_SEGMENT = 32  # kSteps of csrc/cpu/ss2d_tile.h
+CPU_LANES = 8  # channels of a saved state are padded to a multiple: kLanes there
 FUSED_RANKS = ((6, 8), (12, 16))  # ranks projected inside the scan kernel, and columns of their maps
 
 _library = torch.library.Library('mmvmamba', 'FRAGMENT')
@@ -23,7 +26,7 @@ def map_columns(dt_rank):
 
 
 def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, out_dtype, training):
-    """The fused core, N = 1; arguments as in :func:`mmvmamba.ops.ss2d_scan`.
+    """The fused core, N = 1 on a GPU; arguments as in :func:`mmvmamba.ops.ss2d_scan`.
 
     Args:
         training (bool): Whether to keep the states that backward needs.
@@ -53,11 +56,21 @@ def _empty_map(x, dtype):
 
 @torch.library.register_fake('mmvmamba::ss2d_scan', lib=_library)
 def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, out_dtype, training):
+    maps, states = _saved_shapes(x, dt_projs_weight.shape[2], A_logs.shape[1])
+    maps = x.new_empty(maps, dtype=torch.float32 if x.device.type == 'cpu' else x.dtype)
+    return _empty_map(x, out_dtype), maps, A_logs.new_empty((states if training else 0,))
+
+
+def _saved_shapes(x, dt_rank, d_state):
+    """Shape of the maps, and number of elements of the states."""
     batch, channels, height, width = x.shape
     length = height * width
-    maps = x.new_empty((batch * length, 4 * map_columns(dt_projs_weight.shape[2])))
-    states = A_logs.new_empty((batch * ((length + SEGMENT - 1) // SEGMENT) * 4 * channels if training else 0,))
-    return _empty_map(x, out_dtype), maps, states
+    if x.device.type == 'cpu':
+        padded = (channels + CPU_LANES - 1) // CPU_LANES * CPU_LANES
+        segments = (length + CPU_SEGMENT - 1) // CPU_SEGMENT
+        return (batch * length, 4 * (dt_rank + 2 * d_state)), batch * 4 * segments * d_state * padded
+    segments = (length + SEGMENT - 1) // SEGMENT
+    return (batch * length, 4 * map_columns(dt_rank)), batch * segments * 4 * channels
 
 
 @torch.library.register_fake('mmvmamba::ss2d_scan_backward', lib=_library)

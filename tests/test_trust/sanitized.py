@@ -67,6 +67,17 @@ def layers():
     return cases
 
 
+def core(channels, height, width, rank, dtype, scan_mode):
+    for states in (1, 2):
+        shapes = ((2, channels, height, width), (4, rank + 2 * states, channels), (4, channels, rank), (4, channels))
+        leaves = [torch.randn(shape, device=DEVICE).to(dtype).requires_grad_() for shape in shapes]
+        shapes = ((4 * channels, states), (4 * channels,))
+        leaves += [torch.randn(shape, device=DEVICE).requires_grad_() for shape in shapes]
+        ss2d_scan(*leaves, scan_mode, backend=DEVICE).float().sum().backward()
+        with torch.no_grad():
+            ss2d_scan(*leaves, scan_mode, backend=DEVICE)
+
+
 def main():
     torch.manual_seed(0)
     cases = 0
@@ -96,10 +107,7 @@ def main():
     for dtype, rank, channels, (height, width) in itertools.product(
         DTYPES, (1, 6, 13), (8, 33), ((1, 1), (7, 9), (4, 17))
     ):
-        shapes = ((2, channels, height, width), (4, rank + 2, channels), (4, channels, rank), (4, channels))
-        leaves = [torch.randn(shape, device=DEVICE).to(dtype).requires_grad_() for shape in shapes]
-        states = [torch.randn(shape, device=DEVICE).requires_grad_() for shape in ((4 * channels, 1), (4 * channels,))]
-        ss2d_scan(*leaves, *states, backend=DEVICE).float().sum().backward()
+        core(channels, height, width, rank, dtype, scan_mode=('cross2d', 'unidi', 'bidi')[cases % 3])
         cases += 1
     if DEVICE == 'cuda':  # these kernels split long sequences and rows otherwise than short ones
         for dtype, states, length in itertools.product(DTYPES, (1, 2, 16), (2047, 2049, 4100)):

@@ -8,24 +8,17 @@
 #include <vector>
 
 #include "ops.h"
+#include "routes.h"
 
 namespace mmvmamba {
 namespace {
 
-constexpr int64_t kRoutes = 4;
-
 // pixel[k * L + l]: the row-major pixel that route k reads at step l
 std::vector<int64_t> route_pixels(int64_t mode, int64_t height, int64_t width) {
-  // per mode and route: column-major, reversed (cross2d, unidi, bidi, cascade2d)
-  static constexpr bool kColumn[4][4] = {{0, 1, 0, 1}, {0, 0, 0, 0}, {0, 0, 0, 0}, {0, 0, 1, 1}};
-  static constexpr bool kReverse[4][4] = {{0, 0, 1, 1}, {0, 0, 0, 0}, {0, 0, 1, 1}, {0, 1, 0, 1}};
   const int64_t length = height * width;
   std::vector<int64_t> pixel(kRoutes * length);
   for (int64_t k = 0; k < kRoutes; ++k) {
-    for (int64_t l = 0; l < length; ++l) {
-      const int64_t step = kReverse[mode][k] ? length - 1 - l : l;
-      pixel[k * length + l] = kColumn[mode][k] ? (step % height) * width + step / height : step;
-    }
+    for (int64_t l = 0; l < length; ++l) pixel[k * length + l] = route_pixel(mode, k, l, height, width);
   }
   return pixel;
 }

@@ -1,70 +1,15 @@
 #include "vector_math.h"
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-// One binary serves every x86-64: the loader picks the widest version that the processor has.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && \
-    !defined(__SANITIZE_ADDRESS__)  // the loader picks before the sanitizer is ready
-#define MMVMAMBA_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define MMVMAMBA_CLONES
-#endif
-#define MMVMAMBA_INLINE inline __attribute__((always_inline))
+#include "elementary.h"
 
 namespace mmvmamba {
 namespace {
-
-// exp with an error of about 1 ulp: 2^k times a polynomial on [-ln2/2, ln2/2]. Below -87.3 the result stays at the
-// smallest normal number; above 88.72 it is infinite; NaN stays NaN.
-MMVMAMBA_INLINE float exp_(float x) {
-  x = x < -87.3f ? -87.3f : x;
-  x = x > 89.f ? 89.f : x;
-  const float shifted = x * 1.44269504088896341f + 12582912.f;  // 1.5 * 2^23 rounds to an integer
-  const float k = shifted - 12582912.f;
-  float r = x - k * 0.693359375f;
-  r = r + k * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.f;
-  int32_t bits;
-  std::memcpy(&bits, &shifted, 4);
-  // two factors, since 2^128 has no float
-  const int32_t exponent = bits - 0x4B400000, half = exponent >> 1;
-  const uint32_t first = static_cast<uint32_t>(half + 127) << 23;
-  const uint32_t second = static_cast<uint32_t>(exponent - half + 127) << 23;
-  float scale1, scale2;
-  std::memcpy(&scale1, &first, 4);
-  std::memcpy(&scale2, &second, 4);
-  return p * scale1 * scale2;
-}
-MMVMAMBA_INLINE double exp_(double x) { return std::exp(x); }
-
-// log1p on [0, 1] as 2 atanh(z / (2 + z))
-MMVMAMBA_INLINE float log1p_(float z) {
-  const float s = z / (2.f + z), q = s * s;
-  float p = 1.f / 17;
-  p = p * q + 1.f / 15;
-  p = p * q + 1.f / 13;
-  p = p * q + 1.f / 11;
-  p = p * q + 1.f / 9;
-  p = p * q + 1.f / 7;
-  p = p * q + 1.f / 5;
-  p = p * q + 1.f / 3;
-  return 2.f * (s + s * q * p);
-}
-MMVMAMBA_INLINE double log1p_(double z) { return std::log1p(z); }
 
 template <typename T>
 MMVMAMBA_INLINE void softplus_impl(T* __restrict x, int steps) {
   for (int t = 0; t < steps; ++t) {
     const T v = x[t], magnitude = v < 0 ? -v : v;
-    x[t] = (v > 0 ? v : T(0)) + log1p_(exp_(-magnitude));
+    x[t] = (v > 0 ? v : T(0)) + log1p_(exp_of_negative(-magnitude));
   }
 }
 
