@@ -22,6 +22,7 @@ from torch_scan import FORMULATIONS
 from torch_scan import selective_scan as torch_selective_scan
 
 from mmvmamba.ops import backend_report, cross_merge, cross_scan, selective_scan, ss2d_scan
+from mmvmamba.ops.backend import BACKENDS
 from mmvmamba.ops.ss2d import interface
 
 # (batch, groups, channels of a group, N, height, width): the stages of VMamba-T at 224, and what detection feeds
@@ -237,10 +238,15 @@ def ratios(rows):
     return result
 
 
+CASES = dict(selective_scan=scan_cases, ss2d_scan=core_cases, cross_scan=cross_cases)
+
+
 def main():
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--ops', nargs='+', choices=list(CASES), default=list(CASES), help='default: all')
+    parser.add_argument('--backends', nargs='+', choices=BACKENDS, help='default: all that can run')
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], help='default: float16, on CPU float32')
     parser.add_argument('--repeats', type=int, help='runs a median is taken of (default: 25, on CPU 5)')
     parser.add_argument('--threads', type=int, default=2, help='CPU threads (default: 2)')
@@ -254,6 +260,7 @@ def main():
         parser.error('--device cpu compares with formulations written for float32')
     repeats = args.repeats or (5 if args.device == 'cpu' else 25)
     backends = [status.name for status in backend_report() if status.available and args.device in status.devices]
+    backends = [name for name in backends if name in (args.backends or backends)]
     if args.clock == 'processor':
         timing.time_ms = functools.partial(timing.time_ms, clock=time.process_time)
     ceiling = timing.copy_ceiling(args.device)
@@ -264,8 +271,8 @@ def main():
         f'{"op":34}{"shape":22}{"backend":16}{"fwd ms":>9}{"GB/s":>7}{"":>5}{"bwd ms":>9}{"GB/s":>7}{"":>5}{"error":>9}'
     )
     rows = []
-    for cases in (scan_cases, core_cases, cross_cases):
-        for row in cases(args.device, dtype, backends, ceiling, repeats):
+    for op in args.ops:
+        for row in CASES[op](args.device, dtype, backends, ceiling, repeats):
             rows.append(row)
             print(
                 f'{row["op"]:34}{row["shape"]:22}{row["backend"]:16}'
@@ -276,7 +283,7 @@ def main():
     report = dict(
         machine=machine, clock=args.clock, torch=torch.__version__, dtype=str(dtype), copy_GBps=ceiling, rows=rows
     )
-    if args.device == 'cpu':
+    if args.device == 'cpu' and 'selective_scan' in args.ops:
         report['cpu_faster_by'] = ratios(rows)
         for key, factors in report['cpu_faster_by'].items():
             what = 'forward' if key == 'forward_ms' else 'forward+backward'
