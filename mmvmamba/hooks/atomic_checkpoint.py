@@ -16,7 +16,8 @@ from mmvmamba.registry import register_hook
 
 from .files import PART, commit, remove, write_whole
 
-_VALIDATED = 'validated_iter'  # in the message hub, which is part of a checkpoint
+# in the message hub, which is part of a checkpoint; what begins with 'val' there is printed with every validation
+_VALIDATED = 'last_iter_validated'
 
 
 @register_hook
@@ -62,6 +63,8 @@ class AtomicCheckpointHook(CheckpointHook):
         last = loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else loop.max_iters
         if done >= loop.val_begin and (done % loop.val_interval == 0 or done == last):
             runner.logger.info(f'Validating the weights that were resumed, of iteration {runner.iter}')
+            # mmengine writes a file again for the best score's sake only if it remembers to have written one
+            self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
             runner.val_loop.run()
 
     def after_val_epoch(self, runner, metrics) -> None:

@@ -127,6 +127,30 @@ def test_a_validation_that_a_kill_prevented_is_made_up_for(tmp_path, monkeypatch
     assert names(tmp_path) == ['best_score_epoch_2.pth', 'epoch_3.pth', 'last_checkpoint']
 
 
+def test_the_last_validation_is_made_up_for(tmp_path, monkeypatch):
+    """The file then knows of it as if nothing had happened."""
+    options, scores = dict(max_keep_ckpts=1, save_best='score', rule='greater'), [0.1, 0.9]
+    runner = make_runner(tmp_path, 2, checkpoint=options, scores=scores)
+    evaluate = runner.val_loop.evaluator.evaluate
+
+    def killed(size):
+        if runner.epoch == 2:
+            raise Killed
+        return evaluate(size)
+
+    monkeypatch.setattr(runner.val_loop.evaluator, 'evaluate', killed)
+    with pytest.raises(Killed):
+        runner.train()
+    make_runner(tmp_path, 2, checkpoint=options, scores=scores, resume=True).train()
+    assert names(tmp_path) == ['best_score_epoch_2.pth', 'epoch_2.pth', 'last_checkpoint']
+    info = torch.load(tmp_path / 'epoch_2.pth')['message_hub']['runtime_info']
+    assert info['best_score'] == 0.9 and info['best_ckpt'].endswith('best_score_epoch_2.pth')
+    again = make_runner(tmp_path, 2, checkpoint=options, scores=scores, resume=True)
+    asked = note_validations(again)
+    again.train()
+    assert asked == [] and again.epoch == 2
+
+
 def test_a_validation_is_made_up_for_by_iterations_too(tmp_path, monkeypatch):
     options = dict(by_epoch=False, max_keep_ckpts=1, save_best='score', rule='greater')
     runner = make_runner(tmp_path, 3, checkpoint=options, scores=[0.1, 0.9, 0.3], by_iter=True)

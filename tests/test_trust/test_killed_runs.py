@@ -42,7 +42,7 @@ def test_killed_at_every_moment_of_saving(user_folder, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 def test_killed_at_random_moments(user_folder, tmp_path):  # noqa: F811
-    """Twelve times, unless the run gets to its end before; the moments are printed if it fails."""
+    """Twelve times; some come too late. The moments are printed if it fails."""
     kills = [f'{random.uniform(0.1, 0.5):.3f}' for _ in range(12)]
     print('kills', *kills)
     killed, resumed = run_killed(user_folder, tmp_path, '6', *kills)
