@@ -66,7 +66,7 @@ def test_odd_sizes(size):
         model.zero_grad()
         outs = model(x.to(**place))
         sum((out * torch.linspace(-1, 1, out.numel(), **place).view_as(out)).sum() for out in outs).backward()
-        results.append([*(out.detach() for out in outs), *(p.grad for p in model.parameters())])
+        results.append([*(out.detach() for out in outs), *(p.grad.clone() for p in model.parameters())])
     for value, expected in zip(results[1], results[0]):
         scale = expected.norm().clamp(min=1e-3)
         assert (value.cpu().double() - expected).norm() < 1e-3 * scale
