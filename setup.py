@@ -104,7 +104,7 @@ def cuda_arches(nvcc: str) -> str:
 def make_extension(kind: str, cpp_extension) -> Extension:
     """The extension ``mmvmamba.ops._C``; a plain shared library without Python symbols."""
     folder = Path('ops/csrc')
-    sources = [folder / 'registration.cpp', *sorted(folder.glob('cpu/*.cpp'))]
+    sources = [*sorted(folder.glob('*.cpp')), *sorted(folder.glob('cpu/*.cpp'))]
     # vectorising comparisons needs to know that they don't trap; NaN and infinity keep their meaning
     flags = ['-O3', '-g0', '-std=c++17', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast']
     flags += ['-fopenmp'] if sys.platform == 'linux' else []

@@ -22,7 +22,7 @@ def build(folder: Path) -> None:
     shutil.copytree(ROOT / 'ops', package / 'ops', ignore=ignore)
     torch_folder = Path(torch.__file__).parent
     includes = [f'-I{torch_folder}/include', f'-I{torch_folder}/include/torch/csrc/api/include']
-    sources = [ROOT / 'ops/csrc/registration.cpp', *sorted((ROOT / 'ops/csrc/cpu').glob('*.cpp'))]
+    sources = [*sorted((ROOT / 'ops/csrc').glob('*.cpp')), *sorted((ROOT / 'ops/csrc/cpu').glob('*.cpp'))]
     flags = ['-std=c++17', '-O1', '-g1', '-fPIC', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', *SANITIZE]
     objects = []
     for source in sources:

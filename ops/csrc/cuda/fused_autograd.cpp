@@ -1,4 +1,4 @@
-// Autograd of the fused ops ss2d_scan, layer_norm, add_layer_norm and mlp on CUDA. In C++, because a gradient function
+// Autograd of the fused ops layer_norm, add_layer_norm and mlp on CUDA. In C++, because a gradient function
 // in Python costs the host more than these kernels cost the GPU. The schemas are those of ops/*/library.py.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/zeros_like.h>
@@ -6,7 +6,6 @@
 #include <torch/library.h>
 
 #include <optional>
-#include <string>
 
 namespace mmvmamba {
 namespace {
@@ -17,46 +16,6 @@ using torch::autograd::variable_list;
 
 template <typename Signature> auto find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
-// ---- ss2d_scan ------------------------------------------------------------------------------------------------------
-using Ss2dForward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                                       const Tensor&, const Tensor&, std::string, at::ScalarType, bool);
-using Ss2dBackward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
-    const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-    const Tensor&, const Tensor&, std::string);
-
-struct Ss2dScan : torch::autograd::Function<Ss2dScan> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj,
-                               const Tensor& dt_bias, const Tensor& A_logs, const Tensor& Ds, std::string scan_mode,
-                               at::ScalarType out_dtype, bool training) {
-    static const auto op = find_op<Ss2dForward>("mmvmamba::ss2d_scan");
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [y, maps, states] = op.call(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, out_dtype, training);
-    ctx->save_for_backward({x, x_proj, dt_proj, dt_bias, A_logs, Ds, maps, states});
-    ctx->mark_non_differentiable({maps, states});
-    ctx->set_materialize_grads(false);
-    ctx->saved_data["scan_mode"] = scan_mode;
-    return {y, maps, states};
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list result(9);
-    if (!grads[0].defined()) return result;
-    static const auto op = find_op<Ss2dBackward>("mmvmamba::ss2d_scan_backward");
-    const variable_list saved = ctx->get_saved_variables();
-    std::tie(result[0], result[1], result[2], result[3], result[4], result[5]) =
-        op.call(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], saved[6], saved[7],
-                ctx->saved_data["scan_mode"].toStringRef());
-    return result;
-  }
-};
-
-std::tuple<Tensor, Tensor, Tensor> ss2d_scan(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj,
-                                             const Tensor& dt_bias, const Tensor& A_logs, const Tensor& Ds,
-                                             std::string scan_mode, at::ScalarType out_dtype, bool training) {
-  const auto out = Ss2dScan::apply(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, out_dtype, training);
-  return {out[0], out[1], out[2]};
 }
 
 // ---- layer_norm -----------------------------------------------------------------------------------------------------
@@ -171,7 +130,6 @@ std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensor& weight1, const Ten
 }  // namespace
 
 TORCH_LIBRARY_IMPL(mmvmamba, AutogradCUDA, m) {
-  m.impl("ss2d_scan", &ss2d_scan);
   m.impl("layer_norm", &layer_norm);
   m.impl("add_layer_norm", &add_layer_norm);
   m.impl("mlp", &mlp);

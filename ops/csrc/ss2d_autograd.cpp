@@ -1,4 +1,5 @@
-// Autograd of the fused SS2D core on CPU; the schemas are those of ops/ss2d/library.py.
+// Autograd of the fused SS2D core, in C++, because a gradient function in Python costs the host more than the kernels
+// cost the GPU. The schemas are those of ops/ss2d/library.py.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -85,5 +86,9 @@ TORCH_LIBRARY_IMPL(mmvmamba, AutogradCPU, m) {
   m.impl("ss2d_scan", &scan);
   m.impl("ss2d_scan_backward", &scan_backward);
 }
+
+#ifdef MMVMAMBA_WITH_CUDA
+TORCH_LIBRARY_IMPL(mmvmamba, AutogradCUDA, m) { m.impl("ss2d_scan", &scan); }
+#endif
 
 }  // namespace mmvmamba
