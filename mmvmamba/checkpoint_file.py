@@ -14,6 +14,7 @@ from mmengine.fileio import get
 
 # OpenMMLab and torch.hub put the start of the SHA-256 at the end of a file name
 _HASH = re.compile(r'-([a-f0-9]{8,})\.')
+_FOLDER = 0x10  # in the attributes of a zip file's records
 _LOCAL_HOSTS = ('localhost', '127.0.0.1', '::1')
 
 
@@ -61,7 +62,7 @@ def read_checkpoint(checkpoint: str, map_location='cpu'):
         file = checkpoint
         if not os.path.isfile(file):
             raise FileNotFoundError(f'checkpoint {checkpoint!r} is not a file')
-    damage = find_damage(file) if zipfile.is_zipfile(file) else ''
+    damage = find_damage(file) if _begins_as_zip(file) else ''
     if damage:
         raise CheckpointError(f'checkpoint {checkpoint!r} is damaged, {damage}{advice}')
     try:
@@ -98,9 +99,20 @@ def find_damage(file) -> str:
     try:
         with zipfile.ZipFile(file) as archive:
             record = archive.testzip()
+            folders = [item.filename for item in archive.infolist() if item.is_dir() or item.external_attr & _FOLDER]
     except Exception as error:  # zipfile raises many types; each means that the file is not whole
         return f'it is truncated or no checkpoint: {str(error).strip() or type(error).__name__}'
+    if folders:  # torch's reader would skip them and take what its memory held before for the weights
+        return f'{folders[0]} is marked as a folder'
     return f'{record} does not have the checksum that it was saved with' if record else ''
+
+
+def _begins_as_zip(file) -> bool:
+    """Whether torch takes a file for one with checksums, by its first bytes; other readers look at its end."""
+    if isinstance(file, BytesIO):
+        return file.getvalue()[:4] == b'PK\x03\x04'
+    with open(file, 'rb') as stream:
+        return stream.read(4) == b'PK\x03\x04'
 
 
 def _download(url: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from mmvmamba.checkpoint import CheckpointError, load_pretrained, select_weights
+from mmvmamba.checkpoint import CheckpointError, load_pretrained, read_checkpoint, select_weights
 from mmvmamba.models import VSSMBackbone
 
 from .cases import attempt, cases
@@ -75,6 +75,47 @@ def test_edited_bytes(edits):
         content[place % len(content)] ^= change
     state = load(bytes(content), PATH)
     assert state is None or is_the_saved_one(state)
+
+
+def places(signature):
+    """Where a structure of the zip format begins."""
+    return [place for place in range(len(CONTENT)) if CONTENT.startswith(signature, place)]
+
+
+def flipped(place, bit):
+    content = bytearray(CONTENT)
+    content[place] ^= 1 << bit
+    return bytes(content)
+
+
+@pytest.mark.parametrize('record', [0, 4, 10])
+def test_a_record_that_one_flipped_bit_marks_as_a_folder(record):
+    """torch's reader skips folders: it would take what the memory held before for the weights."""
+    assert load(flipped(places(b'PK\x01\x02')[record] + 38, 4), PATH) is None
+
+
+@pytest.mark.parametrize('bit', range(8))
+def test_a_flipped_number_of_disks(bit):
+    """Python's reader raises when it is only asked whether this is a zip file."""
+    (end,) = places(b'PK\x06\x07')
+    for place in range(4, 20):
+        state = load(flipped(end + place, bit), PATH)
+        assert state is None or is_the_saved_one(state)
+
+
+@pytest.mark.slow
+def test_every_flipped_bit():
+    """Each of the 75,000: the weights that were saved or an error; most are found without a model to load into."""
+    loaded = 0
+    for place in range(len(CONTENT)):
+        for bit in range(8):
+            PATH.write_bytes(flipped(place, bit))
+            content, _ = attempt(lambda: read_checkpoint(str(PATH)), CheckpointError)
+            if content is not None:
+                loaded += 1
+                assert content['state_dict'].keys() == STATE.keys(), (place, bit)
+                assert is_the_saved_one(content['state_dict']) and content['meta'] == {'epoch': 3}, (place, bit)
+    assert 0 < loaded < 4 * len(CONTENT)  # bits that no reader looks at, such as those between records
 
 
 @cases(quick=30, full=300, length=st.integers(0, len(CONTENT) - 1), tail=st.binary(max_size=30), legacy=st.booleans())
