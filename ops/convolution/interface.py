@@ -84,8 +84,19 @@ def conv2d_channel_last(
         ValueError: If shapes do not agree, or devices.
     """
     dtype = _check('conv2d_channel_last', x, weight, bias, out_dtype)
-    expected = (weight.shape[0], x.shape[-1], *weight.shape[2:])
-    check_shape('conv2d_channel_last', 'weight', weight, expected, 'C_in is the last dimension of x')
+    kernel = weight.shape[-1]
+    expected = (weight.shape[0], x.shape[-1], kernel, kernel)
+    check_shape('conv2d_channel_last', 'weight', weight, expected, 'C_in is the last dimension of x, square kernels')
+    for name, value, least in (('stride', stride, 1), ('padding', padding, 0)):
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f'conv2d_channel_last: {name} is {value!r}, expected an integer from {least}')
+        if value < least:
+            raise ValueError(f'conv2d_channel_last: {name} is {value}, expected an integer from {least}')
+    if min(x.shape[1:3]) + 2 * padding < kernel:
+        raise ValueError(
+            f'conv2d_channel_last: x has shape {tuple(x.shape)} and padding is {padding}, '
+            f'too small for kernels of {kernel}x{kernel}'
+        )
     x = x.to(dtype)
     if _on_gpu(x, weight, bias):
         return library.conv2d_channel_last(x.contiguous(), weight, bias, stride, padding)

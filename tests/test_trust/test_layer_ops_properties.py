@@ -1,0 +1,106 @@
+"""Any arguments of the ops around the scan give torch's own numbers, or one error that names the argument."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+
+from mmvmamba.ops import add_layer_norm, conv2d_channel_last, depthwise_conv_silu, mlp
+
+from .cases import cases
+from .op_inputs import FAULTS, LAYOUTS, broken, lay_out
+from .test_ops_properties import ROUNDING, assert_refused
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def reference_sum(x, branch, weight, bias, factors=None):
+    total = x + (branch if factors is None else factors.view(-1, *(1,) * (x.dim() - 1)) * branch)
+    return F.layer_norm(total, x.shape[-1:], weight, bias)
+
+
+def reference_mlp(x, weight1, bias1, weight2, bias2):
+    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
+
+
+def reference_depthwise(x, weight, bias=None):
+    padding = weight.shape[-1] // 2
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding, groups=x.shape[-1])
+    return F.silu(y).permute(0, 2, 3, 1)
+
+
+def reference_conv(x, weight, bias=None, stride=1, padding=0):
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride, padding).permute(0, 2, 3, 1)
+
+
+OPS = dict(
+    add_layer_norm=(lambda **arguments: add_layer_norm(**arguments)[1], reference_sum),
+    mlp=(mlp, reference_mlp),
+    depthwise_conv_silu=(depthwise_conv_silu, reference_depthwise),
+    conv2d_channel_last=(conv2d_channel_last, reference_conv),
+)
+
+
+@st.composite
+def layer_arguments(draw):
+    """An op's name and valid arguments."""
+    op = draw(st.sampled_from(sorted(OPS)))
+    batch, height, width, channels, out = (draw(st.integers(1, 5)) for _ in range(5))
+    kernel = draw(st.sampled_from((1, 3)))
+    maps = dict(x=(batch, height + 2, width + 2, channels))
+    shapes = dict(
+        add_layer_norm=dict(maps, branch=maps['x'], weight=(channels,), bias=(channels,), factors=(batch,)),
+        mlp=dict(maps, weight1=(out, channels), bias1=(out,), weight2=(channels, out), bias2=(channels,)),
+        depthwise_conv_silu=dict(maps, weight=(channels, 1, kernel, kernel), bias=(channels,)),
+        conv2d_channel_last=dict(maps, weight=(out, channels, kernel, kernel), bias=(out,)),
+    )[op]
+    optional = dict(add_layer_norm='factors', depthwise_conv_silu='bias', conv2d_channel_last='bias').get(op)
+    if optional and draw(st.booleans()):
+        del shapes[optional]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    dtype = draw(st.sampled_from(DTYPES))
+    arguments = {name: torch.randn(size, generator=generator, dtype=dtype) for name, size in shapes.items()}
+    arguments['x'] = lay_out(arguments['x'], draw(st.sampled_from(LAYOUTS)))
+    return op, arguments
+
+
+@cases(quick=60, full=1000, case=layer_arguments())
+def test_agrees_with_torch_in_float64(case):
+    op, arguments = case
+    function, reference = OPS[op]
+    out = function(**arguments)
+    expected = reference(**{name: value.double() for name, value in arguments.items()})
+    assert out.dtype == arguments['x'].dtype and out.shape == expected.shape
+    limit = 200 * ROUNDING[out.dtype]
+    assert ((out.double() - expected).abs() <= limit * (10 + expected.abs())).all()
+
+
+@cases(quick=80, full=1200, case=layer_arguments(), fault=st.sampled_from(FAULTS), which=st.integers(0, 4))
+def test_refuses_one_broken_argument(case, fault, which):
+    op, arguments = case
+    names = list(arguments)
+    name = names[which % len(names)]
+    any_dimensions = op in ('add_layer_norm', 'mlp') and name == 'x'
+    if fault in ('dtype', 'empty') or (any_dimensions and fault == 'dimension'):
+        fault = 'text'  # other dtypes, no elements, and for some any number of dimensions are right
+    if fault == 'meta' and name == 'x':
+        name = names[1]
+    arguments[name] = broken(arguments[name], fault, -1)
+    function = dict(
+        add_layer_norm=add_layer_norm,
+        mlp=mlp,
+        depthwise_conv_silu=depthwise_conv_silu,
+        conv2d_channel_last=conv2d_channel_last,
+    )[op]
+    assert_refused(function, arguments)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [dict(stride=0), dict(stride=1.0), dict(stride=True), dict(padding=-1), dict(padding='same'), dict(x=(1, 2, 2, 4))],
+    ids=str,
+)
+def test_convolution_refuses_a_broken_option(change):
+    shape = change.pop('x', (1, 5, 5, 4))
+    arguments = dict(x=torch.ones(shape), weight=torch.ones(2, 4, 3, 3), **change)
+    assert_refused(conv2d_channel_last, arguments, names=change or ['x'])
