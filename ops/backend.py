@@ -19,6 +19,7 @@ import torch
 
 BACKENDS = ('naive', 'cpu', 'triton', 'cuda')
 ENV_VARIABLE = 'MMVMAMBA_BACKEND'
+SHORT = 128  # steps, between the 49 where cuda scans faster than triton and the 196 where it does not
 _DEVICES = {'naive': ('any',), 'cpu': ('cpu',), 'triton': ('cuda',), 'cuda': ('cuda',)}
 
 logger = logging.getLogger('mmvmamba.ops')
@@ -161,6 +162,7 @@ def resolve(
     training: bool = False,
     d_state: int = 1,
     double: bool = False,
+    short: bool = False,
 ) -> str:
     """Choose the backend for one call.
 
@@ -172,6 +174,7 @@ def resolve(
         d_state (int): State size N, for the rule of ``auto``; any number above 1 means all of them.
         double (bool): Whether the op's arithmetic is in float64, which the GPU kernels don't have: ``auto`` then takes
             ``naive``, the reference. Default: False.
+        short (bool): Whether sequences are shorter than :data:`SHORT`, for the rule of ``auto``. Default: False.
 
     Returns:
         str: A backend that runs on this device.
@@ -187,7 +190,7 @@ def resolve(
     else:
         chosen = _check_name(os.environ.get(ENV_VARIABLE, '') or 'auto', f'environment variable {ENV_VARIABLE}')
     if chosen == 'auto':
-        chosen = 'naive' if double and device_type != 'cpu' else _choose(op, device_type, training, d_state)
+        chosen = 'naive' if double and device_type != 'cpu' else _choose(op, device_type, training, d_state, short)
     else:
         status = _status(chosen)
         if not status.available:
@@ -203,8 +206,8 @@ def resolve(
     return chosen
 
 
-def _choose(op: str, device_type: str, training: bool, d_state: int) -> str:
-    for name in _preference(op, device_type, training, d_state):
+def _choose(op: str, device_type: str, training: bool, d_state: int, short: bool) -> str:
+    for name in _preference(op, device_type, training, d_state, short):
         if _status(name).available:
             return name
     if device_type == 'cuda' and training:
@@ -216,28 +219,29 @@ def _choose(op: str, device_type: str, training: bool, d_state: int) -> str:
     return 'naive'
 
 
-def _preference(op: str, device_type: str, training: bool, d_state: int) -> tuple:
+def _preference(op: str, device_type: str, training: bool, d_state: int, short: bool) -> tuple:
     """The rule of ``auto``: compiled backends for a device, the faster first.
 
-    Milliseconds on an H200, float16 in, float32 out (tools/benchmark/ops.py):
+    Milliseconds on an H200, float16 in, float32 out (tools/benchmark/ops.py, one run):
 
     =======================================  ============  ============
     selective_scan, (batch, dim, L), N       cuda          triton
     =======================================  ============  ============
-    (128, 384, 3136), 1, forward + backward  0.46 + 1.11   0.40 + 1.52
-    (128, 768, 784), 1, forward              0.31          0.24
-    (128, 1536, 196), 1, forward             0.20          0.18
-    (2, 384, 67200), 1, forward              0.47          0.34
-    (32, 384, 3136), 16, forward             0.96          2.4
+    (128, 384, 3136), 1, forward + backward  0.48 + 1.12   0.43 + 1.55
+    (128, 768, 784), 1, forward              0.28          0.24
+    (128, 1536, 196), 1, forward             0.21          0.18
+    (128, 3072, 49), 1, forward              0.105         0.127
+    (2, 384, 67200), 1, forward              0.46          0.32
+    (32, 384, 3136), 16, forward             0.96          2.06
     cross_scan + cross_merge, (128, 96, 56, 56)
-    float16, channel-first                   0.13 + 0.15   0.67 + 0.21
-    float16, channel-last                    0.12 + 0.10   0.15 + 0.14
+    float16, channel-first                   0.13 + 0.14   0.71 + 0.22
+    float16, channel-last                    0.11 + 0.10   0.12 + 0.12
     =======================================  ============  ============
     """
     if device_type == 'cpu':
         return ('cpu',)
     if device_type == 'cuda':
-        forward_of_one_state = op == 'selective_scan' and not training and d_state == 1
+        forward_of_one_state = op == 'selective_scan' and not training and d_state == 1 and not short
         return ('triton', 'cuda') if forward_of_one_state else ('cuda', 'triton')
     return ()
 

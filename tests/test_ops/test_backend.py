@@ -129,6 +129,17 @@ def test_auto_takes_a_compiled_backend_on_a_gpu(available, status):
         assert backend.resolve(op, 'cuda', training=True) in available
 
 
+@pytest.mark.parametrize(
+    'options, expected',
+    [({}, 'triton'), (dict(short=True), 'cuda'), (dict(training=True), 'cuda'), (dict(d_state=2), 'cuda')],
+    ids=str,
+)
+def test_auto_takes_the_faster_scan_on_a_gpu(options, expected, status):
+    """Of the shapes in the rule's table."""
+    status(cuda=True, triton=True)
+    assert backend.resolve('selective_scan', 'cuda', **options) == expected
+
+
 def test_first_use_is_logged_once(monkeypatch):
     messages = []
     monkeypatch.setattr(backend, '_announced', set())
