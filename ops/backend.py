@@ -201,7 +201,7 @@ def resolve(
                 f'but the tensors are on {device_type}'
             )
         if double and chosen in ('cuda', 'triton'):
-            raise BackendError(f'{op}: backend {chosen!r} takes float32, float16 and bfloat16, but u is float64')
+            raise BackendError(f'{op}: backend {chosen!r} takes float32, float16 and bfloat16, got float64')
     _announce(op, device_type, chosen)
     return chosen
 

@@ -96,9 +96,9 @@ def selective_scan(
         check_values(op, dict(A=A, D=D, delta_bias=delta_bias))
 
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values())
-    # the rule only asks whether N is 1 and L short; both may be symbols while torch.compile traces
+    # the rule only asks whether N is 1 and L short; a traced program must not depend on L, which may be a symbol there
     d_state = 1 if A.shape[1] == 1 else 2
-    short = u.is_cuda and not training and d_state == 1 and bool(u.shape[2] < SHORT)
+    short = not torch.compiler.is_compiling() and u.shape[2] < SHORT
     backend = resolve(op, u.device.type, backend, training, d_state, u.dtype == torch.float64, short)
     if backend == 'naive':
         out, last_state = naive.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype)

@@ -75,7 +75,7 @@ def ss2d_scan(
     out_dtype = check_out_dtype(op, out_dtype, x.dtype)
 
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters.values()))
-    backend = resolve(op, x.device.type, backend, training, A_logs.shape[1])
+    backend = resolve(op, x.device.type, backend, training, A_logs.shape[1], x.dtype == torch.float64)
     if backend in FUSED_BACKENDS and _fits(x, A_logs.shape[1], backend):
         fused = triton_op if backend == 'triton' else library
         return fused.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, training)

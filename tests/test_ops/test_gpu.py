@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from mmvmamba.ops import SCAN_MODES, BackendError, backend_report, cross_merge, cross_scan, library, selective_scan
+from mmvmamba.ops import (
+    SCAN_MODES,
+    BackendError,
+    backend_report,
+    cross_merge,
+    cross_scan,
+    library,
+    selective_scan,
+    ss2d_scan,
+)
 from tests.test_ops.scan_inputs import (
     ROUNDING,
     assert_scan_close,
@@ -15,6 +24,7 @@ from tests.test_ops.scan_inputs import (
     run_scan,
     run_truth,
 )
+from tests.test_ops.ss2d_inputs import make_map, make_parameters
 from tests.test_ops.test_library import core, core_inputs
 from tests.test_ops.test_selective_scan import strided
 
@@ -178,6 +188,18 @@ def test_export():
     program = torch.export.export(Core(), tuple(inputs), dynamic_shapes=(dims, None, None, None))
     inputs = [value.detach().cuda() for value in core_inputs(31, 18)]
     torch.testing.assert_close(program.module()(*inputs), core(*inputs))
+
+
+def test_float64_goes_to_the_reference():
+    """The kernels have no float64: auto takes naive for all of the core, and a kernel asked for by name says no."""
+    x, parameters = make_map(1, 4, 5, 6, torch.float64, 'cuda'), make_parameters(4, 1, device='cuda')
+    parameters = [value.double() for value in parameters]
+    out = ss2d_scan(x, *parameters)
+    expected = ss2d_scan(x.cpu(), *(value.cpu() for value in parameters))
+    assert out.dtype == torch.float64
+    torch.testing.assert_close(out.cpu(), expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(BackendError, match='float64'):
+        ss2d_scan(x, *parameters, backend='cuda' if STATUS['cuda'].available else 'triton')
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

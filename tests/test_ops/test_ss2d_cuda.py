@@ -30,8 +30,12 @@ CASES = [
     (2, 192, 28, 28, 12, 'cross2d'),
     (2, 384, 14, 14, 24, 'cross2d'),
     (2, 768, 7, 7, 48, 'cross2d'),
+    (2, 128, 14, 14, 8, 'cross2d'),
+    (2, 48, 9, 14, 16, 'bidi'),
+    (1, 64, 7, 9, 64, 'cross2d'),
     (2, 100, 19, 23, 17, 'unidi'),
-    (1, 40, 120, 61, 3, 'cross2d'),  # a chain too long to wait for
+    (1, 40, 120, 61, 3, 'cross2d'),  # chains too long to wait for
+    (1, 40, 120, 61, 20, 'cross2d'),
 ]
 
 

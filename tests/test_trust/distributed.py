@@ -1,8 +1,9 @@
-"""A small training on CPU: ``distributed.py OUT BATCHES PROCESSES`` by one process and by several.
+"""A small training: ``distributed.py OUT BATCHES PROCESSES`` by one process and by several, on CPU.
 
 BATCHES is the number of images of each process in each step, joined by ``+`` and steps by ``,``: ``2+2,3+1``. Saves
-losses and gradients of rank 0, by dtype, to OUT.1 and OUT.PROCESSES. As one process of torch.distributed.run, with
-``die`` in the place of PROCESSES, the last one dies in the second step.
+losses and gradients of rank 0, by dtype, to OUT.1 and OUT.PROCESSES. With ``cuda`` in the place of PROCESSES the second
+is one process on the GPU, in float32. As one process of torch.distributed.run, with ``die`` there, the last process
+dies in the second step.
 """
 
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 import traceback
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,20 +32,22 @@ class Model(torch.nn.Module):
 
     def forward(self, x):
         outs = [out.flatten(1) for out in self.backbone(x)]
-        return sum((out * torch.linspace(-1, 1, out.shape[1], dtype=out.dtype)).sum(1) for out in outs)
+        return sum((out * torch.linspace(-1, 1, out.shape[1]).to(out)).sum(1) for out in outs)
 
 
-def images(step: int, first: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+def images(step: int, first: int, count: int) -> torch.Tensor:
     """Images of a step by their place in the whole batch."""
     make = lambda i: torch.Generator().manual_seed(1000 * step + i)  # noqa: E731
-    return torch.stack([torch.rand(3, 20, 28, generator=make(i)) for i in range(first, first + count)]).to(dtype)
+    return torch.stack([torch.rand(3, 20, 28, generator=make(i)) for i in range(first, first + count)])
 
 
-def train(out: str, batches: str, rank: int, world: int, dtype: torch.dtype, fault: str = '') -> list:
+def train(
+    out: str, batches: str, rank: int, world: int, dtype: torch.dtype, fault: str = '', device: str = 'cpu'
+) -> list:
     """Losses and gradients of each step."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = Model().to(dtype)
+    model = Model().to(device, dtype)
     if world > 1:
         model = MMDistributedDataParallel(model, broadcast_buffers=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -57,15 +61,15 @@ def train(out: str, batches: str, rank: int, world: int, dtype: torch.dtype, fau
             os._exit(7)
         optimizer.zero_grad()
         # a process without images takes part with a loss of zero, as a detector without boxes does
-        loss = model(images(step, first, max(sum(own), 1), dtype))
+        loss = model(images(step, first, max(sum(own), 1)).to(device, dtype))
         loss = loss.sum() * (1 if sum(own) else 0) / sum(sizes)
         (loss * world).backward()  # DistributedDataParallel averages over processes
-        total = loss.detach().clone()
+        total = loss.detach().cpu().clone()
         if world > 1:
             dist.all_reduce(total)
         optimizer.step()
         inner = model.module if world > 1 else model
-        results.append((total, {name: p.grad.clone() for name, p in inner.named_parameters()}))
+        results.append((total, {name: p.grad.cpu().clone() for name, p in inner.named_parameters()}))
     return results
 
 
@@ -104,12 +108,16 @@ def main(out: str, batches: str, argument: str) -> None:
         dist.init_process_group('gloo', timeout=timedelta(seconds=30))
         train(out, batches, dist.get_rank(), dist.get_world_size(), torch.float32, argument)
         raise AssertionError('the run went on although a process died')
-    for world in (1, int(argument)):
 
-        def work(rank, world=world):
-            return {name: train(out, batches, rank, world, dtype) for name, dtype in DTYPES.items()}
+    def work(rank, world, device='cpu'):
+        dtypes = DTYPES if device == 'cpu' else dict(float32=torch.float32)
+        return {name: train(out, batches, rank, world, dtype, device=device) for name, dtype in dtypes.items()}
 
-        fork(f'{out}.{world}', world, work)
+    fork(f'{out}.1', 1, partial(work, world=1))
+    if argument == 'cuda':
+        fork(f'{out}.cuda', 1, partial(work, world=1, device='cuda'))
+    else:
+        fork(f'{out}.{argument}', int(argument), partial(work, world=int(argument)))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Several processes on CPU compute what one does; one that dies ends the run."""
+"""Several processes on CPU, and one on the GPU, compute what one does; one that dies ends the run."""
 
 import os
 import re
@@ -15,7 +15,8 @@ from tests.test_tools.conftest import ROOT, run, user_folder  # noqa: F401  (fix
 from tests.test_tools.test_launch import DEMO
 from tests.test_tools.test_train_test import metrics
 
-ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': str(ROOT)}
+PATHS = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': PATHS}
 
 
 def train(out, *arguments, launcher=(), module='distributed'):
@@ -23,11 +24,11 @@ def train(out, *arguments, launcher=(), module='distributed'):
     return subprocess.run(command, cwd=out.parent, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
 
 
-def assert_same(first, second):
-    """Losses and gradients agree to the rounding of their sums."""
+def assert_same(first, second, limits):
+    """Losses and gradients agree to the rounding of their sums, relative for each dtype."""
     one, two = (torch.load(path, weights_only=True) for path in (first, second))
-    assert one.keys() == two.keys() == {'float32', 'float64'}
-    for name, limit in (('float64', 1e-13), ('float32', 5e-6)):
+    assert two.keys() == limits.keys() <= one.keys()
+    for name, limit in limits.items():
         assert len(one[name]) == len(two[name]) == 3
         for (loss, gradients), (other_loss, other_gradients) in zip(one[name], two[name]):
             assert (loss - other_loss).abs() <= limit * loss.abs()
@@ -42,7 +43,14 @@ def test_several_processes_compute_what_one_does(tmp_path, processes, batches):
     """Also with uneven batches, and with nothing in the last batch of one process."""
     result = train(tmp_path / 'out', batches, str(processes))
     assert result.returncode == 0, result.stderr[-3000:]
-    assert_same(tmp_path / 'out.1', tmp_path / f'out.{processes}')
+    assert_same(tmp_path / 'out.1', tmp_path / f'out.{processes}', dict(float64=1e-13, float32=5e-6))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU is visible to torch')
+def test_a_process_with_a_gpu_computes_what_one_on_the_cpu_does(tmp_path):
+    result = train(tmp_path / 'out', '2+2,3+1,2+0', 'cuda')
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert_same(tmp_path / 'out.1', tmp_path / 'out.cuda', dict(float32=1e-5))
 
 
 @pytest.mark.slow

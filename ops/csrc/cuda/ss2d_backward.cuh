@@ -22,17 +22,14 @@ namespace ss2d {
 
 // ---- carries of s ---------------------------------------------------------------------------------------------------
 template <typename T, int Rank, bool Reversed>
-__device__ __forceinline__ Carry scan_back(const float* maps, const Values<T>& dy, const Projected<T, Rank>& u,
-                                           const float (&weight)[Rank ? Rank : 1], float bias, float A) {
-  constexpr int columns = Maps<Rank>::kColumns;
+__device__ __forceinline__ Carry scan_back(const Maps<T, Rank>& maps, int route, const Projected<T, Rank>& u,
+                                           const Values<T>& dy, float A) {
   Carry carry = {1.f, 0.f};
 #pragma unroll
   for (int i = 0; i < kSegment; ++i) {
     const int t = Reversed ? i : kSegment - 1 - i;
-    const float* row = maps + t * columns;
-    const float d2 = softplus2<T>(Rank ? project_dt<Rank>(row, weight, bias) : bias + u[t]);
-    const float decay = exp2_fast(A * d2);
-    carry.end = decay * fmaf(row[Maps<Rank>::kB + 1], dy[t], carry.end);
+    const float decay = exp2_fast(A * softplus2<T>(u[t]));
+    carry.end = decay * fmaf(maps.bc(route, t).y, dy[t], carry.end);
     carry.product *= decay;
   }
   return carry;
@@ -40,107 +37,92 @@ __device__ __forceinline__ Carry scan_back(const float* maps, const Values<T>& d
 
 template <typename T, int Rank, bool SecondReversed>
 __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const __grid_constant__ Args p) {
-  extern __shared__ float4 shared[];
-  float* maps = reinterpret_cast<float*>(shared);
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-  const int block = blockIdx.x % p.chain, group = blockIdx.x / p.chain % p.groups;
-  const int64_t batch = blockIdx.x / (p.groups * p.chain);
-  const int padded_channel = group * 32 + lane, channel = min(padded_channel, p.channels - 1);
-  const int first = (block * warps + warp) * kSegment;
-  const int steps = warps * kSegment;
-  Carry* local = reinterpret_cast<Carry*>(maps + 2 * steps * Maps<Rank>::kColumns);
+  extern __shared__ float4 memory[];
+  Place at(p, blockIdx.x % p.chain, blockIdx.x / (p.groups * p.chain));
+  at.select_group(p, blockIdx.x / p.chain % p.groups);
+  const int lane = at.lane, warp = at.warp, warps = at.warps;
+  Carry* local = reinterpret_cast<Carry*>(memory);  // [2][warps][32]
+  const int maps_bytes = Maps<T, Rank>::bytes(p.map_columns);
+  char* shared = reinterpret_cast<char*>(local + 4 * warps * 32) + warp * (maps_bytes + Projected<T, Rank>::kTileBytes);
+  const Maps<T, Rank> maps(p, shared);
+  float* tile = reinterpret_cast<float*>(shared + maps_bytes);
 
-  Staging<T, Rank> staging;
-  staging.load(p, batch, block * steps);
-  const T* dy_from = static_cast<const T*>(p.dy) + batch * p.length * p.channels + channel;
-  const Values<T> dy = load_segment(p, dy_from, first, p.channels);
-  Projected<T, Rank> u0, u1;
-  u0.load(p, batch, first, 2 * p.pair, channel);
-  u1.load(p, batch, first, 2 * p.pair + 1, channel);
-  staging.store(maps, steps);
-  __syncthreads();
-  const float* rows = maps + warp * kSegment * Maps<Rank>::kColumns;
-  float weight[Rank ? Rank : 1];
-  int q = 2 * p.pair;
-  load_weight<Rank>(p, q, padded_channel, weight);
-  local[warp * 32 + lane] = scan_back<T, Rank, false>(rows, dy, u0, weight, p.bias[q * p.padded + padded_channel],
-                                                      p.A[q * p.padded + padded_channel]);
-  ++q;
-  load_weight<Rank>(p, q, padded_channel, weight);
-  local[(warps + warp) * 32 + lane] =
-      scan_back<T, Rank, SecondReversed>(rows + steps * Maps<Rank>::kColumns, dy, u1, weight,
-                                         p.bias[q * p.padded + padded_channel], p.A[q * p.padded + padded_channel]);
+  maps.load(p, at);
+  const T* dy_from = static_cast<const T*>(p.dy) + at.batch * p.length * p.channels + at.channel;
+  const Values<T> dy = load_segment(p, dy_from, at.first, p.channels);
+  const float* A = p.A + 2 * p.pair * p.padded + at.padded_channel;
+  maps.wait(p, lane);
+  {
+    const Projected<T, Rank> u(p, at, maps, tile, 0);
+    local[warp * 32 + lane] = scan_back<T, Rank, false>(maps, 0, u, dy, A[0]);
+  }
+  {
+    const Projected<T, Rank> u(p, at, maps, tile, 1);
+    local[(warps + warp) * 32 + lane] = scan_back<T, Rank, SecondReversed>(maps, 1, u, dy, A[p.padded]);
+  }
   __syncthreads();
   for (int route = warp; route < 2; route += warps) {
-    *block_carry(p, batch, block, route, padded_channel) =
+    *block_carry(p, at.batch, at.block, route, at.padded_channel) =
         block_total(local + route * warps * 32, !(route == 1 && SecondReversed), warps, lane);
   }
 }
 
 // ---- gradients ------------------------------------------------------------------------------------------------------
-// Where a thread works, and its block's shared memory.
-template <typename T> struct Place {
-  int lane, warp, warps, block, group, channel, padded_channel, first, count;
-  int64_t batch;
-  bool active;
-  const float* rows;  // staged maps of this warp's segment and the route
-  Carry *local, *before;
-  T* tile;
-};
-
+// One route: adds to dx, dA, dbias and dmaps, and leaves the tiles of ss2d_reduce.cuh. `local` and `before` are the
+// block's carries of this route; `state` enters the thread's segment.
 template <typename T, int Rank, bool Reversed>
-__device__ __forceinline__ void backward_route(const Args& p, const Place<T>& at, int q, const Values<T>& x,
-                                               const Values<T>& dy, float state, float (&dx)[kSegment], float& dA,
-                                               float& dbias,
-                                               MapSums<T, Rank>& dmaps) {
-  constexpr int columns = Maps<Rank>::kColumns;
+__device__ __forceinline__ void backward_route(const Args& p, const Place& at, const Maps<T, Rank>& maps, int route,
+                                               Values<T>& x, Values<T>& dy, float state, T* tiles,
+                                               Carry* local, Carry* before, float (&dx)[kSegment], float& dA,
+                                               float& dbias, MapSums<T, Rank>& dmaps) {
+  const int q = 2 * p.pair + route;
   const float A = p.A[q * p.padded + at.padded_channel];
   float d2[kSegment], h[kSegment];
+  x.stay_packed();
+  dy.stay_packed();
   {
-    float weight[Rank ? Rank : 1];
-    Projected<T, Rank> u;
-    load_weight<Rank>(p, q, at.padded_channel, weight);
-    u.load(p, at.batch, at.first, q, at.channel);
-    const float bias = p.bias[q * p.padded + at.padded_channel];
+    const Projected<T, Rank> u(p, at, maps, reinterpret_cast<float*>(tiles), route);
 #pragma unroll
     for (int i = 0; i < kSegment; ++i) {
       const int t = Reversed ? kSegment - 1 - i : i;
-      const float* row = at.rows + t * columns;
-      d2[t] = softplus2<T>(Rank ? project_dt<Rank>(row, weight, bias) : bias + u[t]);
-      state = h[t] = fmaf(exp2_fast(A * d2[t]), state, d2[t] * x[t] * row[Maps<Rank>::kB]);
+      d2[t] = softplus2<T>(u[t]);
+      state = h[t] = fmaf(exp2_fast(A * d2[t]), state, d2[t] * x[t] * maps.bc(route, t).x);
     }
   }
 
+  asm volatile("" ::: "memory");  // so that B and C are read again, not kept
   Carry carry = {1.f, 0.f};
 #pragma unroll
   for (int i = 0; i < kSegment; ++i) {
     const int t = Reversed ? i : kSegment - 1 - i;
     const float decay = exp2_fast(A * d2[t]);
-    carry.end = decay * fmaf(at.rows[t * columns + Maps<Rank>::kB + 1], dy[t], carry.end);
+    carry.end = decay * fmaf(maps.bc(route, t).y, dy[t], carry.end);
     carry.product *= decay;
   }
-  at.local[at.warp * 32 + at.lane] = carry;
+  local[at.warp * 32 + at.lane] = carry;
   __syncthreads();
   const bool chained = p.chaining != Chain::kNone;
   if (chained) {
     if (at.warp == 0 && p.chaining == Chain::kLookBack) {
-      publish(block_carry(p, at.batch, at.block, q % 2, at.padded_channel),
-              block_total(at.local, !Reversed, at.warps, at.lane));
+      publish(block_carry(p, at.batch, at.block, route, at.padded_channel),
+              block_total(local, !Reversed, at.warps, at.lane));
     }
-    at.before[at.warp * 32 + at.lane] =
-        share_of_chain(p, at.batch, at.block, q % 2, at.padded_channel, !Reversed, at.warp, at.warps);
+    before[at.warp * 32 + at.lane] =
+        share_of_chain(p, at.batch, at.block, route, at.padded_channel, !Reversed, at.warp, at.warps);
     __syncthreads();
   }
-  float s = incoming(at.local, at.before, chained, !Reversed, at.warp, at.warps, at.lane);
+  float s = incoming(local, before, chained, !Reversed, at.warp, at.warps, at.lane);
   if (!at.active) s = 0.f;
 
+  x.stay_packed();
+  dy.stay_packed();
   const float A_ln2 = A * kLn2;
-  T* tile = at.tile + at.lane * kTileStride<T>;
+  T* tile = tiles + at.lane * kTileStride<T>;
   float previous[3];
 #pragma unroll
   for (int i = 0; i < kSegment; ++i) {
     const int t = Reversed ? i : kSegment - 1 - i;
-    const float2 bc = *reinterpret_cast<const float2*>(at.rows + t * columns + Maps<Rank>::kB);
+    const float2 bc = maps.bc(route, t);
     const float g = fmaf(bc.y, dy[t], s);
     s = exp2_fast(A * d2[t]) * g;
     const float g_d2 = g * d2[t], B_x = bc.x * x[t];
@@ -174,44 +156,33 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place<T>& at
     }
   }
   const T* fragment = static_cast<const T*>(p.dt_fragment) + q * kPartialColumns<Rank> * p.padded + at.group * 32;
-  dmaps.add(at.tile, fragment, p.padded, at.lane);
+  dmaps.add(tiles, fragment, p.padded, at.lane);
 }
 
 template <typename T, int Rank, bool SecondReversed>
 __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
     backward_kernel(const __grid_constant__ Args p) {
-  constexpr int columns = Maps<Rank>::kColumns, out_columns = kPartialColumns<Rank>, outputs = kPartialSize<Rank>;
-  extern __shared__ float4 shared[];
-  Place<T> at;
-  at.lane = threadIdx.x & 31, at.warp = threadIdx.x >> 5, at.warps = blockDim.x >> 5;
-  at.block = blockIdx.x % p.chain;
+  constexpr int out_columns = kPartialColumns<Rank>, outputs = kPartialSize<Rank>;
+  extern __shared__ float4 memory[];
   const int split = blockIdx.x / p.chain % p.splits;
-  at.batch = blockIdx.x / (p.splits * p.chain);
-  at.first = (at.block * at.warps + at.warp) * kSegment;
-  at.count = max(0, min(kSegment, p.length - at.first));
-  const int steps = at.warps * kSegment;
-  float* maps = reinterpret_cast<float*>(shared);                      // [2][steps][columns]
-  Carry* local = reinterpret_cast<Carry*>(maps + 2 * steps * columns);  // [2][warps][32]
-  Carry* before = local + 2 * at.warps * 32;                           // [2][warps][32]
-  T* tiles = reinterpret_cast<T*>(before + 2 * at.warps * 32);         // [warps][3][32][stride]
-  float* sums = reinterpret_cast<float*>(tiles + at.warps * kTileSize<T>);  // [warps][outputs]
-  at.tile = tiles + at.warp * kTileSize<T>;
-  {
-    Staging<T, Rank> staging;
-    staging.load(p, at.batch, at.block * steps);
-    staging.store(maps, steps);
-  }
-  __syncthreads();
+  Place at(p, blockIdx.x % p.chain, blockIdx.x / (p.splits * p.chain));
+  const int warps = at.warps, maps_bytes = Maps<T, Rank>::bytes(p.map_columns);
+  Carry* local = reinterpret_cast<Carry*>(memory);                     // [2][warps][32]
+  Carry* before = local + 2 * warps * 32;                              // [2][warps][32]
+  float* sums = reinterpret_cast<float*>(before + 2 * warps * 32);     // [warps][outputs]
+  char* shared = reinterpret_cast<char*>(sums + warps * outputs) + at.warp * (maps_bytes + kTilesBytes<T, Rank>);
+  const Maps<T, Rank> maps(p, shared);
+  T* tiles = reinterpret_cast<T*>(shared + maps_bytes);                // [3][32][stride], or u2
+  maps.load(p, at);
+  maps.wait(p, at.lane);
 
   MapSums<T, Rank> dmaps0, dmaps1;
   dmaps0.clear();
   dmaps1.clear();
   const int per_split = (p.groups + p.splits - 1) / p.splits;
   const int last_group = min(p.groups, (split + 1) * per_split);
-  for (at.group = split * per_split; at.group < last_group; ++at.group) {
-    at.padded_channel = at.group * 32 + at.lane;
-    at.active = at.padded_channel < p.channels;
-    at.channel = at.active ? at.padded_channel : p.channels - 1;
+  for (int group = split * per_split; group < last_group; ++group) {
+    at.select_group(p, group);
     const int64_t image = at.batch * p.length * p.channels + at.channel;
     Values<T> x = load_segment(p, static_cast<const T*>(p.x) + image, at.first, p.channels);
     Values<T> dy = load_segment(p, static_cast<const T*>(p.dy) + image, at.first, p.channels);
@@ -237,21 +208,18 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
       for (int t = 0; t < kSegment; ++t) dx[t] = skip * dy[t], dD = fmaf(x[t], dy[t], dD);
     }
 
-    const int q = 2 * p.pair;
     float* to = sums + at.warp * outputs;
-    at.rows = maps + at.warp * kSegment * columns, at.local = local, at.before = before;
-    backward_route<T, Rank, false>(p, at, q, x, dy, state0, dx, dA0, dbias0, dmaps0);
-    weight_sums<T, Rank>(at.tile, at.rows, dbias0, to, at.lane);
-    __syncwarp();
-    at.rows += steps * columns, at.local += at.warps * 32, at.before += at.warps * 32;
-    backward_route<T, Rank, SecondReversed>(p, at, q + 1, x, dy, state1, dx, dA1, dbias1, dmaps1);
-    weight_sums<T, Rank>(at.tile, at.rows, dbias1, to + 32 * out_columns, at.lane);
+    backward_route<T, Rank, false>(p, at, maps, 0, x, dy, state0, tiles, local, before, dx, dA0, dbias0, dmaps0);
+    weight_sums<T, Rank>(tiles, maps, 0, dbias0, to, at.lane);
+    backward_route<T, Rank, SecondReversed>(p, at, maps, 1, x, dy, state1, tiles, local + warps * 32,
+                                            before + warps * 32, dx, dA1, dbias1, dmaps1);
+    weight_sums<T, Rank>(tiles, maps, 1, dbias1, to + 32 * out_columns, at.lane);
     store_segment(p, static_cast<T*>(p.y) + image, at.first, at.active ? at.count : 0, dx);
 
     to += 64 * out_columns;
     to[at.lane] = dA0, to[32 + at.lane] = dA1, to[64 + at.lane] = dD;
     __syncthreads();
-    float* partial = p.partial + ((at.batch * p.chain + at.block) * p.groups + at.group) * outputs;
+    float* partial = p.partial + ((at.batch * p.chain + at.block) * p.groups + group) * outputs;
     for (int i = threadIdx.x; i < outputs; i += blockDim.x) {
       float sum = 0.f;
       for (int w = 0; w < at.warps; ++w) sum += sums[w * outputs + i];
@@ -284,10 +252,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
 template <typename T, int Rank> void run_backward(bool carries, int warps, const Args& args, cudaStream_t stream) {
   if (carries) {
     launch(args.second_reversed ? backward_carries_kernel<T, Rank, true> : backward_carries_kernel<T, Rank, false>,
-           args.batch * args.chain * args.groups, warps, forward_shared<Rank>(warps), args, stream);
+           args.batch * args.chain * args.groups, warps, forward_shared<T, Rank>(args, warps), args, stream);
   } else {
-    const int bytes =
-        forward_shared<Rank>(warps) + warps * (kTileSize<T> * sizeof(T) + kPartialSize<Rank> * sizeof(float));
+    const int bytes = warps * (4 * 32 * sizeof(Carry) + kPartialSize<Rank> * sizeof(float) +
+                               Maps<T, Rank>::bytes(args.map_columns) + kTilesBytes<T, Rank>);
     launch(args.second_reversed ? backward_kernel<T, Rank, true> : backward_kernel<T, Rank, false>,
            args.batch * args.chain * args.splits, warps, bytes, args, stream);
   }

@@ -1,4 +1,4 @@
-// Shared pieces of the fused SS2D kernels: launch arguments, element types, activation functions, staging of the maps.
+// Shared pieces of the fused SS2D kernels: element types, activation functions, walking over pixels, carries.
 //
 // Vocabulary. A *pair* is two routes over one pixel order: cross2d has rows (forward, reversed) and columns (forward,
 // reversed); bidi has rows twice; unidi has two pairs of forward rows. Routes are stored in pair order
@@ -44,18 +44,6 @@ template <> __device__ __forceinline__ uint32_t pack2<__half>(float low, float h
 template <> __device__ __forceinline__ uint32_t pack2<__nv_bfloat16>(float low, float high) {
   __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<uint32_t*>(&v);
-}
-
-// Eight consecutive values, 16-byte aligned (32-byte for float).
-template <typename T> __device__ __forceinline__ void load8(const T* from, float (&to)[8]) {
-  const uint4 raw = *reinterpret_cast<const uint4*>(from);
-  const T* v = reinterpret_cast<const T*>(&raw);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) to[i] = to_float(v[i]);
-}
-template <> __device__ __forceinline__ void load8<float>(const float* from, float (&to)[8]) {
-  const float4 a = reinterpret_cast<const float4*>(from)[0], b = reinterpret_cast<const float4*>(from)[1];
-  to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w, to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
 }
 
 // ---- special functions ----------------------------------------------------------------------------------------------
@@ -141,6 +129,11 @@ template <typename T> struct Values {
   }
   // Two neighbours at once, t even.
   __device__ __forceinline__ void set_pair(int t, float low, float high) { v[t / 2] = pack2<T>(low, high); }
+  // Let the compiler convert again what it would else keep as floats, in twice the registers.
+  __device__ __forceinline__ void stay_packed() {
+#pragma unroll
+    for (int i = 0; i < kSegment / 2; ++i) asm volatile("" : "+r"(v[i]));
+  }
   __device__ __forceinline__ void set_raw(const T (&from)[kSegment]) {
 #pragma unroll
     for (int i = 0; i < kSegment; i += 2) {
@@ -161,6 +154,7 @@ template <> struct Values<float> {
   __device__ __forceinline__ float operator[](int t) const { return v[t]; }
   __device__ __forceinline__ float raw(int t) const { return v[t]; }
   __device__ __forceinline__ void set_pair(int t, float low, float high) { v[t] = low, v[t + 1] = high; }
+  __device__ __forceinline__ void stay_packed() {}
   __device__ __forceinline__ void set_raw(const float (&from)[kSegment]) {
 #pragma unroll
     for (int i = 0; i < kSegment; ++i) v[i] = from[i];
@@ -199,90 +193,6 @@ __device__ __forceinline__ void store_segment(const Args& p, T* to, int first, i
     if (t < count) to[walk.offset] = from_float<T>(values[t]);
     walk.next();
   }
-}
-
-// u2 of a segment as the GEMM left it, nothing if it is projected in the kernel.
-template <typename T, int Rank> struct Projected {
-  __device__ __forceinline__ void load(const Args&, int64_t, int, int, int) {}
-  __device__ __forceinline__ float operator[](int) const { return 0.f; }
-};
-template <typename T> struct Projected<T, 0> {
-  Values<T> values;
-  __device__ __forceinline__ void load(const Args& p, int64_t batch, int first, int q, int channel) {
-    values = load_segment(p, static_cast<const T*>(p.u) + (batch * p.length * 4 + q) * p.channels + channel, first,
-                          4 * p.channels);
-  }
-  __device__ __forceinline__ float operator[](int t) const { return values[t]; }
-};
-
-// Columns of the staged maps: dt (Rank, zero padded), B, C; only B and C if dt was projected by a GEMM (Rank = 0).
-template <int Rank> struct Maps {
-  static constexpr int kColumns = Rank == 0 ? 2 : Rank <= 6 ? 8 : 16;
-  static constexpr int kB = kColumns - 2;
-  static_assert(Rank <= 14, "in-kernel dt projection: rank at most 14");
-};
-
-// The pair's maps of a block's steps on their way to shared memory, float [2][steps][kColumns]: load() early, so that the
-// loads overlap with others, then store(). Rows beyond the image are zero, which makes the steps there inert (no drive,
-// no output, no gradient). With 2 * 16 rows a warp, each thread has one row, or one chunk of 8 columns of two rows.
-template <typename T, int Rank> struct Staging {
-  static constexpr int kColumns = Maps<Rank>::kColumns;
-  static constexpr int kChunks = kColumns < 8 ? 1 : kColumns / 8;
-  static_assert(2 * kSegment == 32, "a warp has a row of each route for every pixel of its segment");
-  float v[kChunks][kColumns < 8 ? 2 : 8];
-
-  __device__ __forceinline__ void load(const Args& p, int64_t batch, int first) {
-    const T* from = static_cast<const T*>(p.maps) + batch * p.length * 4 * p.map_columns;
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      const int index = threadIdx.x + i * blockDim.x;
-      const int chunk = index % kChunks, route = index / kChunks % 2, step = first + index / (2 * kChunks);
-      const bool valid = step < p.length;
-      const T* row = from + (pixel_of(p, valid ? step : 0) * 4 + 2 * p.pair + route) * p.map_columns;
-      if constexpr (Rank == 0) {
-        v[i][0] = valid ? to_float(row[p.map_columns - 2]) : 0.f;
-        v[i][1] = valid ? to_float(row[p.map_columns - 1]) : 0.f;
-      } else {
-        load8<T>(row + chunk * 8, v[i]);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) v[i][j] = valid ? v[i][j] : 0.f;
-      }
-    }
-  }
-
-  __device__ __forceinline__ void store(float* maps, int steps) const {
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      const int index = threadIdx.x + i * blockDim.x;
-      const int chunk = index % kChunks, route = index / kChunks % 2, step = index / (2 * kChunks);
-      float* to = maps + (route * steps + step) * kColumns + chunk * 8;
-      if constexpr (Rank == 0) {
-        *reinterpret_cast<float2*>(to) = make_float2(v[i][0], v[i][1]);
-      } else {
-        reinterpret_cast<float4*>(to)[0] = make_float4(v[i][0], v[i][1], v[i][2], v[i][3]);
-        reinterpret_cast<float4*>(to)[1] = make_float4(v[i][4], v[i][5], v[i][6], v[i][7]);
-      }
-    }
-  }
-};
-
-// u2 of one step: the dt projection in registers. `row` is the step's staged map row.
-template <int Rank> __device__ __forceinline__ float project_dt(const float* row, const float (&weight)[Rank ? Rank : 1],
-                                                                float bias) {
-  float u = bias;
-#pragma unroll
-  for (int i = 0; i < Rank; i += 2) {
-    const float2 dt = *reinterpret_cast<const float2*>(row + i);
-    u = fmaf(weight[i], dt.x, u);
-    u = fmaf(weight[i + 1], dt.y, u);
-  }
-  return u;
-}
-
-template <int Rank> __device__ __forceinline__ void load_weight(const Args& p, int route, int channel,
-                                                                float (&weight)[Rank ? Rank : 1]) {
-#pragma unroll
-  for (int i = 0; i < Rank; ++i) weight[i] = p.dt_weight[(route * Rank + i) * p.padded + channel];
 }
 
 // ---- carries --------------------------------------------------------------------------------------------------------

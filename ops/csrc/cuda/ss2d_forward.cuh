@@ -10,25 +10,22 @@
 //   too long to wait for.
 #pragma once
 
-#include "ss2d_common.cuh"
+#include "ss2d_maps.cuh"
 
 namespace mmvmamba {
 namespace ss2d {
 
-// Scan one segment of one route from a zero state. weight/bias/A of the channel; `maps` staged rows of the segment.
+// Scan one segment of one route from a zero state. A is that of the channel.
 template <typename T, int Rank, bool Reversed, bool Output>
-__device__ __forceinline__ Carry scan_segment(const float* maps, const Values<T>& x, const Projected<T, Rank>& u,
-                                              const float (&weight)[Rank ? Rank : 1], float bias, float A,
-                                              float (&y)[kSegment], Values<T>& through) {
-  constexpr int columns = Maps<Rank>::kColumns;
+__device__ __forceinline__ Carry scan_segment(const Maps<T, Rank>& maps, int route, const Projected<T, Rank>& u,
+                                              const Values<T>& x, float A, float (&y)[kSegment], Values<T>& through) {
   Carry carry = {1.f, 0.f};
   float previous = 0.f;
 #pragma unroll
   for (int i = 0; i < kSegment; ++i) {
     const int t = Reversed ? kSegment - 1 - i : i;
-    const float* row = maps + t * columns;
-    const float2 bc = *reinterpret_cast<const float2*>(row + Maps<Rank>::kB);
-    const float d2 = softplus2<T>(Rank ? project_dt<Rank>(row, weight, bias) : bias + u[t]);
+    const float2 bc = maps.bc(route, t);
+    const float d2 = softplus2<T>(u[t]);
     const float decay = exp2_fast(A * d2);
     carry.end = fmaf(decay, carry.end, d2 * x[t] * bc.x);
     carry.product *= decay;
@@ -57,83 +54,70 @@ __device__ __forceinline__ void load_output(const Args& p, int64_t image, int fi
 }
 
 template <typename T, int Rank, bool SecondReversed, bool Output>
-__device__ __forceinline__ void forward_body(const Args& p, float* maps) {
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-  const int block = blockIdx.x % p.chain, group = blockIdx.x / p.chain % p.groups;
-  const int64_t batch = blockIdx.x / (p.groups * p.chain);
-  const int padded_channel = group * 32 + lane;
-  const bool active = padded_channel < p.channels;
-  const int channel = active ? padded_channel : p.channels - 1;
-  const int segment = block * warps + warp, first = segment * kSegment;
-  const int count = max(0, min(kSegment, p.length - first));
-  const int steps = warps * kSegment;
-  Carry* local = reinterpret_cast<Carry*>(maps + 2 * steps * Maps<Rank>::kColumns);  // [2][warps][32]
-  Carry* before = local + 2 * warps * 32;                                            // the same, if chained
+__device__ __forceinline__ void forward_body(const Args& p, char* shared) {
+  Place at(p, blockIdx.x % p.chain, blockIdx.x / (p.groups * p.chain));
+  at.select_group(p, blockIdx.x / p.chain % p.groups);
+  const int lane = at.lane, warp = at.warp, warps = at.warps;
+  Carry* local = reinterpret_cast<Carry*>(shared);  // [2][warps][32]
+  Carry* before = local + 2 * warps * 32;           // the same, if chained
+  shared += 4 * warps * 32 * sizeof(Carry) + warp * (Maps<T, Rank>::bytes(p.map_columns) + Projected<T, Rank>::kTileBytes);
+  const Maps<T, Rank> maps(p, shared);
+  float* tile = reinterpret_cast<float*>(shared + Maps<T, Rank>::bytes(p.map_columns));
 
-  const int64_t image = batch * p.length * p.channels + channel;
-  Staging<T, Rank> staging;
-  staging.load(p, batch, block * steps);
-  const Values<T> x = load_segment(p, static_cast<const T*>(p.x) + image, first, p.channels);
+  maps.load(p, at);
+  const int64_t image = at.batch * p.length * p.channels + at.channel;
+  const Values<T> x = load_segment(p, static_cast<const T*>(p.x) + image, at.first, p.channels);
   float y[kSegment];
-  if (Output && p.pair == 1) load_output<T>(p, image, first, y);
-  Projected<T, Rank> u0, u1;
-  u0.load(p, batch, first, 2 * p.pair, channel);
-  u1.load(p, batch, first, 2 * p.pair + 1, channel);
-  staging.store(maps, steps);
+  if (Output && p.pair == 1) load_output<T>(p, image, at.first, y);
+  maps.wait(p, lane);
   if (Output && p.pair == 0) {
-    const float skip = p.skip[padded_channel];
+    const float skip = p.skip[at.padded_channel];
 #pragma unroll
     for (int t = 0; t < kSegment; ++t) y[t] = skip * x[t];
   }
-  __syncthreads();
 
+  const float* A = p.A + 2 * p.pair * p.padded + at.padded_channel;
   Values<T> through0, through1;
-  float weight[Rank ? Rank : 1];
-  const float* rows = maps + warp * kSegment * Maps<Rank>::kColumns;
   {
-    const int q = 2 * p.pair;
-    load_weight<Rank>(p, q, padded_channel, weight);
-    local[warp * 32 + lane] =
-        scan_segment<T, Rank, false, Output>(rows, x, u0, weight, p.bias[q * p.padded + padded_channel],
-                                             p.A[q * p.padded + padded_channel], y, through0);
+    const Projected<T, Rank> u(p, at, maps, tile, 0);
+    local[warp * 32 + lane] = scan_segment<T, Rank, false, Output>(maps, 0, u, x, A[0], y, through0);
   }
   {
-    const int q = 2 * p.pair + 1;
-    load_weight<Rank>(p, q, padded_channel, weight);
-    local[(warps + warp) * 32 + lane] = scan_segment<T, Rank, SecondReversed, Output>(
-        rows + steps * Maps<Rank>::kColumns, x, u1, weight, p.bias[q * p.padded + padded_channel],
-        p.A[q * p.padded + padded_channel], y, through1);
+    const Projected<T, Rank> u(p, at, maps, tile, 1);
+    local[(warps + warp) * 32 + lane] =
+        scan_segment<T, Rank, SecondReversed, Output>(maps, 1, u, x, A[p.padded], y, through1);
   }
   __syncthreads();
   if (!Output || p.chaining == Chain::kLookBack) {
     for (int route = warp; route < 2; route += warps) {
-      publish(block_carry(p, batch, block, route, padded_channel),
+      publish(block_carry(p, at.batch, at.block, route, at.padded_channel),
               block_total(local + route * warps * 32, route == 1 && SecondReversed, warps, lane));
     }
   }
   if constexpr (!Output) return;
   const bool chained = p.chaining != Chain::kNone;
   if (chained) {
-    before[warp * 32 + lane] = share_of_chain(p, batch, block, 0, padded_channel, false, warp, warps);
+    before[warp * 32 + lane] = share_of_chain(p, at.batch, at.block, 0, at.padded_channel, false, warp, warps);
     before[(warps + warp) * 32 + lane] =
-        share_of_chain(p, batch, block, 1, padded_channel, SecondReversed, warp, warps);
+        share_of_chain(p, at.batch, at.block, 1, at.padded_channel, SecondReversed, warp, warps);
     __syncthreads();
   }
   const float state0 = incoming(local, before, chained, false, warp, warps, lane);
   const float state1 =
       incoming(local + warps * 32, before + warps * 32, chained, SecondReversed, warp, warps, lane);
-  if (!active || count == 0) return;
+  if (!at.active || at.count == 0) return;
   if (p.states != nullptr) {
-    float* to = p.states + ((batch * p.segments + segment) * 4 + 2 * p.pair) * p.channels + channel;
+    const int64_t segment = at.batch * p.segments + at.block * warps + warp;
+    float* to = p.states + (segment * 4 + 2 * p.pair) * p.channels + at.channel;
     to[0] = state0;
     to[p.channels] = state1;
   }
 #pragma unroll
   for (int t = 0; t < kSegment; ++t) y[t] = fmaf(through1[t], state1, fmaf(through0[t], state0, y[t]));
   if (p.float_output) {
-    store_segment(p, static_cast<float*>(p.y) + image, first, count, y);
+    store_segment(p, static_cast<float*>(p.y) + image, at.first, at.count, y);
   } else {
-    store_segment(p, static_cast<T*>(p.y) + image, first, count, y);
+    store_segment(p, static_cast<T*>(p.y) + image, at.first, at.count, y);
   }
 }
 
@@ -141,17 +125,17 @@ template <typename T, int Rank, bool SecondReversed>
 __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 3 : 2)
     forward_kernel(const __grid_constant__ Args p) {
   extern __shared__ float4 shared[];
-  forward_body<T, Rank, SecondReversed, true>(p, reinterpret_cast<float*>(shared));
+  forward_body<T, Rank, SecondReversed, true>(p, reinterpret_cast<char*>(shared));
 }
 
 template <typename T, int Rank, bool SecondReversed>
 __global__ void __launch_bounds__(kMaxWarps * 32) forward_carries_kernel(const __grid_constant__ Args p) {
   extern __shared__ float4 shared[];
-  forward_body<T, Rank, SecondReversed, false>(p, reinterpret_cast<float*>(shared));
+  forward_body<T, Rank, SecondReversed, false>(p, reinterpret_cast<char*>(shared));
 }
 
-template <int Rank> int forward_shared(int warps) {
-  return warps * (2 * kSegment * Maps<Rank>::kColumns * sizeof(float) + 4 * 32 * sizeof(Carry));
+template <typename T, int Rank> int forward_shared(const Args& args, int warps) {
+  return warps * (4 * 32 * sizeof(Carry) + Maps<T, Rank>::bytes(args.map_columns) + Projected<T, Rank>::kTileBytes);
 }
 
 // Launch `kernel` with a dynamic shared memory that may exceed the default limit.
@@ -163,7 +147,7 @@ inline void launch(void (*kernel)(const Args), int64_t blocks, int warps, int by
 
 template <typename T, int Rank> void run_forward(bool carries, int warps, const Args& args, cudaStream_t stream) {
   const int64_t blocks = args.batch * args.chain * args.groups;
-  const int bytes = forward_shared<Rank>(warps);
+  const int bytes = forward_shared<T, Rank>(args, warps);
   if (carries) {
     launch(args.second_reversed ? forward_carries_kernel<T, Rank, true> : forward_carries_kernel<T, Rank, false>,
            blocks, warps, bytes, args, stream);

@@ -24,8 +24,9 @@ struct Args {
   const void* x;             // (batch, length, channels)
   const void* dy;            // (batch, length, channels), backward only
   const void* maps;          // (batch, length, 4, map_columns): dt, zeros, B, C of each q
-  void* u;                   // (batch, length, 4, channels): dt projected by a GEMM, or null; backward leaves du2 there
-  const float* dt_weight;    // (4, rank, padded)
+  void* u;                   // (batch, length, 4, channels), rank 0 only: float's dt projected; backward leaves du2
+  const float* dt_weight;    // (4, rank, padded), float only
+  const void* dt_operand;    // fragments of (4, groups, columns, 32 channels), 16-bit types only; see prepare_kernel
   const void* dt_fragment;   // (4, columns, padded) in the type of x, backward only
   const float* bias;         // (4, padded)
   const float* A;            // (4, padded), negative
@@ -33,8 +34,8 @@ struct Args {
   void* y;                   // (batch, length, channels): output, or dx in backward
   void* block_carries;       // (batch, chain, 2, padded) pairs of float; all bits set before a look-back
   float* states;             // (batch, segments, 4, channels): state entering each segment, or null
-  void* dmaps;               // (batch, length, 4, map_columns), backward with rank <= 14
-  float* dmaps_part;         // (splits, batch, length, 4, 2): dB and dC, backward with u
+  void* dmaps;               // (batch, length, 4, map_columns), backward only
+  float* dmaps_part;         // (splits, batch, length, 4, 2): dB and dC, backward of rank 0
   float* partial;            // (batch * chain, groups, outputs): sums over a block's pixels
   int64_t batch;
   int channels, padded, groups, height, width, length, segments, chain, map_columns;
@@ -54,7 +55,7 @@ inline int partial_columns(int rank) {
 }
 inline int partial_size(int rank) { return 32 * (2 * partial_columns(rank) + 3); }
 
-// rank: 6 or 12 (projected in the kernel, zero padded), or 0 (u holds the projection).
+// rank: 6 or 12 (dt ranks up to those, zero padded), or 0 (any).
 void launch_forward_carries(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
 void launch_forward(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
 void launch_backward_carries(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
@@ -79,7 +80,8 @@ MMVMAMBA_SS2D_DECLARE(float)
 struct Prepare {
   const float *x_proj, *dt_proj, *dt_bias, *A_logs, *Ds;  // the op's parameters in float
   void* projection;     // (4, map_columns, channels): rows dt, zeros, ln2 * B, C
-  float* dt_weight;     // (4, rank, padded), or null
+  float* dt_weight;     // (4, rank, padded)
+  void* dt_operand;     // as in Args, or null
   void* dt_fragment;    // (4, columns, padded), or null
   void* dt_matrix;      // (4, map_columns, channels): log2e * Wdt^T, zero in the other rows; or null
   float *bias, *A, *skip;

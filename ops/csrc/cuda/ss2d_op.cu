@@ -1,7 +1,7 @@
 // The fused SS2D core, mmvmamba::ss2d_scan and ss2d_scan_backward on CUDA (N = 1; cross2d, unidi, bidi).
 //
-// Forward: prepare parameters; one GEMM for the maps of all routes; for dt ranks above 12 a batched GEMM for u;
-// then for each pair of routes the block carries (if an image has more than one block) and the scan.
+// Forward: prepare parameters; one GEMM for the maps of all routes; for float and dt ranks above 12 a batched GEMM for u;
+// then for each pair of routes the block carries (if an image has too many blocks to wait for) and the scan.
 // Backward: the same maps, the scans' adjoint a pair, then dx += dmaps Wx, and weight sums by chunked GEMMs.
 
 #include <ATen/core/Tensor.h>
@@ -45,11 +45,11 @@ struct Problem {
   Type type;
   Args args{};
   Prepare prepare{};
-  int dt_rank, rank;  // the op's R, and the kernels': 6, 12, or 0 for u by GEMM
+  int dt_rank, rank;  // the op's R, and the kernels': 6, 12, or 0 for any
   int warps;          // segments of a block
   bool column_second;
   cudaStream_t stream;
-  Tensor projection, dt_matrix, floats, fragment;
+  Tensor projection, dt_matrix, floats, fragment, operand;
   Tensor carries;     // of both pairs' blocks
 
   Problem(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias, const Tensor& A_logs,
@@ -66,7 +66,7 @@ struct Problem {
     rank = dt_rank <= 6 ? 6 : dt_rank <= 12 ? 12 : 0;
     args.batch = x.size(0), args.channels = x.size(1), args.height = x.size(2), args.width = x.size(3);
     args.padded = ceil_div(args.channels, 32) * 32, args.groups = args.padded / 32;
-    args.map_columns = rank == 6 ? 8 : rank == 12 ? 16 : ceil_div(dt_rank + 2, 8) * 8;
+    args.map_columns = rank == 6 ? 8 : rank == 12 ? 16 : ceil_div(dt_rank + 2, 16) * 16;
     const int64_t length = x.size(2) * x.size(3);
     TORCH_CHECK(4 * length * std::max<int64_t>(args.padded, args.map_columns) < (1ll << 31),
                 "ss2d_scan: an image of ", x.size(2), " x ", x.size(3), " with ", args.channels,
@@ -83,6 +83,10 @@ struct Problem {
     prepare.dt_bias = dt_bias.data_ptr<float>(), prepare.A_logs = A_logs.data_ptr<float>();
     prepare.Ds = Ds.data_ptr<float>();
     prepare.projection = projection.data_ptr();
+    if (type != Type::kFloat) {
+      operand = at::empty({4, args.map_columns, args.padded}, options);
+      prepare.dt_operand = operand.data_ptr();
+    }
     if (rank > 0) {
       fragment = at::empty({4, args.map_columns, args.padded}, options);
       prepare.dt_fragment = fragment.data_ptr();
@@ -103,7 +107,7 @@ struct Problem {
     launch_prepare(type, prepare, stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     args.skip = prepare.skip, args.bias = prepare.bias, args.A = prepare.A, args.dt_weight = prepare.dt_weight;
-    args.dt_fragment = prepare.dt_fragment;
+    args.dt_fragment = prepare.dt_fragment, args.dt_operand = prepare.dt_operand;
   }
 
   void select_pair(int pair) {
@@ -121,10 +125,11 @@ struct Problem {
     warps = ceil_div(args.segments, args.chain);
   }
 
-  // u2 without bias by a batched GEMM, (batch * length, 4, channels).
+  // For rank 0 memory for du2, (batch * length, 4, channels), and for float u2 without bias in it, by a batched GEMM.
   Tensor project_u(const Tensor& maps) const {
     const int64_t pixels = args.batch * args.length;
     Tensor u = at::empty({pixels, 4, args.channels}, maps.options());
+    if (type != Type::kFloat) return u;
     Tensor by_route = u.transpose(0, 1);
     at::bmm_out(by_route, maps.view({pixels, 4, args.map_columns}).transpose(0, 1), dt_matrix);
     return u;
@@ -145,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x
   Tensor maps = at::empty({pixels, 4 * args.map_columns}, options);
   at::mm_out(maps, image.view({pixels, args.channels}), problem.projection.t());
   Tensor u;
-  if (problem.rank == 0) u = problem.project_u(maps);
+  if (problem.rank == 0 && problem.type == Type::kFloat) u = problem.project_u(maps);
   Tensor y = at::empty({args.batch, args.height, args.width, args.channels}, options.dtype(out_dtype));
   Tensor states = at::empty({save ? args.batch * args.segments * 4 * args.channels : 0}, options.dtype(at::kFloat));
 

@@ -33,6 +33,15 @@ template <typename T> __global__ void prepare_kernel(const __grid_constant__ Pre
     static_cast<T*>(p.projection)[to] = from_float<T>(value);
     if (p.dt_matrix != nullptr) static_cast<T*>(p.dt_matrix)[to] = from_float<T>(dt);
   }
+  if (p.dt_operand != nullptr) {
+    // Words of mma's b, two columns each, as the lanes want them: [q][group][part of 16 columns][lane][half of the
+    // part][tile of 8 channels]; 8 columns are one half.
+    const int halves = p.map_columns == 8 ? 1 : 2, parts = p.map_columns / (8 * halves);
+    const int lane = channel % 8 * 4 + column % 8 / 2;
+    const int part = (q * (p.padded / 32) + channel / 32) * parts + column / 8 / halves;
+    const int word = ((part * 32 + lane) * halves + column / 8 % halves) * 4 + channel % 32 / 8;
+    static_cast<T*>(p.dt_operand)[word * 2 + column % 2] = from_float<T>(dt);
+  }
   if (p.rank > 0) {
     if (column < p.rank) p.dt_weight[(q * p.rank + column) * p.padded + channel] = dt;
     static_cast<T*>(p.dt_fragment)[i] = from_float<T>(dt);

@@ -8,45 +8,22 @@
 // Float inputs do the same with scalar arithmetic.
 #pragma once
 
-#include "ss2d_common.cuh"
+#include <algorithm>
+
+#include "ss2d_maps.cuh"
 
 namespace mmvmamba {
 namespace ss2d {
 
 // Row stride of a tile in elements: 48 bytes keeps ldmatrix free of bank conflicts; 17 floats likewise.
 template <typename T> constexpr int kTileStride = sizeof(T) == 2 ? 24 : 17;
-template <typename T> constexpr int kTileSize = 3 * 32 * kTileStride<T>;
-
-template <typename T> __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                                          uint32_t b1);
-template <> __device__ __forceinline__ void mma<__half>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                                        uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-template <> __device__ __forceinline__ void mma<__nv_bfloat16>(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                                               uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-template <bool Transposed> __device__ __forceinline__ void load_matrix(uint32_t (&a)[4], const void* at) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(at));
-  if constexpr (Transposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address));
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address));
-  }
-}
+// Bytes of a warp's tiles, which hold u2 before.
+template <typename T, int Rank>
+constexpr int kTilesBytes = std::max<int>(3 * 32 * kTileStride<T> * sizeof(T), Projected<T, Rank>::kTileBytes);
 
 // Per-thread part of dmaps for one route: mma accumulators, or [columns / 2] columns of a pixel for float.
 template <typename T, int Rank> struct MapSums {
-  static constexpr int kColumns = Rank == 0 ? 8 : Maps<Rank>::kColumns;
+  static constexpr int kColumns = Rank == 0 || Rank == 6 ? 8 : 16;
   static constexpr int kTiles = kColumns / 8;
   float sum[kTiles][4];
   __device__ __forceinline__ void clear() {
@@ -114,32 +91,37 @@ template <typename T, int Rank> struct MapSums {
   }
 };
 
-// weights[channel][column] of one segment and route to `to` (32, partial_columns); `rows` are the staged maps. Without
-// a dt projection in the kernel only the bias is left, `dbias`.
+// weights[channel][column] of one segment and route to `to` (32, partial_columns). Without sums of the weights in the
+// kernel only the bias is left, `dbias`.
 template <typename T, int Rank>
-__device__ __forceinline__ void weight_sums(const T* tile, const float* rows, float dbias, float* to, int lane) {
+__device__ __forceinline__ void weight_sums(const T* tile, const Maps<T, Rank>& maps, int route, float dbias, float* to,
+                                            int lane) {
   constexpr int columns = kPartialColumns<Rank>;
   if constexpr (Rank == 0) {
     to[lane] = dbias;
   } else if constexpr (sizeof(T) == 2) {
+    uint32_t dt[4];  // pixels 0 to 7 and 8 to 15, by columns 0 to 7 and 8 to 15
+    load_matrix<true>(dt, maps.matrix(route, lane));
+#pragma unroll
+    for (int i = 0; i < columns / 8; ++i) {
+      const int column = i * 8 + lane / 4;
+      if (column >= Rank) dt[2 * i] = dt[2 * i + 1] = column == Rank ? pack2<T>(1.f, 1.f) : 0u;
+    }
 #pragma unroll
     for (int m = 0; m < 32; m += 16) {
       uint32_t a[4];
       load_matrix<false>(a, tile + (m + lane / 8 % 2 * 8 + lane % 8) * kTileStride<T> + (lane >> 4) * 8);
 #pragma unroll
       for (int i = 0; i < columns / 8; ++i) {
-        const int column = i * 8 + lane / 4;
-        const float* b = rows + lane % 4 * 2 * columns + column;
-        uint32_t b0 = pack2<T>(b[0], b[columns]), b1 = pack2<T>(b[8 * columns], b[9 * columns]);
-        if (column >= Rank) b0 = b1 = column == Rank ? pack2<T>(1.f, 1.f) : 0u;
         float d[4] = {0.f, 0.f, 0.f, 0.f};
-        mma<T>(d, a, b0, b1);
+        mma<T>(d, a, dt[2 * i], dt[2 * i + 1]);
         float* at = to + (m + lane / 4) * columns + i * 8 + lane % 4 * 2;
         *reinterpret_cast<float2*>(at) = make_float2(d[0], d[1]);
         *reinterpret_cast<float2*>(at + 8 * columns) = make_float2(d[2], d[3]);
       }
     }
   } else {
+    const float* rows = maps.floats + route * kSegment * columns;
     float sum[Rank + 1];
 #pragma unroll
     for (int i = 0; i <= Rank; ++i) sum[i] = 0.f;

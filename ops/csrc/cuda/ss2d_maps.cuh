@@ -1,0 +1,176 @@
+// The maps of a warp's segment in shared memory (dt, B and C of both routes of the pair), and u2 of its steps from them.
+//
+// 16-bit types: u2 of a segment and route is a product on the tensor cores, [16 pixels][columns] x [columns][32
+//   channels] for any dt rank, left in shared memory as float [pixel][channel]: a lane then reads its channel.
+// float: multiply-adds in every step for dt ranks up to 12; for greater ones a GEMM has left u in memory.
+#pragma once
+
+#include "ss2d_common.cuh"
+#include "tensor_core.cuh"
+
+namespace mmvmamba {
+namespace ss2d {
+
+static_assert(2 * kSegment == 32, "a lane has a row of maps: a pixel of the segment and a route of the pair");
+
+// Where a thread works.
+struct Place {
+  int lane, warp, warps, block, group, padded_channel, channel, first, count;
+  int64_t batch;
+  bool active;  // whether its channel exists; else `channel` is another one
+
+  __device__ __forceinline__ Place(const Args& p, int block_in_chain, int64_t image)
+      : lane(threadIdx.x & 31), warp(threadIdx.x >> 5), warps(blockDim.x >> 5), block(block_in_chain), batch(image) {
+    first = (block * warps + warp) * kSegment;
+    count = max(0, min(kSegment, p.length - first));
+  }
+  __device__ __forceinline__ void select_group(const Args& p, int which) {
+    group = which;
+    padded_channel = group * 32 + lane;
+    active = padded_channel < p.channels;
+    channel = active ? padded_channel : p.channels - 1;
+  }
+};
+
+// ---- maps -----------------------------------------------------------------------------------------------------------
+// Rows beyond the image are zero, which makes the steps there inert (no drive, no output, no gradient).
+template <typename T, int Rank> struct Maps {
+  static constexpr bool kHalf = sizeof(T) == 2;
+  // a row in float: dt zero padded, B, C; only B and C if dt is projected elsewhere
+  static constexpr int kColumns = kHalf || Rank == 0 ? 2 : Rank <= 6 ? 8 : 16;
+  float* floats;  // [2][kSegment][kColumns]
+  T* rows;        // 16-bit types: [2][kSegment][stride], whole rows as they are in memory
+  int stride;
+
+  // Columns of a row in memory.
+  __host__ __device__ static int columns(int map_columns) { return Rank == 0 ? map_columns : Rank <= 6 ? 8 : 16; }
+  // 16 bytes more than a power of two keep load_matrix free of bank conflicts.
+  __host__ __device__ static int row_stride(int map_columns) { return Rank == 6 ? 8 : columns(map_columns) + 8; }
+  // Bytes of a warp.
+  __host__ __device__ static int bytes(int map_columns) {
+    return 32 * (kColumns * sizeof(float) + (kHalf ? row_stride(map_columns) * sizeof(T) : 0));
+  }
+
+  __device__ __forceinline__ Maps(const Args& p, char* shared)
+      : floats(reinterpret_cast<float*>(shared)), rows(reinterpret_cast<T*>(floats + 32 * kColumns)),
+        stride(row_stride(p.map_columns)) {}
+
+  // Begin to load.
+  __device__ __forceinline__ void load(const Args& p, const Place& at) const {
+    const int route = at.lane / kSegment, t = at.lane % kSegment, columns_here = columns(p.map_columns);
+    const bool valid = t < at.count;
+    const int64_t row = (at.batch * p.length + pixel_of(p, valid ? at.first + t : 0)) * 4 + 2 * p.pair + route;
+    const T* from = static_cast<const T*>(p.maps) + row * p.map_columns;
+    if constexpr (kHalf) {
+      for (int i = 0; i < columns_here; i += 8) copy_async<16>(rows + at.lane * stride + i, from + i, valid);
+    } else if constexpr (Rank == 0) {
+      copy_async<8>(floats + at.lane * 2, from + p.map_columns - 2, valid);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kColumns; i += 4) copy_async<16>(floats + at.lane * kColumns + i, from + i, valid);
+    }
+  }
+
+  __device__ __forceinline__ void wait(const Args& p, int lane) const {
+    wait_for_copies();
+    if constexpr (kHalf) {
+      const T* bc = rows + lane * stride + columns(p.map_columns) - 2;
+      *reinterpret_cast<float2*>(floats + lane * 2) = make_float2(to_float(bc[0]), to_float(bc[1]));
+    }
+    __syncwarp();
+  }
+
+  // B and C of a step.
+  __device__ __forceinline__ float2 bc(int route, int t) const {
+    return *reinterpret_cast<const float2*>(floats + (route * kSegment + t) * kColumns + kColumns - 2);
+  }
+
+  // Where load_matrix of a 16 x 16 part of the route's rows starts for this lane.
+  __device__ __forceinline__ const T* matrix(int route, int lane) const {
+    return rows + (route * kSegment + lane % 16) * stride + (Rank == 6 ? 0 : lane / 16 * 8);
+  }
+};
+
+// ---- u2 -------------------------------------------------------------------------------------------------------------
+constexpr int kTileRow = 40;  // floats from a pixel to the next: stores of fragments then meet no bank conflict
+
+// u2 of the thread's segment on one route. The tile is the warp's, [kSegment][kTileRow] floats.
+template <typename T, int Rank, bool Half = sizeof(T) == 2> struct Projected {
+  const float* tile;
+  static constexpr int kTileBytes = kSegment * kTileRow * sizeof(float);
+
+  __device__ __forceinline__ Projected(const Args& p, const Place& at, const Maps<T, Rank>& maps, float* to, int route)
+      : tile(to + at.lane) {
+    const int q = 2 * p.pair + route, pair_of_columns = at.lane % 4 * 2;
+    const float* bias = p.bias + q * p.padded + at.group * 32 + pair_of_columns;
+    float sum[4][4];
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const float2 b = *reinterpret_cast<const float2*>(bias + n * 8);
+      sum[n][0] = sum[n][2] = b.x, sum[n][1] = sum[n][3] = b.y;
+    }
+    const T* matrix = maps.matrix(route, at.lane);
+    if constexpr (Rank == 6) {
+      const uint4* weight = static_cast<const uint4*>(p.dt_operand) + (q * p.groups + at.group) * 32 + at.lane;
+      const uint4 b = *weight;
+      uint32_t a[4];
+      load_matrix<false>(a, matrix);
+      mma_short<T>(sum[0], a, b.x), mma_short<T>(sum[1], a, b.y);
+      mma_short<T>(sum[2], a, b.z), mma_short<T>(sum[3], a, b.w);
+    } else {
+      const int parts = Rank == 0 ? p.map_columns / 16 : 1;
+      const uint4* weight =
+          static_cast<const uint4*>(p.dt_operand) + ((q * p.groups + at.group) * parts * 32 + at.lane) * 2;
+      for (int k = 0; k < parts; ++k, matrix += 16, weight += 64) {
+        const uint4 b0 = weight[0], b1 = weight[1];
+        uint32_t a[4];
+        load_matrix<false>(a, matrix);
+        mma<T>(sum[0], a, b0.x, b1.x), mma<T>(sum[1], a, b0.y, b1.y);
+        mma<T>(sum[2], a, b0.z, b1.z), mma<T>(sum[3], a, b0.w, b1.w);
+      }
+    }
+    __syncwarp();  // all lanes have read what was there
+    float* row = to + at.lane / 4 * kTileRow + pair_of_columns;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      *reinterpret_cast<float2*>(row + n * 8) = make_float2(sum[n][0], sum[n][1]);
+      *reinterpret_cast<float2*>(row + n * 8 + 8 * kTileRow) = make_float2(sum[n][2], sum[n][3]);
+    }
+    __syncwarp();
+  }
+  __device__ __forceinline__ float operator[](int t) const { return tile[t * kTileRow]; }
+};
+
+template <typename T, int Rank> struct Projected<T, Rank, false> {
+  static constexpr int kTileBytes = 0;
+  float weight[Rank ? Rank : 1], bias;
+  const float* rows;
+  Values<T> values;
+
+  __device__ __forceinline__ Projected(const Args& p, const Place& at, const Maps<T, Rank>& maps, float*, int route)
+      : rows(maps.floats + route * kSegment * Maps<T, Rank>::kColumns) {
+    const int q = 2 * p.pair + route;
+    bias = p.bias[q * p.padded + at.padded_channel];
+    if constexpr (Rank == 0) {
+      const T* from = static_cast<const T*>(p.u) + (at.batch * p.length * 4 + q) * p.channels + at.channel;
+      values = load_segment(p, from, at.first, 4 * p.channels);
+    } else {
+#pragma unroll
+      for (int i = 0; i < Rank; ++i) weight[i] = p.dt_weight[(q * Rank + i) * p.padded + at.padded_channel];
+    }
+  }
+  __device__ __forceinline__ float operator[](int t) const {
+    if constexpr (Rank == 0) return bias + values[t];
+    float u = bias;
+#pragma unroll
+    for (int i = 0; i < Rank; i += 2) {
+      const float2 dt = *reinterpret_cast<const float2*>(rows + t * Maps<T, Rank>::kColumns + i);
+      u = fmaf(weight[i], dt.x, u);
+      u = fmaf(weight[i + 1], dt.y, u);
+    }
+    return u;
+  }
+};
+
+}  // namespace ss2d
+}  // namespace mmvmamba
