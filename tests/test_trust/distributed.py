@@ -114,8 +114,9 @@ def main(out: str, batches: str, argument: str) -> None:
         return {name: train(out, batches, rank, world, dtype, device=device) for name, dtype in dtypes.items()}
 
     fork(f'{out}.1', 1, partial(work, world=1))
-    if argument == 'cuda':
-        fork(f'{out}.cuda', 1, partial(work, world=1, device='cuda'))
+    if argument == 'cuda':  # which a fork of this process may not use
+        torch.backends.cudnn.allow_tf32 = False
+        torch.save(work(0, 1, 'cuda'), f'{out}.cuda')
     else:
         fork(f'{out}.{argument}', int(argument), partial(work, world=int(argument)))
 

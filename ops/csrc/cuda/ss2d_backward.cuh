@@ -37,27 +37,34 @@ __device__ __forceinline__ Carry scan_back(const Maps<T, Rank>& maps, int route,
 
 template <typename T, int Rank, bool SecondReversed>
 __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const __grid_constant__ Args p) {
+  using Memory = ForwardMemory<T, Rank>;
   extern __shared__ float4 memory[];
-  Place at(p, blockIdx.x % p.chain, blockIdx.x / (p.groups * p.chain));
-  at.select_group(p, blockIdx.x / p.chain % p.groups);
+  int group;
+  Place at(p, p.by_groups, group);
+  at.select_group(p, group);
   const int lane = at.lane, warp = at.warp, warps = at.warps;
   Carry* local = reinterpret_cast<Carry*>(memory);  // [2][warps][32]
-  const int maps_bytes = Maps<T, Rank>::bytes(p.map_columns);
-  char* shared = reinterpret_cast<char*>(local + 4 * warps * 32) + warp * (maps_bytes + Projected<T, Rank>::kTileBytes);
-  const Maps<T, Rank> maps(p, shared);
-  float* tile = reinterpret_cast<float*>(shared + maps_bytes);
+  char* operands = reinterpret_cast<char*>(memory) + Memory::carries(p, warps);
+  char* own = operands + 2 * operand_bytes<T, Rank>(p.map_columns) + warp * Memory::warp_bytes(p.map_columns);
+  T* dy_tile = reinterpret_cast<T*>(own);
+  char* scratch = own + Memory::kX;
+  const Maps<T, Rank> maps(p, scratch + Memory::kScratch);
+  const Segment<T> segment(p, at);
 
+  segment.load(p, at, static_cast<const T*>(p.dy) + at.batch * p.length * p.channels, p.channels, dy_tile);
   maps.load(p, at);
-  const T* dy_from = static_cast<const T*>(p.dy) + at.batch * p.length * p.channels + at.channel;
-  const Values<T> dy = load_segment(p, dy_from, at.first, p.channels);
+  load_operands<T, Rank>(p, at.group, operands);
   const float* A = p.A + 2 * p.pair * p.padded + at.padded_channel;
-  maps.wait(p, lane);
+  wait_for_copies();
+  maps.convert(p, lane);
+  __syncthreads();
+  const Values<T> dy = read_tile(dy_tile, lane);
   {
-    const Projected<T, Rank> u(p, at, maps, tile, 0);
+    const Projected<T, Rank> u(p, at, maps, segment, operands, scratch, 0);
     local[warp * 32 + lane] = scan_back<T, Rank, false>(maps, 0, u, dy, A[0]);
   }
   {
-    const Projected<T, Rank> u(p, at, maps, tile, 1);
+    const Projected<T, Rank> u(p, at, maps, segment, operands + operand_bytes<T, Rank>(p.map_columns), scratch, 1);
     local[(warps + warp) * 32 + lane] = scan_back<T, Rank, SecondReversed>(maps, 1, u, dy, A[p.padded]);
   }
   __syncthreads();
@@ -71,17 +78,18 @@ __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const 
 // One route: adds to dx, dA, dbias and dmaps, and leaves the tiles of ss2d_reduce.cuh. `local` and `before` are the
 // block's carries of this route; `state` enters the thread's segment.
 template <typename T, int Rank, bool Reversed>
-__device__ __forceinline__ void backward_route(const Args& p, const Place& at, const Maps<T, Rank>& maps, int route,
-                                               Values<T>& x, Values<T>& dy, float state, T* tiles,
-                                               Carry* local, Carry* before, float (&dx)[kSegment], float& dA,
-                                               float& dbias, MapSums<T, Rank>& dmaps) {
+__device__ __forceinline__ void backward_route(const Args& p, const Place& at, const Maps<T, Rank>& maps,
+                                               const Segment<T>& segment, const char* operand, int route,
+                                               Values<T>& x, Values<T>& dy, float state, T* tiles, Carry* local,
+                                               Carry* before, float (&dx)[kSegment], float& dA, float& dbias,
+                                               MapSums<T, Rank>& dmaps) {
   const int q = 2 * p.pair + route;
   const float A = p.A[q * p.padded + at.padded_channel];
   float d2[kSegment], h[kSegment];
   x.stay_packed();
   dy.stay_packed();
   {
-    const Projected<T, Rank> u(p, at, maps, reinterpret_cast<float*>(tiles), route);
+    const Projected<T, Rank> u(p, at, maps, segment, operand, tiles, route);
 #pragma unroll
     for (int i = 0; i < kSegment; ++i) {
       const int t = Reversed ? kSegment - 1 - i : i;
@@ -112,7 +120,6 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
     __syncthreads();
   }
   float s = incoming(local, before, chained, !Reversed, at.warp, at.warps, at.lane);
-  if (!at.active) s = 0.f;
 
   x.stay_packed();
   dy.stay_packed();
@@ -132,8 +139,9 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
     dA = fmaf(g_d2, carried, dA);
     if (Rank == 0) dbias += du;
     const float values[3] = {du, g_d2 * x[t], h[t] * dy[t]};
+    if constexpr (Rank == 0) tiles[t * 32 + at.lane] = from_float<T>(du);
 #pragma unroll
-    for (int j = 0; j < 3; ++j) {
+    for (int j = Rank == 0; j < 3; ++j) {
       if constexpr (sizeof(T) == 4) {
         tile[j * 32 * kTileStride<T> + t] = values[j];
       } else if (i % 2 == 0) {
@@ -146,61 +154,88 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
   }
   __syncwarp();
   if constexpr (Rank == 0) {
-    T* to = static_cast<T*>(p.u) + (at.batch * p.length * 4 + q) * p.channels + at.channel;
-    const int count = at.active ? at.count : 0;
-    Walk walk(p, min(at.first, p.length - 1), 4 * p.channels);
-#pragma unroll
-    for (int t = 0; t < kSegment; ++t) {
-      if (t < count) to[walk.offset] = tile[t];
-      walk.next();
-    }
+    T* image = static_cast<T*>(p.u) + (at.batch * p.length * 4 + q) * p.channels;
+    segment.store(p, at, tiles, image, 4 * p.channels);
   }
   const T* fragment = static_cast<const T*>(p.dt_fragment) + q * kPartialColumns<Rank> * p.padded + at.group * 32;
   dmaps.add(tiles, fragment, p.padded, at.lane);
 }
 
+// Shared memory of a block: carries, two sets of operands, then of each warp x, dy, what is in dx, the tiles, maps, sums.
+template <typename T, int Rank> struct BackwardMemory {
+  static constexpr int kTile = Segment<T>::kSize * sizeof(T), kSums = kPartialSize<Rank> * sizeof(float);
+  __host__ __device__ static int carries(int warps) { return 3 * warps * 32 * sizeof(Carry); }
+  // A set of operands is of both routes. Those of rank 0 are read where they are: they would cost too much occupancy.
+  static constexpr bool kOperands = Rank > 0;
+  __host__ __device__ static int operands(int map_columns) {
+    return kOperands ? 2 * operand_bytes<T, Rank>(map_columns) : 0;
+  }
+  __host__ __device__ static int warp_bytes(int map_columns) {
+    return 3 * kTile + kTilesBytes<T, Rank> + Maps<T, Rank>::bytes(map_columns) + kSums;
+  }
+  __host__ __device__ static int bytes(int map_columns, int warps) {
+    return carries(warps) + 2 * operands(map_columns) + warps * warp_bytes(map_columns);
+  }
+};
+
 template <typename T, int Rank, bool SecondReversed>
 __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
     backward_kernel(const __grid_constant__ Args p) {
+  using Memory = BackwardMemory<T, Rank>;
   constexpr int out_columns = kPartialColumns<Rank>, outputs = kPartialSize<Rank>;
   extern __shared__ float4 memory[];
-  const int split = blockIdx.x / p.chain % p.splits;
-  Place at(p, blockIdx.x % p.chain, blockIdx.x / (p.splits * p.chain));
-  const int warps = at.warps, maps_bytes = Maps<T, Rank>::bytes(p.map_columns);
-  Carry* local = reinterpret_cast<Carry*>(memory);                     // [2][warps][32]
-  Carry* before = local + 2 * warps * 32;                              // [2][warps][32]
-  float* sums = reinterpret_cast<float*>(before + 2 * warps * 32);     // [warps][outputs]
-  char* shared = reinterpret_cast<char*>(sums + warps * outputs) + at.warp * (maps_bytes + kTilesBytes<T, Rank>);
-  const Maps<T, Rank> maps(p, shared);
-  T* tiles = reinterpret_cast<T*>(shared + maps_bytes);                // [3][32][stride], or u2
+  int split;
+  Place at(p, p.by_splits, split);
+  const int warps = at.warps, operands_bytes = Memory::operands(p.map_columns);
+  Carry* local = reinterpret_cast<Carry*>(memory);  // [2][warps][32], of both routes
+  Carry* before = local + 2 * warps * 32;           // [warps][32]
+  char* operands = reinterpret_cast<char*>(memory) + Memory::carries(warps);  // those of this group and the next
+  char* own = operands + 2 * operands_bytes + at.warp * Memory::warp_bytes(p.map_columns);
+  T *x_tile = reinterpret_cast<T*>(own), *dy_tile = x_tile + Segment<T>::kSize, *dx_tile = dy_tile + Segment<T>::kSize;
+  T* tiles = dx_tile + Segment<T>::kSize;
+  const Maps<T, Rank> maps(p, reinterpret_cast<char*>(tiles) + kTilesBytes<T, Rank>);
+  const int sums_stride = Memory::warp_bytes(p.map_columns);  // bytes from a warp's sums to the next one's
+  char* sums = operands + 2 * operands_bytes + sums_stride - Memory::kSums;
+  float* own_sums = reinterpret_cast<float*>(sums + at.warp * sums_stride);
+  const Segment<T> segment(p, at);
+  const int64_t image = at.batch * p.length * p.channels;
+  T* dx_image = static_cast<T*>(p.y) + image;
+
+  const auto load = [&](int group, int which) {
+    at.select_group(p, group);
+    if constexpr (Memory::kOperands) load_operands<T, Rank>(p, group, operands + which * operands_bytes);
+    segment.load(p, at, static_cast<const T*>(p.x) + image, p.channels, x_tile);
+    segment.load(p, at, static_cast<const T*>(p.dy) + image, p.channels, dy_tile);
+    if (p.pair == 1) segment.load(p, at, dx_image, p.channels, dx_tile);
+  };
+  const int per_split = (p.groups + p.splits - 1) / p.splits, first_group = split * per_split;
+  const int last_group = min(p.groups, first_group + per_split);
   maps.load(p, at);
-  maps.wait(p, at.lane);
+  load(first_group, 0);
 
   MapSums<T, Rank> dmaps0, dmaps1;
   dmaps0.clear();
   dmaps1.clear();
-  const int per_split = (p.groups + p.splits - 1) / p.splits;
-  const int last_group = min(p.groups, (split + 1) * per_split);
-  for (int group = split * per_split; group < last_group; ++group) {
-    at.select_group(p, group);
-    const int64_t image = at.batch * p.length * p.channels + at.channel;
-    Values<T> x = load_segment(p, static_cast<const T*>(p.x) + image, at.first, p.channels);
-    Values<T> dy = load_segment(p, static_cast<const T*>(p.dy) + image, at.first, p.channels);
-    float state0 = 0.f, state1 = 0.f;
-    if (at.active && at.count > 0) {
-      const int64_t segment = at.batch * p.segments + at.block * at.warps + at.warp;
-      const float* from = p.states + (segment * 4 + 2 * p.pair) * p.channels + at.channel;
-      state0 = from[0], state1 = from[p.channels];
-    }
+  for (int group = first_group; group < last_group; ++group) {
+    const int which = (group - first_group) % 2;
+    wait_for_copies();
+    if (group == first_group) maps.convert(p, at.lane);
+    __syncthreads();  // copies are there, and the sums of the group before are read
+    Values<T> x = read_tile(x_tile, at.lane), dy = read_tile(dy_tile, at.lane);
     float dx[kSegment], dA0 = 0.f, dA1 = 0.f, dbias0 = 0.f, dbias1 = 0.f, dD = 0.f;
     if (p.pair == 1) {
-      const Values<T> before_columns = load_segment(p, static_cast<const T*>(p.y) + image, at.first, p.channels);
+      const Values<T> rows = read_tile(dx_tile, at.lane);
 #pragma unroll
-      for (int t = 0; t < kSegment; ++t) dx[t] = before_columns[t];
+      for (int t = 0; t < kSegment; ++t) dx[t] = rows[t];
     }
-    if (!at.active || at.count < kSegment) {
-      x.keep_first(at.active ? at.count : 0);
-      dy.keep_first(at.active ? at.count : 0);
+    __syncwarp();
+    if (group + 1 < last_group) load(group + 1, 1 - which);
+    at.select_group(p, group);
+    float state0 = 0.f, state1 = 0.f;
+    if (at.active && at.count > 0) {
+      const int64_t number = at.batch * p.segments + at.block * warps + at.warp;
+      const float* from = p.states + (number * 4 + 2 * p.pair) * p.channels + at.channel;
+      state0 = from[0], state1 = from[p.channels];
     }
     if (p.pair == 0) {
       const float skip = p.skip[at.padded_channel];
@@ -208,13 +243,18 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
       for (int t = 0; t < kSegment; ++t) dx[t] = skip * dy[t], dD = fmaf(x[t], dy[t], dD);
     }
 
-    float* to = sums + at.warp * outputs;
-    backward_route<T, Rank, false>(p, at, maps, 0, x, dy, state0, tiles, local, before, dx, dA0, dbias0, dmaps0);
+    float* to = own_sums;
+    const char *operand0 = operands + which * operands_bytes, *operand1 = operand0 + operands_bytes / 2;
+    if constexpr (!Memory::kOperands) operand0 = operand_of<T, Rank>(p, 0, group), operand1 = operand_of<T, Rank>(p, 1, group);
+    backward_route<T, Rank, false>(p, at, maps, segment, operand0, 0, x, dy, state0, tiles, local, before, dx, dA0,
+                                   dbias0, dmaps0);
     weight_sums<T, Rank>(tiles, maps, 0, dbias0, to, at.lane);
-    backward_route<T, Rank, SecondReversed>(p, at, maps, 1, x, dy, state1, tiles, local + warps * 32,
-                                            before + warps * 32, dx, dA1, dbias1, dmaps1);
+    backward_route<T, Rank, SecondReversed>(p, at, maps, segment, operand1, 1, x, dy, state1, tiles,
+                                            local + warps * 32, before, dx, dA1, dbias1, dmaps1);
     weight_sums<T, Rank>(tiles, maps, 1, dbias1, to + 32 * out_columns, at.lane);
-    store_segment(p, static_cast<T*>(p.y) + image, at.first, at.active ? at.count : 0, dx);
+    __syncwarp();
+    write_tile(tiles, at.lane, dx);
+    segment.store(p, at, tiles, dx_image, p.channels);
 
     to += 64 * out_columns;
     to[at.lane] = dA0, to[32 + at.lane] = dA1, to[64 + at.lane] = dD;
@@ -222,10 +262,9 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
     float* partial = p.partial + ((at.batch * p.chain + at.block) * p.groups + group) * outputs;
     for (int i = threadIdx.x; i < outputs; i += blockDim.x) {
       float sum = 0.f;
-      for (int w = 0; w < at.warps; ++w) sum += sums[w * outputs + i];
+      for (int w = 0; w < warps; ++w) sum += reinterpret_cast<const float*>(sums + w * sums_stride)[i];
       partial[i] = sum;
     }
-    // The next group's first barrier comes before its sums are written, and after these are read.
   }
 
   const int first = at.first, count = at.count;
@@ -252,10 +291,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
 template <typename T, int Rank> void run_backward(bool carries, int warps, const Args& args, cudaStream_t stream) {
   if (carries) {
     launch(args.second_reversed ? backward_carries_kernel<T, Rank, true> : backward_carries_kernel<T, Rank, false>,
-           args.batch * args.chain * args.groups, warps, forward_shared<T, Rank>(args, warps), args, stream);
+           args.batch * args.chain * args.groups, warps, ForwardMemory<T, Rank>::bytes(args, warps), args,
+           stream);
   } else {
-    const int bytes = warps * (4 * 32 * sizeof(Carry) + kPartialSize<Rank> * sizeof(float) +
-                               Maps<T, Rank>::bytes(args.map_columns) + kTilesBytes<T, Rank>);
+    const int bytes = BackwardMemory<T, Rank>::bytes(args.map_columns, warps);
     launch(args.second_reversed ? backward_kernel<T, Rank, true> : backward_kernel<T, Rank, false>,
            args.batch * args.chain * args.splits, warps, bytes, args, stream);
   }

@@ -52,16 +52,22 @@ __device__ __forceinline__ float exp2_fast(float v) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
   return r;
 }
-__device__ __forceinline__ float log2_fast(float v) {
+// 2^-v and 2^-|v|: the signs are modifiers of the instruction, if nothing flushes denormals before.
+__device__ __forceinline__ float exp2_of_negative(float v) {
   float r;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  asm("{.reg .f32 t; neg.f32 t, %1; ex2.approx.ftz.f32 %0, t;}" : "=f"(r) : "f"(v));
+  return r;
+}
+__device__ __forceinline__ float exp2_of_negative_abs(float v) {
+  float r;
+  asm("{.reg .f32 t; abs.f32 t, %1; neg.f32 t, t; ex2.approx.ftz.f32 %0, t;}" : "=f"(r) : "f"(v));
   return r;
 }
 
 // log2(1 + 2^u) = max(u, 0) + log2(1 + z) with z = 2^-|u| in (0, 1], where log2(1 + z) / z is a minimax polynomial:
-// relative error below 9e-6 for 16-bit inputs, 2e-7 for float, for the smallest arguments too.
+// relative error below 6e-5 for 16-bit inputs, 2e-7 for float, for the smallest arguments too.
 template <typename T> __device__ __forceinline__ float softplus2(float u) {
-  const float z = exp2_fast(-fabsf(u));
+  const float z = exp2_of_negative_abs(u);
   float p;
   if constexpr (sizeof(T) == 4) {
     p = fmaf(z, -4.680115730e-3f, 2.863946506e-2f);
@@ -74,18 +80,17 @@ template <typename T> __device__ __forceinline__ float softplus2(float u) {
     p = fmaf(z, p, -7.213461399e-1f);
     p = fmaf(z, p, 1.442695022f);
   } else {
-    p = fmaf(z, -3.443543985e-2f, 1.460308880e-1f);
-    p = fmaf(z, p, -3.030335009e-1f);
-    p = fmaf(z, p, 4.691725969e-1f);
-    p = fmaf(z, p, -7.204258442e-1f);
-    p = fmaf(z, p, 1.442682862f);
+    p = fmaf(z, 5.965659050e-2f, -2.271301450e-1f);
+    p = fmaf(z, p, 4.419057599e-1f);
+    p = fmaf(z, p, -7.169887534e-1f);
+    p = fmaf(z, p, 1.442613243f);
   }
   return fmaf(z, p, fmaxf(u, 0.f));
 }
 
 // The derivative of softplus2 expressed in its value: 1 - 2^-d2. For float a series where that would cancel.
 template <typename T> __device__ __forceinline__ float softplus2_slope(float d2) {
-  const float slope = 1.f - exp2_fast(-d2);
+  const float slope = 1.f - exp2_of_negative(d2);
   if constexpr (sizeof(T) == 4) {
     constexpr float c1 = kLn2, c2 = -kLn2 * kLn2 / 2, c3 = kLn2 * kLn2 * kLn2 / 6, c4 = -kLn2 * kLn2 * kLn2 * kLn2 / 24;
     const float series = d2 * fmaf(d2, fmaf(d2, fmaf(d2, c4, c3), c2), c1);
@@ -97,24 +102,9 @@ template <typename T> __device__ __forceinline__ float softplus2_slope(float d2)
 // ---- walking the pixels ---------------------------------------------------------------------------------------------
 // Memory index of step l of the pixel order.
 __device__ __forceinline__ int pixel_of(const Args& p, int l) {
-  return p.column_order ? (l % p.height) * p.width + l / p.height : l;
+  const uint32_t column = p.by_height.quotient(l);
+  return p.column_order ? p.by_height.remainder(l, column) * p.width + column : l;
 }
-
-// Element offset of a step within an image that has `elements` a pixel; next() goes on without divisions and stays
-// inside the image when it runs past its end.
-struct Walk {
-  uint32_t offset, step, total, wrap;
-  __device__ __forceinline__ Walk(const Args& p, int l, int elements) {
-    offset = static_cast<uint32_t>(pixel_of(p, l)) * elements;
-    step = (p.column_order ? p.width : 1) * elements;
-    total = static_cast<uint32_t>(p.length) * elements;
-    wrap = p.column_order ? total - elements : total;
-  }
-  __device__ __forceinline__ void next() {
-    offset += step;
-    if (offset >= total) offset -= wrap;
-  }
-};
 
 // The values of one thread's segment, two to a register for 16-bit types.
 template <typename T> struct Values {
@@ -142,12 +132,6 @@ template <typename T> struct Values {
       v[i / 2] = __byte_perm(low, high, 0x5410);
     }
   }
-  __device__ __forceinline__ void keep_first(int count) {
-#pragma unroll
-    for (int i = 0; i < kSegment; ++i) {
-      if (i >= count) v[i / 2] &= i % 2 ? 0x0000ffffu : 0xffff0000u;
-    }
-  }
 };
 template <> struct Values<float> {
   float v[kSegment];
@@ -159,41 +143,7 @@ template <> struct Values<float> {
 #pragma unroll
     for (int i = 0; i < kSegment; ++i) v[i] = from[i];
   }
-  __device__ __forceinline__ void keep_first(int count) {
-#pragma unroll
-    for (int i = 0; i < kSegment; ++i) {
-      if (i >= count) v[i] = 0.f;
-    }
-  }
 };
-
-// Load a segment from `from`, the image's first pixel at this thread's channel. Steps beyond the image repeat other
-// pixels of it.
-template <typename T>
-__device__ __forceinline__ Values<T> load_segment(const Args& p, const T* from, int first, int elements) {
-  Walk walk(p, min(first, p.length - 1), elements);
-  T raw[kSegment];
-#pragma unroll
-  for (int t = 0; t < kSegment; ++t) {
-    raw[t] = from[walk.offset];
-    walk.next();
-  }
-  Values<T> values;
-  values.set_raw(raw);
-  return values;
-}
-
-// Store the first `count` values of a segment.
-template <typename T>
-__device__ __forceinline__ void store_segment(const Args& p, T* to, int first, int count,
-                                              const float (&values)[kSegment]) {
-  Walk walk(p, min(first, p.length - 1), p.channels);
-#pragma unroll
-  for (int t = 0; t < kSegment; ++t) {
-    if (t < count) to[walk.offset] = from_float<T>(values[t]);
-    walk.next();
-  }
-}
 
 // ---- carries --------------------------------------------------------------------------------------------------------
 // A stretch of a scan maps its incoming state s to product * s + end.
@@ -234,7 +184,10 @@ __device__ __forceinline__ Carry await(const Carry* from, uint64_t bits) {
 // The carry of all warps of a block in scan order, from their carries in shared memory.
 __device__ __forceinline__ Carry block_total(const Carry* local, bool reversed, int warps, int lane) {
   Carry carry = {1.f, 0.f};
-  for (int w = 0; w < warps; ++w) append(carry, local[(reversed ? warps - 1 - w : w) * 32 + lane]);
+#pragma unroll
+  for (int w = 0; w < kMaxWarps; ++w) {
+    if (w < warps) append(carry, local[(reversed ? warps - 1 - w : w) * 32 + lane]);
+  }
   return carry;
 }
 
@@ -273,10 +226,18 @@ __device__ __forceinline__ float incoming(const Carry* local, const Carry* befor
                                           int warp, int warps, int lane) {
   float state = 0.f;
   if (chained) {
-    for (int w = 0; w < warps; ++w) state = fmaf(before[w * 32 + lane].product, state, before[w * 32 + lane].end);
+#pragma unroll
+    for (int w = 0; w < kMaxWarps; ++w) {
+      if (w < warps) state = fmaf(before[w * 32 + lane].product, state, before[w * 32 + lane].end);
+    }
   }
-  for (int w = reversed ? warps - 1 : 0; w != warp; w += reversed ? -1 : 1) {
-    state = fmaf(local[w * 32 + lane].product, state, local[w * 32 + lane].end);
+  const int warps_before = reversed ? warps - 1 - warp : warp;
+#pragma unroll
+  for (int i = 0; i < kMaxWarps - 1; ++i) {
+    if (i < warps_before) {
+      const Carry carry = local[(reversed ? warps - 1 - i : i) * 32 + lane];
+      state = fmaf(carry.product, state, carry.end);
+    }
   }
   return state;
 }

@@ -10,13 +10,15 @@
 //   too long to wait for.
 #pragma once
 
+#include <algorithm>
+
 #include "ss2d_maps.cuh"
 
 namespace mmvmamba {
 namespace ss2d {
 
 // Scan one segment of one route from a zero state. A is that of the channel.
-template <typename T, int Rank, bool Reversed, bool Output>
+template <typename T, int Rank, bool Reversed, bool WithOutput>
 __device__ __forceinline__ Carry scan_segment(const Maps<T, Rank>& maps, int route, const Projected<T, Rank>& u,
                                               const Values<T>& x, float A, float (&y)[kSegment], Values<T>& through) {
   Carry carry = {1.f, 0.f};
@@ -29,7 +31,7 @@ __device__ __forceinline__ Carry scan_segment(const Maps<T, Rank>& maps, int rou
     const float decay = exp2_fast(A * d2);
     carry.end = fmaf(decay, carry.end, d2 * x[t] * bc.x);
     carry.product *= decay;
-    if constexpr (Output) {
+    if constexpr (WithOutput) {
       y[t] = fmaf(bc.y, carry.end, y[t]);
       const float gain = bc.y * carry.product;
       if (i % 2) through.set_pair(t & ~1, Reversed ? gain : previous, Reversed ? previous : gain);
@@ -39,62 +41,103 @@ __device__ __forceinline__ Carry scan_segment(const Maps<T, Rank>& maps, int rou
   return carry;
 }
 
-// What the first pair of routes has left in y.
-template <typename T>
-__device__ __forceinline__ void load_output(const Args& p, int64_t image, int first, float (&y)[kSegment]) {
-  if (p.float_output) {
-    const Values<float> before = load_segment(p, static_cast<const float*>(p.y) + image, first, p.channels);
+// y of a segment, float or T, between memory and registers. What the first pair of routes has left there is added to.
+template <typename E>
+__device__ __forceinline__ void load_output(const Args& p, const Place& at, const Segment<E>& segment, char* scratch) {
+  const E* image = static_cast<const E*>(p.y) + at.batch * p.length * p.channels;
+  segment.load(p, at, image, p.channels, reinterpret_cast<E*>(scratch));
+}
+template <typename E>
+__device__ __forceinline__ void read_output(const Place& at, const char* scratch, float (&y)[kSegment]) {
+  const Values<E> before = read_tile(reinterpret_cast<const E*>(scratch), at.lane);
 #pragma unroll
-    for (int t = 0; t < kSegment; ++t) y[t] = before[t];
-  } else {
-    const Values<T> before = load_segment(p, static_cast<const T*>(p.y) + image, first, p.channels);
-#pragma unroll
-    for (int t = 0; t < kSegment; ++t) y[t] = before[t];
-  }
+  for (int t = 0; t < kSegment; ++t) y[t] = before[t];
+}
+template <typename E>
+__device__ __forceinline__ void store_output(const Args& p, const Place& at, const Segment<E>& segment, char* scratch,
+                                             const float (&y)[kSegment]) {
+  write_tile(reinterpret_cast<E*>(scratch), at.lane, y);
+  E* image = static_cast<E*>(p.y) + at.batch * p.length * p.channels;
+  segment.store(p, at, reinterpret_cast<const E*>(scratch), image, p.channels);
 }
 
-template <typename T, int Rank, bool SecondReversed, bool Output>
+// Shared memory of a block: carries, then the operands, then of each warp x, scratch (a tile of u2 or y), and maps.
+template <typename T, int Rank> struct ForwardMemory {
+  static constexpr int kX = Segment<T>::kSize * sizeof(T);
+  static constexpr int kScratch = std::max<int>(Projected<T, Rank>::kTileBytes, Segment<float>::kSize * sizeof(float));
+  __host__ __device__ static int carries(const Args& p, int warps) {
+    return (p.chaining == Chain::kNone ? 2 : 4) * warps * 32 * sizeof(Carry);
+  }
+  __host__ __device__ static int warp_bytes(int map_columns) {
+    return kX + kScratch + Maps<T, Rank>::bytes(map_columns);
+  }
+  static int bytes(const Args& p, int warps) {
+    return carries(p, warps) + 2 * operand_bytes<T, Rank>(p.map_columns) + warps * warp_bytes(p.map_columns);
+  }
+};
+
+template <typename T, int Rank, bool SecondReversed, bool WithOutput>
 __device__ __forceinline__ void forward_body(const Args& p, char* shared) {
-  Place at(p, blockIdx.x % p.chain, blockIdx.x / (p.groups * p.chain));
-  at.select_group(p, blockIdx.x / p.chain % p.groups);
+  using Memory = ForwardMemory<T, Rank>;
+  int group;
+  Place at(p, p.by_groups, group);
+  at.select_group(p, group);
   const int lane = at.lane, warp = at.warp, warps = at.warps;
   Carry* local = reinterpret_cast<Carry*>(shared);  // [2][warps][32]
   Carry* before = local + 2 * warps * 32;           // the same, if chained
-  shared += 4 * warps * 32 * sizeof(Carry) + warp * (Maps<T, Rank>::bytes(p.map_columns) + Projected<T, Rank>::kTileBytes);
-  const Maps<T, Rank> maps(p, shared);
-  float* tile = reinterpret_cast<float*>(shared + Maps<T, Rank>::bytes(p.map_columns));
+  char* operands = shared + Memory::carries(p, warps);
+  char* own = operands + 2 * operand_bytes<T, Rank>(p.map_columns) + warp * Memory::warp_bytes(p.map_columns);
+  T* x_tile = reinterpret_cast<T*>(own);
+  char* scratch = own + Memory::kX;
+  const Maps<T, Rank> maps(p, scratch + Memory::kScratch);
+  const Segment<T> segment(p, at);
 
+  segment.load(p, at, static_cast<const T*>(p.x) + at.batch * p.length * p.channels, p.channels, x_tile);
   maps.load(p, at);
-  const int64_t image = at.batch * p.length * p.channels + at.channel;
-  const Values<T> x = load_segment(p, static_cast<const T*>(p.x) + image, at.first, p.channels);
+  load_operands<T, Rank>(p, at.group, operands);
+  if (WithOutput && p.pair == 1) {
+    if (p.float_output) {
+      load_output(p, at, Segment<float>(p, at), scratch);
+    } else {
+      load_output(p, at, segment, scratch);
+    }
+  }
+  const float* A = p.A + 2 * p.pair * p.padded + at.padded_channel;
+  const float A0 = A[0], A1 = A[p.padded], skip = p.skip[at.padded_channel];
+  wait_for_copies();
+  maps.convert(p, lane);
+  __syncthreads();
+  const Values<T> x = read_tile(x_tile, lane);
   float y[kSegment];
-  if (Output && p.pair == 1) load_output<T>(p, image, at.first, y);
-  maps.wait(p, lane);
-  if (Output && p.pair == 0) {
-    const float skip = p.skip[at.padded_channel];
+  if (WithOutput && p.pair == 1) {
+    if (p.float_output) {
+      read_output<float>(at, scratch, y);
+    } else {
+      read_output<T>(at, scratch, y);
+    }
+  } else if (WithOutput) {
 #pragma unroll
     for (int t = 0; t < kSegment; ++t) y[t] = skip * x[t];
   }
 
-  const float* A = p.A + 2 * p.pair * p.padded + at.padded_channel;
   Values<T> through0, through1;
   {
-    const Projected<T, Rank> u(p, at, maps, tile, 0);
-    local[warp * 32 + lane] = scan_segment<T, Rank, false, Output>(maps, 0, u, x, A[0], y, through0);
+    const Projected<T, Rank> u(p, at, maps, segment, operands, scratch, 0);
+    local[warp * 32 + lane] = scan_segment<T, Rank, false, WithOutput>(maps, 0, u, x, A0, y, through0);
   }
   {
-    const Projected<T, Rank> u(p, at, maps, tile, 1);
+    const Projected<T, Rank> u(p, at, maps, segment, operands + operand_bytes<T, Rank>(p.map_columns), scratch, 1);
     local[(warps + warp) * 32 + lane] =
-        scan_segment<T, Rank, SecondReversed, Output>(maps, 1, u, x, A[p.padded], y, through1);
+        scan_segment<T, Rank, SecondReversed, WithOutput>(maps, 1, u, x, A1, y, through1);
   }
   __syncthreads();
-  if (!Output || p.chaining == Chain::kLookBack) {
+  if (!WithOutput || p.chaining == Chain::kLookBack) {
     for (int route = warp; route < 2; route += warps) {
       publish(block_carry(p, at.batch, at.block, route, at.padded_channel),
               block_total(local + route * warps * 32, route == 1 && SecondReversed, warps, lane));
     }
   }
-  if constexpr (!Output) return;
+  if constexpr (!WithOutput) return;
   const bool chained = p.chaining != Chain::kNone;
   if (chained) {
     before[warp * 32 + lane] = share_of_chain(p, at.batch, at.block, 0, at.padded_channel, false, warp, warps);
@@ -105,19 +148,18 @@ __device__ __forceinline__ void forward_body(const Args& p, char* shared) {
   const float state0 = incoming(local, before, chained, false, warp, warps, lane);
   const float state1 =
       incoming(local + warps * 32, before + warps * 32, chained, SecondReversed, warp, warps, lane);
-  if (!at.active || at.count == 0) return;
-  if (p.states != nullptr) {
-    const int64_t segment = at.batch * p.segments + at.block * warps + warp;
-    float* to = p.states + (segment * 4 + 2 * p.pair) * p.channels + at.channel;
+  if (p.states != nullptr && at.active && at.count > 0) {
+    const int64_t number = at.batch * p.segments + at.block * warps + warp;
+    float* to = p.states + (number * 4 + 2 * p.pair) * p.channels + at.channel;
     to[0] = state0;
     to[p.channels] = state1;
   }
 #pragma unroll
   for (int t = 0; t < kSegment; ++t) y[t] = fmaf(through1[t], state1, fmaf(through0[t], state0, y[t]));
   if (p.float_output) {
-    store_segment(p, static_cast<float*>(p.y) + image, at.first, at.count, y);
+    store_output(p, at, Segment<float>(p, at), scratch, y);
   } else {
-    store_segment(p, static_cast<T*>(p.y) + image, at.first, at.count, y);
+    store_output(p, at, segment, scratch, y);
   }
 }
 
@@ -134,10 +176,6 @@ __global__ void __launch_bounds__(kMaxWarps * 32) forward_carries_kernel(const _
   forward_body<T, Rank, SecondReversed, false>(p, reinterpret_cast<char*>(shared));
 }
 
-template <typename T, int Rank> int forward_shared(const Args& args, int warps) {
-  return warps * (4 * 32 * sizeof(Carry) + Maps<T, Rank>::bytes(args.map_columns) + Projected<T, Rank>::kTileBytes);
-}
-
 // Launch `kernel` with a dynamic shared memory that may exceed the default limit.
 inline void launch(void (*kernel)(const Args), int64_t blocks, int warps, int bytes, const Args& args,
                    cudaStream_t stream) {
@@ -147,7 +185,7 @@ inline void launch(void (*kernel)(const Args), int64_t blocks, int warps, int by
 
 template <typename T, int Rank> void run_forward(bool carries, int warps, const Args& args, cudaStream_t stream) {
   const int64_t blocks = args.batch * args.chain * args.groups;
-  const int bytes = forward_shared<T, Rank>(args, warps);
+  const int bytes = ForwardMemory<T, Rank>::bytes(args, warps);
   if (carries) {
     launch(args.second_reversed ? forward_carries_kernel<T, Rank, true> : forward_carries_kernel<T, Rank, false>,
            blocks, warps, bytes, args, stream);

@@ -9,6 +9,7 @@ namespace ss2d {
 
 constexpr int kSegment = 16;      // pixels that one thread scans
 constexpr int kMaxWarps = 8;      // segments a block can hold
+inline int max_warps(int rank) { return rank == 12 ? 7 : kMaxWarps; }  // so that two blocks fit into shared memory
 
 enum class Type { kHalf, kBfloat16, kFloat };
 
@@ -19,6 +20,25 @@ enum class Chain {
   kPrefix,    // block_carries holds the entering states, by the carries kernel and launch_combine
 };
 
+// Division of numbers below 2^31 by a constant of the launch: Granlund and Montgomery, Division by Invariant Integers
+// using Multiplication, PLDI 1994, figure 4.1.
+struct Divisor {
+  uint32_t value = 1, multiplier = 0, shift = 0;
+  Divisor() = default;
+  explicit Divisor(uint32_t divisor) : value(divisor) {
+    while ((1ull << shift) < divisor) ++shift;
+    multiplier = static_cast<uint32_t>((((1ull << shift) - divisor) << 32) / divisor + 1);
+  }
+#ifdef __CUDACC__
+  __device__ __forceinline__ uint32_t quotient(uint32_t number) const {
+    return (__umulhi(number, multiplier) + number) >> shift;
+  }
+  __device__ __forceinline__ uint32_t remainder(uint32_t number, uint32_t quotient) const {
+    return number - quotient * value;
+  }
+#endif
+};
+
 // Arguments of a scan kernel. `q` = 2 * pair + route of pair; padded = channels rounded up to 32.
 struct Args {
   const void* x;             // (batch, length, channels)
@@ -26,7 +46,7 @@ struct Args {
   const void* maps;          // (batch, length, 4, map_columns): dt, zeros, B, C of each q
   void* u;                   // (batch, length, 4, channels), rank 0 only: float's dt projected; backward leaves du2
   const float* dt_weight;    // (4, rank, padded), float only
-  const void* dt_operand;    // fragments of (4, groups, columns, 32 channels), 16-bit types only; see prepare_kernel
+  const void* dt_operand;    // (4, groups) operands of the tensor cores, 16-bit types only; see ss2d_maps.cuh
   const void* dt_fragment;   // (4, columns, padded) in the type of x, backward only
   const float* bias;         // (4, padded)
   const float* A;            // (4, padded), negative
@@ -39,6 +59,7 @@ struct Args {
   float* partial;            // (batch * chain, groups, outputs): sums over a block's pixels
   int64_t batch;
   int channels, padded, groups, height, width, length, segments, chain, map_columns;
+  Divisor by_height, by_chain, by_groups, by_splits;
   Chain chaining;
   int pair;
   int splits;                // parts the channel groups are split into, backward only

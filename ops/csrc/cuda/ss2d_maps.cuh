@@ -5,32 +5,12 @@
 // float: multiply-adds in every step for dt ranks up to 12; for greater ones a GEMM has left u in memory.
 #pragma once
 
-#include "ss2d_common.cuh"
-#include "tensor_core.cuh"
+#include "ss2d_segment.cuh"
 
 namespace mmvmamba {
 namespace ss2d {
 
 static_assert(2 * kSegment == 32, "a lane has a row of maps: a pixel of the segment and a route of the pair");
-
-// Where a thread works.
-struct Place {
-  int lane, warp, warps, block, group, padded_channel, channel, first, count;
-  int64_t batch;
-  bool active;  // whether its channel exists; else `channel` is another one
-
-  __device__ __forceinline__ Place(const Args& p, int block_in_chain, int64_t image)
-      : lane(threadIdx.x & 31), warp(threadIdx.x >> 5), warps(blockDim.x >> 5), block(block_in_chain), batch(image) {
-    first = (block * warps + warp) * kSegment;
-    count = max(0, min(kSegment, p.length - first));
-  }
-  __device__ __forceinline__ void select_group(const Args& p, int which) {
-    group = which;
-    padded_channel = group * 32 + lane;
-    active = padded_channel < p.channels;
-    channel = active ? padded_channel : p.channels - 1;
-  }
-};
 
 // ---- maps -----------------------------------------------------------------------------------------------------------
 // Rows beyond the image are zero, which makes the steps there inert (no drive, no output, no gradient).
@@ -43,11 +23,11 @@ template <typename T, int Rank> struct Maps {
   int stride;
 
   // Columns of a row in memory.
-  __host__ __device__ static int columns(int map_columns) { return Rank == 0 ? map_columns : Rank <= 6 ? 8 : 16; }
+  __host__ __device__ static constexpr int columns(int map_columns) { return Rank == 0 ? map_columns : Rank <= 6 ? 8 : 16; }
   // 16 bytes more than a power of two keep load_matrix free of bank conflicts.
-  __host__ __device__ static int row_stride(int map_columns) { return Rank == 6 ? 8 : columns(map_columns) + 8; }
+  __host__ __device__ static constexpr int row_stride(int map_columns) { return Rank == 6 ? 8 : columns(map_columns) + 8; }
   // Bytes of a warp.
-  __host__ __device__ static int bytes(int map_columns) {
+  __host__ __device__ static constexpr int bytes(int map_columns) {
     return 32 * (kColumns * sizeof(float) + (kHalf ? row_stride(map_columns) * sizeof(T) : 0));
   }
 
@@ -71,13 +51,12 @@ template <typename T, int Rank> struct Maps {
     }
   }
 
-  __device__ __forceinline__ void wait(const Args& p, int lane) const {
-    wait_for_copies();
+  // After the wait for copies: B and C in float. The other lanes see them after the next barrier.
+  __device__ __forceinline__ void convert(const Args& p, int lane) const {
     if constexpr (kHalf) {
       const T* bc = rows + lane * stride + columns(p.map_columns) - 2;
       *reinterpret_cast<float2*>(floats + lane * 2) = make_float2(to_float(bc[0]), to_float(bc[1]));
     }
-    __syncwarp();
   }
 
   // B and C of a step.
@@ -92,17 +71,36 @@ template <typename T, int Rank> struct Maps {
 };
 
 // ---- u2 -------------------------------------------------------------------------------------------------------------
-constexpr int kTileRow = 40;  // floats from a pixel to the next: stores of fragments then meet no bank conflict
+// What the tensor cores need of a route and a group of 32 channels, prepared by prepare_kernel: bias, then Wdt as
+// fragments. This many bytes.
+template <typename T, int Rank> __host__ __device__ constexpr int operand_bytes(int map_columns) {
+  return sizeof(T) == 2 ? 32 * sizeof(float) + Maps<T, Rank>::columns(map_columns) * 32 * sizeof(T) : 0;
+}
 
-// u2 of the thread's segment on one route. The tile is the warp's, [kSegment][kTileRow] floats.
+template <typename T, int Rank> __device__ __forceinline__ const char* operand_of(const Args& p, int route, int group) {
+  const int number = (2 * p.pair + route) * p.groups + group;
+  return static_cast<const char*>(p.dt_operand) + number * operand_bytes<T, Rank>(p.map_columns);
+}
+
+// Begin to copy the operands of both routes of the pair to shared memory, by all threads of the block.
+template <typename T, int Rank>
+__device__ __forceinline__ void load_operands(const Args& p, int group, char* shared) {
+  const int bytes = operand_bytes<T, Rank>(p.map_columns);
+  for (int i = threadIdx.x * 16; i < 2 * bytes; i += blockDim.x * 16) {
+    const char* from = i < bytes ? operand_of<T, Rank>(p, 0, group) + i : operand_of<T, Rank>(p, 1, group) + i - bytes;
+    copy_async<16>(shared + i, from, true);
+  }
+}
+
+// u2 of the thread's segment on one route, by way of a tile of the warp.
 template <typename T, int Rank, bool Half = sizeof(T) == 2> struct Projected {
+  static constexpr int kRow = 40;  // floats from a pixel to the next: stores of fragments then meet no bank conflict
+  static constexpr int kTileBytes = kSegment * kRow * sizeof(float);
   const float* tile;
-  static constexpr int kTileBytes = kSegment * kTileRow * sizeof(float);
 
-  __device__ __forceinline__ Projected(const Args& p, const Place& at, const Maps<T, Rank>& maps, float* to, int route)
-      : tile(to + at.lane) {
-    const int q = 2 * p.pair + route, pair_of_columns = at.lane % 4 * 2;
-    const float* bias = p.bias + q * p.padded + at.group * 32 + pair_of_columns;
+  __device__ __forceinline__ Projected(const Args& p, const Place& at, const Maps<T, Rank>& maps,
+                                       const Segment<T>&, const char* operand, void* scratch, int route) {
+    const float* bias = reinterpret_cast<const float*>(operand) + at.lane % 4 * 2;
     float sum[4][4];
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
@@ -110,19 +108,16 @@ template <typename T, int Rank, bool Half = sizeof(T) == 2> struct Projected {
       sum[n][0] = sum[n][2] = b.x, sum[n][1] = sum[n][3] = b.y;
     }
     const T* matrix = maps.matrix(route, at.lane);
+    const uint4* weight = reinterpret_cast<const uint4*>(operand + 32 * sizeof(float));
     if constexpr (Rank == 6) {
-      const uint4* weight = static_cast<const uint4*>(p.dt_operand) + (q * p.groups + at.group) * 32 + at.lane;
-      const uint4 b = *weight;
+      const uint4 b = weight[at.lane];
       uint32_t a[4];
       load_matrix<false>(a, matrix);
       mma_short<T>(sum[0], a, b.x), mma_short<T>(sum[1], a, b.y);
       mma_short<T>(sum[2], a, b.z), mma_short<T>(sum[3], a, b.w);
     } else {
-      const int parts = Rank == 0 ? p.map_columns / 16 : 1;
-      const uint4* weight =
-          static_cast<const uint4*>(p.dt_operand) + ((q * p.groups + at.group) * parts * 32 + at.lane) * 2;
-      for (int k = 0; k < parts; ++k, matrix += 16, weight += 64) {
-        const uint4 b0 = weight[0], b1 = weight[1];
+      for (int k = 0; k < Maps<T, Rank>::columns(p.map_columns) / 16; ++k, matrix += 16, weight += 64) {
+        const uint4 b0 = weight[at.lane], b1 = weight[32 + at.lane];
         uint32_t a[4];
         load_matrix<false>(a, matrix);
         mma<T>(sum[0], a, b0.x, b1.x), mma<T>(sum[1], a, b0.y, b1.y);
@@ -130,37 +125,42 @@ template <typename T, int Rank, bool Half = sizeof(T) == 2> struct Projected {
       }
     }
     __syncwarp();  // all lanes have read what was there
-    float* row = to + at.lane / 4 * kTileRow + pair_of_columns;
+    float* row = static_cast<float*>(scratch) + at.lane / 4 * kRow + at.lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
       *reinterpret_cast<float2*>(row + n * 8) = make_float2(sum[n][0], sum[n][1]);
-      *reinterpret_cast<float2*>(row + n * 8 + 8 * kTileRow) = make_float2(sum[n][2], sum[n][3]);
+      *reinterpret_cast<float2*>(row + n * 8 + 8 * kRow) = make_float2(sum[n][2], sum[n][3]);
     }
     __syncwarp();
+    tile = static_cast<const float*>(scratch) + at.lane;
   }
-  __device__ __forceinline__ float operator[](int t) const { return tile[t * kTileRow]; }
+  __device__ __forceinline__ float operator[](int t) const { return tile[t * kRow]; }
 };
 
 template <typename T, int Rank> struct Projected<T, Rank, false> {
-  static constexpr int kTileBytes = 0;
+  static constexpr int kTileBytes = Rank == 0 ? Segment<T>::kSize * sizeof(T) : 0;
   float weight[Rank ? Rank : 1], bias;
-  const float* rows;
-  Values<T> values;
+  const float *rows, *tile;
 
-  __device__ __forceinline__ Projected(const Args& p, const Place& at, const Maps<T, Rank>& maps, float*, int route)
+  __device__ __forceinline__ Projected(const Args& p, const Place& at, const Maps<T, Rank>& maps,
+                                       const Segment<T>& segment, const char*, void* scratch, int route)
       : rows(maps.floats + route * kSegment * Maps<T, Rank>::kColumns) {
     const int q = 2 * p.pair + route;
     bias = p.bias[q * p.padded + at.padded_channel];
     if constexpr (Rank == 0) {
-      const T* from = static_cast<const T*>(p.u) + (at.batch * p.length * 4 + q) * p.channels + at.channel;
-      values = load_segment(p, from, at.first, 4 * p.channels);
+      __syncwarp();
+      const T* image = static_cast<const T*>(p.u) + (at.batch * p.length * 4 + q) * p.channels;
+      segment.load(p, at, image, 4 * p.channels, static_cast<T*>(scratch));
+      wait_for_copies();
+      __syncwarp();
+      tile = static_cast<const float*>(scratch) + at.lane;
     } else {
 #pragma unroll
       for (int i = 0; i < Rank; ++i) weight[i] = p.dt_weight[(q * Rank + i) * p.padded + at.padded_channel];
     }
   }
   __device__ __forceinline__ float operator[](int t) const {
-    if constexpr (Rank == 0) return bias + values[t];
+    if constexpr (Rank == 0) return bias + tile[t * 32];
     float u = bias;
 #pragma unroll
     for (int i = 0; i < Rank; i += 2) {

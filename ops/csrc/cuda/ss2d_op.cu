@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <string>
 
+#include "dense.h"
 #include "ss2d_kernels.h"
 
 namespace mmvmamba {
@@ -84,7 +85,7 @@ struct Problem {
     prepare.Ds = Ds.data_ptr<float>();
     prepare.projection = projection.data_ptr();
     if (type != Type::kFloat) {
-      operand = at::empty({4, args.map_columns, args.padded}, options);
+      operand = at::empty({4, args.groups, 128 + 64 * args.map_columns}, options.dtype(at::kByte));
       prepare.dt_operand = operand.data_ptr();
     }
     if (rank > 0) {
@@ -118,11 +119,12 @@ struct Problem {
 
   // Segments a block holds, evenly over the chain of blocks that an image is.
   void choose_chain() {
-    args.chain = ceil_div(args.segments, kMaxWarps);
+    args.chain = ceil_div(args.segments, max_warps(rank));
     args.chaining = args.chain == 1                     ? Chain::kNone
                     : args.chain <= longest_look_back() ? Chain::kLookBack
                                                         : Chain::kPrefix;
     warps = ceil_div(args.segments, args.chain);
+    args.by_height = Divisor(args.height), args.by_chain = Divisor(args.chain), args.by_groups = Divisor(args.groups);
   }
 
   // For rank 0 memory for du2, (batch * length, 4, channels), and for float u2 without bias in it, by a batched GEMM.
@@ -136,7 +138,7 @@ struct Problem {
   }
 };
 
-Tensor channel_last(const Tensor& x) { return x.permute({0, 2, 3, 1}).contiguous(); }
+Tensor channel_last(const Tensor& x) { return dense(x.permute({0, 2, 3, 1})); }
 
 std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj,
                                                 const Tensor& dt_bias, const Tensor& A_logs, const Tensor& Ds,
@@ -203,6 +205,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
   const int64_t blocks = args.batch * args.chain;
   const int64_t most = std::min<int64_t>(args.groups, ceil_div(1056, blocks));  // splits: 8 blocks a processor do
   args.splits = fused ? 1 : ceil_div(args.groups, ceil_div(args.groups, most));
+  args.by_splits = Divisor(args.splits);
   Tensor dmaps = at::empty({pixels, 4 * args.map_columns}, options);
   Tensor parts = at::empty({fused ? 0 : args.splits * pixels * 8}, float_options);
   Tensor dx = at::empty({pixels, args.channels}, options);

@@ -34,13 +34,17 @@ template <typename T> __global__ void prepare_kernel(const __grid_constant__ Pre
     if (p.dt_matrix != nullptr) static_cast<T*>(p.dt_matrix)[to] = from_float<T>(dt);
   }
   if (p.dt_operand != nullptr) {
-    // Words of mma's b, two columns each, as the lanes want them: [q][group][part of 16 columns][lane][half of the
-    // part][tile of 8 channels]; 8 columns are one half.
-    const int halves = p.map_columns == 8 ? 1 : 2, parts = p.map_columns / (8 * halves);
+    // [q][group] of 32 biases, then words of mma's b, two columns each, as the lanes want them: [8 columns]
+    // [lane][tile of 8 channels].
     const int lane = channel % 8 * 4 + column % 8 / 2;
-    const int part = (q * (p.padded / 32) + channel / 32) * parts + column / 8 / halves;
-    const int word = ((part * 32 + lane) * halves + column / 8 % halves) * 4 + channel % 32 / 8;
-    static_cast<T*>(p.dt_operand)[word * 2 + column % 2] = from_float<T>(dt);
+    const int word = (column / 8 * 32 + lane) * 4 + channel % 32 / 8;
+    const int64_t bytes = 128 + 64 * p.map_columns;
+    char* operand = static_cast<char*>(p.dt_operand) + (q * (p.padded / 32) + channel / 32) * bytes;
+    reinterpret_cast<T*>(operand + 128)[word * 2 + column % 2] = from_float<T>(dt);
+    if (column == 0) {
+      reinterpret_cast<float*>(operand)[channel % 32] =
+          active ? kLog2e * p.dt_bias[route * p.channels + channel] : 0.f;
+    }
   }
   if (p.rank > 0) {
     if (column < p.rank) p.dt_weight[(q * p.rank + column) * p.padded + channel] = dt;
