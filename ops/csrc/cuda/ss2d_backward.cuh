@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const 
   const int lane = at.lane, warp = at.warp, warps = at.warps;
   Carry* local = reinterpret_cast<Carry*>(memory);  // [2][warps][32]
   char* operands = reinterpret_cast<char*>(memory) + Memory::carries(p, warps);
-  char* own = operands + 2 * operand_bytes<T, Rank>(p.map_columns) + warp * Memory::warp_bytes(p.map_columns);
+  char* own = operands + kept_bytes<T, Rank>(p.map_columns) + warp * Memory::warp_bytes(p.map_columns);
   T* dy_tile = reinterpret_cast<T*>(own);
   char* scratch = own + Memory::kX;
   const Maps<T, Rank> maps(p, scratch + Memory::kScratch);
@@ -60,11 +60,11 @@ __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const 
   __syncthreads();
   const Values<T> dy = read_tile(dy_tile, lane);
   {
-    const Projected<T, Rank> u(p, at, maps, segment, operands, scratch, 0);
+    const Projected<T, Rank> u(p, at, maps, segment, operand_at<T, Rank>(p, operands, 0, group), scratch, 0);
     local[warp * 32 + lane] = scan_back<T, Rank, false>(maps, 0, u, dy, A[0]);
   }
   {
-    const Projected<T, Rank> u(p, at, maps, segment, operands + operand_bytes<T, Rank>(p.map_columns), scratch, 1);
+    const Projected<T, Rank> u(p, at, maps, segment, operand_at<T, Rank>(p, operands, 1, group), scratch, 1);
     local[(warps + warp) * 32 + lane] = scan_back<T, Rank, SecondReversed>(maps, 1, u, dy, A[p.padded]);
   }
   __syncthreads();
@@ -165,16 +165,11 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
 template <typename T, int Rank> struct BackwardMemory {
   static constexpr int kTile = Segment<T>::kSize * sizeof(T), kSums = kPartialSize<Rank> * sizeof(float);
   __host__ __device__ static int carries(int warps) { return 3 * warps * 32 * sizeof(Carry); }
-  // A set of operands is of both routes. Those of rank 0 are read where they are: they would cost too much occupancy.
-  static constexpr bool kOperands = Rank > 0;
-  __host__ __device__ static int operands(int map_columns) {
-    return kOperands ? 2 * operand_bytes<T, Rank>(map_columns) : 0;
-  }
   __host__ __device__ static int warp_bytes(int map_columns) {
     return 3 * kTile + kTilesBytes<T, Rank> + Maps<T, Rank>::bytes(map_columns) + kSums;
   }
   __host__ __device__ static int bytes(int map_columns, int warps) {
-    return carries(warps) + 2 * operands(map_columns) + warps * warp_bytes(map_columns);
+    return carries(warps) + 2 * kept_bytes<T, Rank>(map_columns) + warps * warp_bytes(map_columns);
   }
 };
 
@@ -186,7 +181,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
   extern __shared__ float4 memory[];
   int split;
   Place at(p, p.by_splits, split);
-  const int warps = at.warps, operands_bytes = Memory::operands(p.map_columns);
+  const int warps = at.warps, operands_bytes = kept_bytes<T, Rank>(p.map_columns);
   Carry* local = reinterpret_cast<Carry*>(memory);  // [2][warps][32], of both routes
   Carry* before = local + 2 * warps * 32;           // [warps][32]
   char* operands = reinterpret_cast<char*>(memory) + Memory::carries(warps);  // those of this group and the next
@@ -203,7 +198,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
 
   const auto load = [&](int group, int which) {
     at.select_group(p, group);
-    if constexpr (Memory::kOperands) load_operands<T, Rank>(p, group, operands + which * operands_bytes);
+    load_operands<T, Rank>(p, group, operands + which * operands_bytes);
     segment.load(p, at, static_cast<const T*>(p.x) + image, p.channels, x_tile);
     segment.load(p, at, static_cast<const T*>(p.dy) + image, p.channels, dy_tile);
     if (p.pair == 1) segment.load(p, at, dx_image, p.channels, dx_tile);
@@ -244,8 +239,9 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
     }
 
     float* to = own_sums;
-    const char *operand0 = operands + which * operands_bytes, *operand1 = operand0 + operands_bytes / 2;
-    if constexpr (!Memory::kOperands) operand0 = operand_of<T, Rank>(p, 0, group), operand1 = operand_of<T, Rank>(p, 1, group);
+    const char* kept = operands + which * operands_bytes;
+    const char* operand0 = operand_at<T, Rank>(p, kept, 0, group);
+    const char* operand1 = operand_at<T, Rank>(p, kept, 1, group);
     backward_route<T, Rank, false>(p, at, maps, segment, operand0, 0, x, dy, state0, tiles, local, before, dx, dA0,
                                    dbias0, dmaps0);
     weight_sums<T, Rank>(tiles, maps, 0, dbias0, to, at.lane);
@@ -262,7 +258,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
     float* partial = p.partial + ((at.batch * p.chain + at.block) * p.groups + group) * outputs;
     for (int i = threadIdx.x; i < outputs; i += blockDim.x) {
       float sum = 0.f;
-      for (int w = 0; w < warps; ++w) sum += reinterpret_cast<const float*>(sums + w * sums_stride)[i];
+#pragma unroll
+      for (int w = 0; w < kMaxWarps; ++w) {
+        if (w < warps) sum += reinterpret_cast<const float*>(sums + w * sums_stride)[i];
+      }
       partial[i] = sum;
     }
   }

@@ -200,16 +200,17 @@ __device__ __forceinline__ Carry share_of_chain(const Args& p, int64_t batch, in
     if (warp == 0) carry = *block_carry(p, batch, block, route, channel);
     return carry;
   }
+  const Carry* first = block_carry(p, batch, reversed ? p.chain - 1 : 0, route, channel);
+  const int stride = (reversed ? -2 : 2) * p.padded;
   const int count = reversed ? p.chain - 1 - block : block;
-  const int share = (count + warps - 1) / warps;
+  const int share = p.by_warps.quotient(count + warps - 1);
   const int end = min(count, (warp + 1) * share);
   for (int i = warp * share; i < end; i += kInFlight) {
     const Carry* from[kInFlight];
     uint64_t bits[kInFlight];
 #pragma unroll
     for (int j = 0; j < kInFlight; ++j) {
-      const int before = min(i + j, end - 1);
-      from[j] = block_carry(p, batch, reversed ? p.chain - 1 - before : before, route, channel);
+      from[j] = first + min(i + j, end - 1) * stride;
       bits[j] = peek(from[j]);
     }
 #pragma unroll

@@ -72,7 +72,7 @@ template <typename T, int Rank> struct ForwardMemory {
     return kX + kScratch + Maps<T, Rank>::bytes(map_columns);
   }
   static int bytes(const Args& p, int warps) {
-    return carries(p, warps) + 2 * operand_bytes<T, Rank>(p.map_columns) + warps * warp_bytes(p.map_columns);
+    return carries(p, warps) + kept_bytes<T, Rank>(p.map_columns) + warps * warp_bytes(p.map_columns);
   }
 };
 
@@ -86,7 +86,7 @@ __device__ __forceinline__ void forward_body(const Args& p, char* shared) {
   Carry* local = reinterpret_cast<Carry*>(shared);  // [2][warps][32]
   Carry* before = local + 2 * warps * 32;           // the same, if chained
   char* operands = shared + Memory::carries(p, warps);
-  char* own = operands + 2 * operand_bytes<T, Rank>(p.map_columns) + warp * Memory::warp_bytes(p.map_columns);
+  char* own = operands + kept_bytes<T, Rank>(p.map_columns) + warp * Memory::warp_bytes(p.map_columns);
   T* x_tile = reinterpret_cast<T*>(own);
   char* scratch = own + Memory::kX;
   const Maps<T, Rank> maps(p, scratch + Memory::kScratch);
@@ -122,11 +122,11 @@ __device__ __forceinline__ void forward_body(const Args& p, char* shared) {
 
   Values<T> through0, through1;
   {
-    const Projected<T, Rank> u(p, at, maps, segment, operands, scratch, 0);
+    const Projected<T, Rank> u(p, at, maps, segment, operand_at<T, Rank>(p, operands, 0, group), scratch, 0);
     local[warp * 32 + lane] = scan_segment<T, Rank, false, WithOutput>(maps, 0, u, x, A0, y, through0);
   }
   {
-    const Projected<T, Rank> u(p, at, maps, segment, operands + operand_bytes<T, Rank>(p.map_columns), scratch, 1);
+    const Projected<T, Rank> u(p, at, maps, segment, operand_at<T, Rank>(p, operands, 1, group), scratch, 1);
     local[(warps + warp) * 32 + lane] =
         scan_segment<T, Rank, SecondReversed, WithOutput>(maps, 1, u, x, A1, y, through1);
   }

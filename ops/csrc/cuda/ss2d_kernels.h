@@ -9,7 +9,8 @@ namespace ss2d {
 
 constexpr int kSegment = 16;      // pixels that one thread scans
 constexpr int kMaxWarps = 8;      // segments a block can hold
-inline int max_warps(int rank) { return rank == 12 ? 7 : kMaxWarps; }  // so that two blocks fit into shared memory
+// Those it holds at most: 7 for rank 12, so that two blocks fit into shared memory.
+constexpr int max_warps(int rank) { return rank == 12 ? 7 : kMaxWarps; }
 
 enum class Type { kHalf, kBfloat16, kFloat };
 
@@ -59,7 +60,7 @@ struct Args {
   float* partial;            // (batch * chain, groups, outputs): sums over a block's pixels
   int64_t batch;
   int channels, padded, groups, height, width, length, segments, chain, map_columns;
-  Divisor by_height, by_chain, by_groups, by_splits;
+  Divisor by_height, by_chain, by_groups, by_splits, by_warps;
   Chain chaining;
   int pair;
   int splits;                // parts the channel groups are split into, backward only
@@ -109,6 +110,7 @@ struct Prepare {
   uint2* carries;       // block carries to mark as not yet published
   int64_t num_carries;
   int channels, padded, dt_rank, rank, map_columns;
+  Divisor by_padded, by_columns;
 };
 void launch_prepare(Type type, const Prepare& args, cudaStream_t stream);
 

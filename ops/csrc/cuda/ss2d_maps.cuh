@@ -82,14 +82,29 @@ template <typename T, int Rank> __device__ __forceinline__ const char* operand_o
   return static_cast<const char*>(p.dt_operand) + number * operand_bytes<T, Rank>(p.map_columns);
 }
 
+// Whether a block keeps the operands in shared memory. Those of greater ranks are read where they are: so much memory
+// would cost more, in blocks that run beside, than the latency does.
+template <typename T, int Rank> constexpr bool kKeepOperands = sizeof(T) == 2 && Rank > 0;
+template <typename T, int Rank> __host__ __device__ constexpr int kept_bytes(int map_columns) {
+  return kKeepOperands<T, Rank> ? 2 * operand_bytes<T, Rank>(map_columns) : 0;
+}
+
 // Begin to copy the operands of both routes of the pair to shared memory, by all threads of the block.
 template <typename T, int Rank>
 __device__ __forceinline__ void load_operands(const Args& p, int group, char* shared) {
+  if constexpr (!kKeepOperands<T, Rank>) return;
   const int bytes = operand_bytes<T, Rank>(p.map_columns);
   for (int i = threadIdx.x * 16; i < 2 * bytes; i += blockDim.x * 16) {
     const char* from = i < bytes ? operand_of<T, Rank>(p, 0, group) + i : operand_of<T, Rank>(p, 1, group) + i - bytes;
     copy_async<16>(shared + i, from, true);
   }
+}
+
+// Those of a route, kept or not.
+template <typename T, int Rank>
+__device__ __forceinline__ const char* operand_at(const Args& p, const char* kept, int route, int group) {
+  if constexpr (kKeepOperands<T, Rank>) return kept + route * operand_bytes<T, Rank>(p.map_columns);
+  return operand_of<T, Rank>(p, route, group);
 }
 
 // u2 of the thread's segment on one route, by way of a tile of the warp.

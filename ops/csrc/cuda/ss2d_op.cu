@@ -99,6 +99,7 @@ struct Problem {
     prepare.A = prepare.bias + 4 * args.padded, prepare.dt_weight = prepare.A + 4 * args.padded;
     prepare.channels = args.channels, prepare.padded = args.padded, prepare.dt_rank = dt_rank;
     prepare.rank = rank, prepare.map_columns = args.map_columns;
+    prepare.by_padded = Divisor(args.padded), prepare.by_columns = Divisor(args.map_columns);
     choose_chain();
     if (args.chaining != Chain::kNone) {
       carries = at::empty({2, args.batch * args.chain * 2 * args.padded * 2}, options.dtype(at::kFloat));
@@ -125,6 +126,7 @@ struct Problem {
                                                         : Chain::kPrefix;
     warps = ceil_div(args.segments, args.chain);
     args.by_height = Divisor(args.height), args.by_chain = Divisor(args.chain), args.by_groups = Divisor(args.groups);
+    args.by_warps = Divisor(warps);
   }
 
   // For rank 0 memory for du2, (batch * length, 4, channels), and for float u2 without bias in it, by a batched GEMM.

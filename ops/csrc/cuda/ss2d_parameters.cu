@@ -16,8 +16,8 @@ template <typename T> __global__ void prepare_kernel(const __grid_constant__ Pre
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < p.num_carries) p.carries[i] = make_uint2(~0u, ~0u);
   if (i >= 4ll * p.map_columns * p.padded) return;
-  const int channel = i % p.padded, column = i / p.padded % p.map_columns;
-  const int q = i / (static_cast<int64_t>(p.padded) * p.map_columns), route = route_of(q);
+  const int row = p.by_padded.quotient(i), channel = p.by_padded.remainder(i, row);
+  const int q = p.by_columns.quotient(row), column = p.by_columns.remainder(row, q), route = route_of(q);
   const bool active = channel < p.channels;
   const float dt =
       active && column < p.dt_rank
