@@ -9,7 +9,7 @@
 //   time for the gradients. Sums over channels (dmaps) stay in registers over the groups; sums over pixels (weights,
 //   bias, A, D) are added over the block's warps in a fixed order and leave as one partial sum a block.
 //   Moves: x, dy once a pair, dx once (twice for the second pair), states, maps and dmaps once a pair, partial sums.
-//   With u projected outside (Rank = 0), u is read and du2 written in its place.
+//   With Rank = 0, du2 is written too, for the GEMMs after it (in the place of u, where float has one).
 // backward_carries_kernel: the carries of s alone, one a block, route and channel (needs neither x nor states). For
 //   chains too long to wait for.
 #pragma once

@@ -130,7 +130,7 @@ struct Problem {
   }
 
   // For rank 0 memory for du2, (batch * length, 4, channels), and for float u2 without bias in it, by a batched GEMM.
-  Tensor project_u(const Tensor& maps) const {
+  Tensor make_u(const Tensor& maps) const {
     const int64_t pixels = args.batch * args.length;
     Tensor u = at::empty({pixels, 4, args.channels}, maps.options());
     if (type != Type::kFloat) return u;
@@ -154,7 +154,7 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x
   Tensor maps = at::empty({pixels, 4 * args.map_columns}, options);
   at::mm_out(maps, image.view({pixels, args.channels}), problem.projection.t());
   Tensor u;
-  if (problem.rank == 0 && problem.type == Type::kFloat) u = problem.project_u(maps);
+  if (problem.rank == 0 && problem.type == Type::kFloat) u = problem.make_u(maps);
   Tensor y = at::empty({args.batch, args.height, args.width, args.channels}, options.dtype(out_dtype));
   Tensor states = at::empty({save ? args.batch * args.segments * 4 * args.channels : 0}, options.dtype(at::kFloat));
 
@@ -202,7 +202,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
               "ss2d_scan_backward: the forward was run without saving its states");
   const bool fused = problem.rank > 0;
   Tensor u;
-  if (!fused) u = problem.project_u(maps);
+  if (!fused) u = problem.make_u(maps);
 
   const int64_t blocks = args.batch * args.chain;
   const int64_t most = std::min<int64_t>(args.groups, ceil_div(1056, blocks));  // splits: 8 blocks a processor do
