@@ -49,9 +49,7 @@ def fused(backend, mode, out_dtype=None):
     return lambda *values: ss2d_scan(*values, mode, out_dtype=out_dtype, backend=backend)
 
 
-@pytest.mark.parametrize('dtype', LIMITS, ids=lambda dtype: str(dtype)[6:])
-@pytest.mark.parametrize('case', CASES, ids=str)
-def test_output_and_every_gradient(case, dtype, backend):
+def check_output_and_every_gradient(case, dtype, backend):
     *shape, dt_rank, mode = case
     x, dy = make_map(*shape, dtype, 'cuda'), make_map(*shape, dtype, 'cuda', seed=2)
     parameters = make_parameters(shape[1], dt_rank, device='cuda')
@@ -69,6 +67,19 @@ def test_output_and_every_gradient(case, dtype, backend):
         assert torch.equal(first, second)
     with torch.no_grad():
         assert torch.equal(fused(backend, mode)(x, *parameters), results[0])
+
+
+@pytest.mark.parametrize('dtype', LIMITS, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_output_and_every_gradient(case, dtype, backend):
+    check_output_and_every_gradient(case, dtype, backend)
+
+
+@pytest.mark.parametrize('backend', [param for param in BACKENDS if param.values == ('cuda',)], indirect=True)
+@pytest.mark.parametrize('dtype', LIMITS, ids=lambda dtype: str(dtype)[6:])
+def test_a_rank_whose_maps_leave_room_for_few_segments(dtype, backend):
+    """A block takes fewer than 8 segments, lest it need more shared memory than there is."""
+    check_output_and_every_gradient((1, 8, 12, 12, 400, 'cross2d'), dtype, backend)
 
 
 def test_contiguous_maps_and_float_output(backend):

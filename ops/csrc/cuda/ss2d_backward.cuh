@@ -37,28 +37,25 @@ __device__ __forceinline__ Carry scan_back(const Maps<T, Rank>& maps, int route,
 
 template <typename T, int Rank, bool SecondReversed>
 __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const __grid_constant__ Args p) {
-  using Memory = ForwardMemory<T, Rank>;
-  extern __shared__ float4 memory[];
+  extern __shared__ float4 shared[];
   int group;
   Place at(p, p.by_groups, group);
   at.select_group(p, group);
   const int lane = at.lane, warp = at.warp, warps = at.warps;
-  Carry* local = reinterpret_cast<Carry*>(memory);  // [2][warps][32]
-  char* operands = reinterpret_cast<char*>(memory) + Memory::carries(p, warps);
-  char* own = operands + kept_bytes<T, Rank>(p.map_columns) + warp * Memory::warp_bytes(p.map_columns);
-  T* dy_tile = reinterpret_cast<T*>(own);
-  char* scratch = own + Memory::kX;
-  const Maps<T, Rank> maps(p, scratch + Memory::kScratch);
+  const ForwardMemory<T, Rank> memory(p, at, shared);
+  Carry* local = memory.local;
+  char *operands = memory.operands, *scratch = memory.scratch;
+  const Maps<T, Rank> maps(p, memory.maps);
   const Segment<T> segment(p, at);
 
-  segment.load(p, at, static_cast<const T*>(p.dy) + at.batch * p.length * p.channels, p.channels, dy_tile);
+  segment.load(p, at, static_cast<const T*>(p.dy) + at.batch * p.length * p.channels, p.channels, memory.input);
   maps.load(p, at);
   load_operands<T, Rank>(p, at.group, operands);
   const float* A = p.A + 2 * p.pair * p.padded + at.padded_channel;
   wait_for_copies();
   maps.convert(p, lane);
   __syncthreads();
-  const Values<T> dy = read_tile(dy_tile, lane);
+  const Values<T> dy = read_tile(memory.input, lane);
   {
     const Projected<T, Rank> u(p, at, maps, segment, operand_at<T, Rank>(p, operands, 0, group), scratch, 0);
     local[warp * 32 + lane] = scan_back<T, Rank, false>(maps, 0, u, dy, A[0]);
@@ -161,7 +158,8 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
   dmaps.add(tiles, fragment, p.padded, at.lane);
 }
 
-// Shared memory of a block: carries, two sets of operands, then of each warp x, dy, what is in dx, the tiles, maps, sums.
+// Shared memory of a block: carries, two sets of operands, then of each warp x, dy, what is in dx, the tiles, maps and
+// sums.
 template <typename T, int Rank> struct BackwardMemory {
   static constexpr int kTile = Segment<T>::kSize * sizeof(T), kSums = kPartialSize<Rank> * sizeof(float);
   __host__ __device__ static int carries(int warps) { return 3 * warps * 32 * sizeof(Carry); }
@@ -285,6 +283,12 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
       }
     });
   }
+}
+
+// Bytes that a block of any of the four kernels needs at most.
+template <typename T, int Rank> int shared_bytes(int warps, const Args& args) {
+  return std::max(ForwardMemory<T, Rank>::bytes(args, warps),
+                  BackwardMemory<T, Rank>::bytes(args.map_columns, warps));
 }
 
 template <typename T, int Rank> void run_backward(bool carries, int warps, const Args& args, cudaStream_t stream) {

@@ -61,38 +61,46 @@ __device__ __forceinline__ void store_output(const Args& p, const Place& at, con
   segment.store(p, at, reinterpret_cast<const E*>(scratch), image, p.channels);
 }
 
-// Shared memory of a block: carries, then the operands, then of each warp x, scratch (a tile of u2 or y), and maps.
+// Shared memory of a block: carries, then the operands, then of each warp the input's tile (x, or dy for the carries of
+// s), scratch (a tile of u2 or y), and maps.
 template <typename T, int Rank> struct ForwardMemory {
-  static constexpr int kX = Segment<T>::kSize * sizeof(T);
+  Carry *local, *before;  // [2][warps][32] each, the second only if chained
+  char *operands, *scratch, *maps;
+  T* input;
+
+  static constexpr int kInput = Segment<T>::kSize * sizeof(T);
   static constexpr int kScratch = std::max<int>(Projected<T, Rank>::kTileBytes, Segment<float>::kSize * sizeof(float));
   __host__ __device__ static int carries(const Args& p, int warps) {
     return (p.chaining == Chain::kNone ? 2 : 4) * warps * 32 * sizeof(Carry);
   }
   __host__ __device__ static int warp_bytes(int map_columns) {
-    return kX + kScratch + Maps<T, Rank>::bytes(map_columns);
+    return kInput + kScratch + Maps<T, Rank>::bytes(map_columns);
   }
   static int bytes(const Args& p, int warps) {
     return carries(p, warps) + kept_bytes<T, Rank>(p.map_columns) + warps * warp_bytes(p.map_columns);
   }
+
+  __device__ __forceinline__ ForwardMemory(const Args& p, const Place& at, void* shared)
+      : local(static_cast<Carry*>(shared)), before(local + 2 * at.warps * 32),
+        operands(static_cast<char*>(shared) + carries(p, at.warps)) {
+    char* own = operands + kept_bytes<T, Rank>(p.map_columns) + at.warp * warp_bytes(p.map_columns);
+    input = reinterpret_cast<T*>(own), scratch = own + kInput, maps = scratch + kScratch;
+  }
 };
 
 template <typename T, int Rank, bool SecondReversed, bool WithOutput>
-__device__ __forceinline__ void forward_body(const Args& p, char* shared) {
-  using Memory = ForwardMemory<T, Rank>;
+__device__ __forceinline__ void forward_body(const Args& p, void* shared) {
   int group;
   Place at(p, p.by_groups, group);
   at.select_group(p, group);
   const int lane = at.lane, warp = at.warp, warps = at.warps;
-  Carry* local = reinterpret_cast<Carry*>(shared);  // [2][warps][32]
-  Carry* before = local + 2 * warps * 32;           // the same, if chained
-  char* operands = shared + Memory::carries(p, warps);
-  char* own = operands + kept_bytes<T, Rank>(p.map_columns) + warp * Memory::warp_bytes(p.map_columns);
-  T* x_tile = reinterpret_cast<T*>(own);
-  char* scratch = own + Memory::kX;
-  const Maps<T, Rank> maps(p, scratch + Memory::kScratch);
+  const ForwardMemory<T, Rank> memory(p, at, shared);
+  Carry *local = memory.local, *before = memory.before;
+  char *operands = memory.operands, *scratch = memory.scratch;
+  const Maps<T, Rank> maps(p, memory.maps);
   const Segment<T> segment(p, at);
 
-  segment.load(p, at, static_cast<const T*>(p.x) + at.batch * p.length * p.channels, p.channels, x_tile);
+  segment.load(p, at, static_cast<const T*>(p.x) + at.batch * p.length * p.channels, p.channels, memory.input);
   maps.load(p, at);
   load_operands<T, Rank>(p, at.group, operands);
   if (WithOutput && p.pair == 1) {
@@ -107,7 +115,7 @@ __device__ __forceinline__ void forward_body(const Args& p, char* shared) {
   wait_for_copies();
   maps.convert(p, lane);
   __syncthreads();
-  const Values<T> x = read_tile(x_tile, lane);
+  const Values<T> x = read_tile(memory.input, lane);
   float y[kSegment];
   if (WithOutput && p.pair == 1) {
     if (p.float_output) {
@@ -167,13 +175,13 @@ template <typename T, int Rank, bool SecondReversed>
 __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 3 : 2)
     forward_kernel(const __grid_constant__ Args p) {
   extern __shared__ float4 shared[];
-  forward_body<T, Rank, SecondReversed, true>(p, reinterpret_cast<char*>(shared));
+  forward_body<T, Rank, SecondReversed, true>(p, shared);
 }
 
 template <typename T, int Rank, bool SecondReversed>
 __global__ void __launch_bounds__(kMaxWarps * 32) forward_carries_kernel(const __grid_constant__ Args p) {
   extern __shared__ float4 shared[];
-  forward_body<T, Rank, SecondReversed, false>(p, reinterpret_cast<char*>(shared));
+  forward_body<T, Rank, SecondReversed, false>(p, shared);
 }
 
 // Launch `kernel` with a dynamic shared memory that may exceed the default limit.

@@ -23,5 +23,12 @@
   namespace ss2d {                                                        \
   MMVMAMBA_SS2D_ENTRY(backward_carries, suffix, run_backward, type, true) \
   MMVMAMBA_SS2D_ENTRY(backward, suffix, run_backward, type, false)        \
+  int shared_bytes_##suffix(int rank, int warps, const Args& args) {      \
+    switch (rank) {                                                       \
+      case 0: return shared_bytes<type, 0>(warps, args);                  \
+      case 6: return shared_bytes<type, 6>(warps, args);                  \
+      default: return shared_bytes<type, 12>(warps, args);                \
+    }                                                                     \
+  }                                                                       \
   }                                                                       \
   }

@@ -9,7 +9,7 @@ namespace ss2d {
 
 constexpr int kSegment = 16;      // pixels that one thread scans
 constexpr int kMaxWarps = 8;      // segments a block can hold
-// Those it holds at most: 7 for rank 12, so that two blocks fit into shared memory.
+// Those it holds at most: 7 for rank 12, so that two blocks fit into the shared memory of an H100.
 constexpr int max_warps(int rank) { return rank == 12 ? 7 : kMaxWarps; }
 
 enum class Type { kHalf, kBfloat16, kFloat };
@@ -83,6 +83,9 @@ void launch_forward(Type type, int rank, int warps, const Args& args, cudaStream
 void launch_backward_carries(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
 void launch_backward(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
 
+// Shared memory that a block of `warps` segments needs at most, for the map_columns and chaining of args.
+int shared_bytes(Type type, int rank, int warps, const Args& args);
+
 // From the carries of a chain's blocks to the states that enter them, in place; a flag a route of the pair for the
 // direction.
 void launch_combine(const Args& args, bool first_reversed, bool second_reversed, cudaStream_t stream);
@@ -92,7 +95,8 @@ void launch_combine(const Args& args, bool first_reversed, bool second_reversed,
   void forward_carries_##suffix(int rank, int warps, const Args& args, cudaStream_t stream); \
   void forward_##suffix(int rank, int warps, const Args& args, cudaStream_t stream);         \
   void backward_carries_##suffix(int rank, int warps, const Args& args, cudaStream_t stream); \
-  void backward_##suffix(int rank, int warps, const Args& args, cudaStream_t stream);
+  void backward_##suffix(int rank, int warps, const Args& args, cudaStream_t stream);         \
+  int shared_bytes_##suffix(int rank, int warps, const Args& args);
 MMVMAMBA_SS2D_DECLARE(half)
 MMVMAMBA_SS2D_DECLARE(bfloat16)
 MMVMAMBA_SS2D_DECLARE(float)

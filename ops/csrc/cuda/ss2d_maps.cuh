@@ -1,4 +1,5 @@
-// The maps of a warp's segment in shared memory (dt, B and C of both routes of the pair), and u2 of its steps from them.
+// The maps of a warp's segment in shared memory (dt, B and C of both routes of the pair), and u2 of its steps from
+// them.
 //
 // 16-bit types: u2 of a segment and route is a product on the tensor cores, [16 pixels][columns] x [columns][32
 //   channels] for any dt rank, left in shared memory as float [pixel][channel]: a lane then reads its channel.
@@ -23,9 +24,13 @@ template <typename T, int Rank> struct Maps {
   int stride;
 
   // Columns of a row in memory.
-  __host__ __device__ static constexpr int columns(int map_columns) { return Rank == 0 ? map_columns : Rank <= 6 ? 8 : 16; }
+  __host__ __device__ static constexpr int columns(int map_columns) {
+    return Rank == 0 ? map_columns : Rank <= 6 ? 8 : 16;
+  }
   // 16 bytes more than a power of two keep load_matrix free of bank conflicts.
-  __host__ __device__ static constexpr int row_stride(int map_columns) { return Rank == 6 ? 8 : columns(map_columns) + 8; }
+  __host__ __device__ static constexpr int row_stride(int map_columns) {
+    return Rank == 6 ? 8 : columns(map_columns) + 8;
+  }
   // Bytes of a warp.
   __host__ __device__ static constexpr int bytes(int map_columns) {
     return 32 * (kColumns * sizeof(float) + (kHalf ? row_stride(map_columns) * sizeof(T) : 0));

@@ -1,7 +1,7 @@
 // The fused SS2D core, mmvmamba::ss2d_scan and ss2d_scan_backward on CUDA (N = 1; cross2d, unidi, bidi).
 //
-// Forward: prepare parameters; one GEMM for the maps of all routes; for float and dt ranks above 12 a batched GEMM for u;
-// then for each pair of routes the block carries (if an image has too many blocks to wait for) and the scan.
+// Forward: prepare parameters; one GEMM for the maps of all routes; for float with a dt rank above 12 a batched GEMM
+// for u; then for each pair of routes the block carries (if an image has too many blocks to wait for) and the scan.
 // Backward: the same maps, the scans' adjoint a pair, then dx += dmaps Wx, and weight sums by chunked GEMMs.
 
 #include <ATen/core/Tensor.h>
@@ -118,9 +118,15 @@ struct Problem {
     args.column_order = pair == 1 && column_second;
   }
 
-  // Segments a block holds, evenly over the chain of blocks that an image is.
+  // Segments a block holds, as many as fit into its shared memory, evenly over the chain of blocks that an image is.
   void choose_chain() {
-    args.chain = ceil_div(args.segments, max_warps(rank));
+    const int most_bytes = static_cast<int>(at::cuda::getCurrentDeviceProperties()->sharedMemPerBlockOptin);
+    args.chaining = Chain::kLookBack;  // which takes the most
+    warps = max_warps(rank);
+    while (warps > 1 && shared_bytes(type, rank, warps, args) > most_bytes) --warps;
+    TORCH_CHECK(shared_bytes(type, rank, warps, args) <= most_bytes, "ss2d_scan: dt_projs_weight has rank ", dt_rank,
+                ", too large for the fused kernels on this GPU; backend='naive' takes any");
+    args.chain = ceil_div(args.segments, warps);
     args.chaining = args.chain == 1                     ? Chain::kNone
                     : args.chain <= longest_look_back() ? Chain::kLookBack
                                                         : Chain::kPrefix;

@@ -186,6 +186,12 @@ void launch_combine(const Args& args, bool first_reversed, bool second_reversed,
   combine_kernel<<<blocks, 512, 0, stream>>>(args, first_reversed, second_reversed);
 }
 
+int shared_bytes(Type type, int rank, int warps, const Args& args) {
+  return type == Type::kHalf       ? shared_bytes_half(rank, warps, args)
+         : type == Type::kBfloat16 ? shared_bytes_bfloat16(rank, warps, args)
+                                   : shared_bytes_float(rank, warps, args);
+}
+
 #define MMVMAMBA_SS2D_DISPATCH(function)                                                               \
   void launch_##function(Type type, int rank, int warps, const Args& args, cudaStream_t stream) {      \
     if (type == Type::kHalf) {                                                                         \

@@ -1,5 +1,5 @@
-// A warp's segment of a map, kSegment pixels by 32 channels, between memory and shared memory: 16 bytes a lane at a time,
-// in the background where it is read, so that loads overlap with the work before.
+// A warp's segment of a map, kSegment pixels by 32 channels, between memory and shared memory: 16 bytes a lane at a
+// time, in the background where it is read, so that loads overlap with the work before.
 #pragma once
 
 #include "ss2d_common.cuh"
