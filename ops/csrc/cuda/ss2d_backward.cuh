@@ -50,18 +50,18 @@ __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const 
 
   segment.load(p, at, static_cast<const T*>(p.dy) + at.batch * p.length * p.channels, p.channels, memory.input);
   maps.load(p, at);
-  load_operands<T, Rank>(p, at.group, operands);
-  const float* A = p.A + 2 * p.pair * p.padded + at.padded_channel;
+  load_operands<T, Rank>(p, at, operands);
+  const float* A = p.A + 2 * at.pair * p.padded + at.padded_channel;
   wait_for_copies();
   maps.convert(p, lane);
   __syncthreads();
   const Values<T> dy = read_tile(memory.input, lane);
   {
-    const Projected<T, Rank> u(p, at, maps, segment, operand_at<T, Rank>(p, operands, 0, group), scratch, 0);
+    const Projected<T, Rank> u(p, at, maps, segment, operand_at<T, Rank>(p, at, operands, 0), scratch, 0);
     local[warp * 32 + lane] = scan_back<T, Rank, false>(maps, 0, u, dy, A[0]);
   }
   {
-    const Projected<T, Rank> u(p, at, maps, segment, operand_at<T, Rank>(p, operands, 1, group), scratch, 1);
+    const Projected<T, Rank> u(p, at, maps, segment, operand_at<T, Rank>(p, at, operands, 1), scratch, 1);
     local[(warps + warp) * 32 + lane] = scan_back<T, Rank, SecondReversed>(maps, 1, u, dy, A[p.padded]);
   }
   __syncthreads();
@@ -80,7 +80,7 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
                                                Values<T>& x, Values<T>& dy, float state, T* tiles, Carry* local,
                                                Carry* before, float (&dx)[kSegment], float& dA, float& dbias,
                                                MapSums<T, Rank>& dmaps) {
-  const int q = 2 * p.pair + route;
+  const int q = 2 * at.pair + route;
   const float A = p.A[q * p.padded + at.padded_channel];
   float d2[kSegment], h[kSegment];
   x.stay_packed();
@@ -196,10 +196,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
 
   const auto load = [&](int group, int which) {
     at.select_group(p, group);
-    load_operands<T, Rank>(p, group, operands + which * operands_bytes);
+    load_operands<T, Rank>(p, at, operands + which * operands_bytes);
     segment.load(p, at, static_cast<const T*>(p.x) + image, p.channels, x_tile);
     segment.load(p, at, static_cast<const T*>(p.dy) + image, p.channels, dy_tile);
-    if (p.pair == 1) segment.load(p, at, dx_image, p.channels, dx_tile);
+    if (at.pair == 1) segment.load(p, at, dx_image, p.channels, dx_tile);
   };
   const int per_split = (p.groups + p.splits - 1) / p.splits, first_group = split * per_split;
   const int last_group = min(p.groups, first_group + per_split);
@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
     __syncthreads();  // copies are there, and the sums of the group before are read
     Values<T> x = read_tile(x_tile, at.lane), dy = read_tile(dy_tile, at.lane);
     float dx[kSegment], dA0 = 0.f, dA1 = 0.f, dbias0 = 0.f, dbias1 = 0.f, dD = 0.f;
-    if (p.pair == 1) {
+    if (at.pair == 1) {
       const Values<T> rows = read_tile(dx_tile, at.lane);
 #pragma unroll
       for (int t = 0; t < kSegment; ++t) dx[t] = rows[t];
@@ -227,10 +227,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
     float state0 = 0.f, state1 = 0.f;
     if (at.active && at.count > 0) {
       const int64_t number = at.batch * p.segments + at.block * warps + at.warp;
-      const float* from = p.states + (number * 4 + 2 * p.pair) * p.channels + at.channel;
+      const float* from = p.states + (number * 4 + 2 * at.pair) * p.channels + at.channel;
       state0 = from[0], state1 = from[p.channels];
     }
-    if (p.pair == 0) {
+    if (at.pair == 0) {
       const float skip = p.skip[at.padded_channel];
 #pragma unroll
       for (int t = 0; t < kSegment; ++t) dx[t] = skip * dy[t], dD = fmaf(x[t], dy[t], dD);
@@ -238,8 +238,8 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
 
     float* to = own_sums;
     const char* kept = operands + which * operands_bytes;
-    const char* operand0 = operand_at<T, Rank>(p, kept, 0, group);
-    const char* operand1 = operand_at<T, Rank>(p, kept, 1, group);
+    const char* operand0 = operand_at<T, Rank>(p, at, kept, 0);
+    const char* operand1 = operand_at<T, Rank>(p, at, kept, 1);
     backward_route<T, Rank, false>(p, at, maps, segment, operand0, 0, x, dy, state0, tiles, local, before, dx, dA0,
                                    dbias0, dmaps0);
     weight_sums<T, Rank>(tiles, maps, 0, dbias0, to, at.lane);
@@ -268,10 +268,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
   const int64_t batch = at.batch;
 #pragma unroll
   for (int route = 0; route < 2; ++route) {
-    const int q = 2 * p.pair + route;
+    const int q = 2 * at.pair + route;
     (route ? dmaps1 : dmaps0).write(at.lane, [&](int pixel, int column, float v0, float v1) {
       if (pixel >= count) return;
-      const int64_t index = (batch * p.length + pixel_of(p, first + pixel)) * 4 + q;
+      const int64_t index = (batch * p.length + at.pixel(p, first + pixel)) * 4 + q;
       if constexpr (Rank == 0) {
         if (column == 6) {
           float* to = p.dmaps_part + split * p.batch * p.length * 8 + index * 2;
@@ -285,10 +285,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
   }
 }
 
-// Bytes that a block of any of the four kernels needs at most.
+// Bytes that a block of any of the five kernels needs at most.
 template <typename T, int Rank> int shared_bytes(int warps, const Args& args) {
-  return std::max(ForwardMemory<T, Rank>::bytes(args, warps),
-                  BackwardMemory<T, Rank>::bytes(args.map_columns, warps));
+  return std::max({ForwardMemory<T, Rank>::bytes(args, warps), ImageMemory<T, Rank>::bytes(args, warps),
+                   BackwardMemory<T, Rank>::bytes(args.map_columns, warps)});
 }
 
 template <typename T, int Rank> void run_backward(bool carries, int warps, const Args& args, cudaStream_t stream) {

@@ -99,13 +99,7 @@ template <typename T> __device__ __forceinline__ float softplus2_slope(float d2)
   return slope;
 }
 
-// ---- walking the pixels ---------------------------------------------------------------------------------------------
-// Memory index of step l of the pixel order.
-__device__ __forceinline__ int pixel_of(const Args& p, int l) {
-  const uint32_t column = p.by_height.quotient(l);
-  return p.column_order ? p.by_height.remainder(l, column) * p.width + column : l;
-}
-
+// ---- values of a segment --------------------------------------------------------------------------------------------
 // The values of one thread's segment, two to a register for 16-bit types.
 template <typename T> struct Values {
   uint32_t v[kSegment / 2];

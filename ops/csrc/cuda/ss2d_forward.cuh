@@ -12,36 +12,12 @@
 
 #include <algorithm>
 
-#include "ss2d_maps.cuh"
+#include "ss2d_forward_image.cuh"
 
 namespace mmvmamba {
 namespace ss2d {
 
-// Scan one segment of one route from a zero state. A is that of the channel.
-template <typename T, int Rank, bool Reversed, bool WithOutput>
-__device__ __forceinline__ Carry scan_segment(const Maps<T, Rank>& maps, int route, const Projected<T, Rank>& u,
-                                              const Values<T>& x, float A, float (&y)[kSegment], Values<T>& through) {
-  Carry carry = {1.f, 0.f};
-  float previous = 0.f;
-#pragma unroll
-  for (int i = 0; i < kSegment; ++i) {
-    const int t = Reversed ? kSegment - 1 - i : i;
-    const float2 bc = maps.bc(route, t);
-    const float d2 = softplus2<T>(u[t]);
-    const float decay = exp2_fast(A * d2);
-    carry.end = fmaf(decay, carry.end, d2 * x[t] * bc.x);
-    carry.product *= decay;
-    if constexpr (WithOutput) {
-      y[t] = fmaf(bc.y, carry.end, y[t]);
-      const float gain = bc.y * carry.product;
-      if (i % 2) through.set_pair(t & ~1, Reversed ? gain : previous, Reversed ? previous : gain);
-      previous = gain;
-    }
-  }
-  return carry;
-}
-
-// y of a segment, float or T, between memory and registers. What the first pair of routes has left there is added to.
+// What the first pair of routes has left in y, float or T, of a segment: the second pair adds to it.
 template <typename E>
 __device__ __forceinline__ void load_output(const Args& p, const Place& at, const Segment<E>& segment, char* scratch) {
   const E* image = static_cast<const E*>(p.y) + at.batch * p.length * p.channels;
@@ -53,36 +29,27 @@ __device__ __forceinline__ void read_output(const Place& at, const char* scratch
 #pragma unroll
   for (int t = 0; t < kSegment; ++t) y[t] = before[t];
 }
-template <typename E>
-__device__ __forceinline__ void store_output(const Args& p, const Place& at, const Segment<E>& segment, char* scratch,
-                                             const float (&y)[kSegment]) {
-  write_tile(reinterpret_cast<E*>(scratch), at.lane, y);
-  E* image = static_cast<E*>(p.y) + at.batch * p.length * p.channels;
-  segment.store(p, at, reinterpret_cast<const E*>(scratch), image, p.channels);
-}
 
 // Shared memory of a block: carries, then the operands, then of each warp the input's tile (x, or dy for the carries of
 // s), scratch (a tile of u2 or y), and maps.
 template <typename T, int Rank> struct ForwardMemory {
-  Carry *local, *before;  // [2][warps][32] each, the second only if chained
+  Carry *local, *before;  // [2][warps][32] each
   char *operands, *scratch, *maps;
   T* input;
 
   static constexpr int kInput = Segment<T>::kSize * sizeof(T);
   static constexpr int kScratch = std::max<int>(Projected<T, Rank>::kTileBytes, Segment<float>::kSize * sizeof(float));
-  __host__ __device__ static int carries(const Args& p, int warps) {
-    return (p.chaining == Chain::kNone ? 2 : 4) * warps * 32 * sizeof(Carry);
-  }
+  __host__ __device__ static int carries(int warps) { return 4 * warps * 32 * sizeof(Carry); }
   __host__ __device__ static int warp_bytes(int map_columns) {
     return kInput + kScratch + Maps<T, Rank>::bytes(map_columns);
   }
   static int bytes(const Args& p, int warps) {
-    return carries(p, warps) + kept_bytes<T, Rank>(p.map_columns) + warps * warp_bytes(p.map_columns);
+    return carries(warps) + kept_bytes<T, Rank>(p.map_columns) + warps * warp_bytes(p.map_columns);
   }
 
   __device__ __forceinline__ ForwardMemory(const Args& p, const Place& at, void* shared)
       : local(static_cast<Carry*>(shared)), before(local + 2 * at.warps * 32),
-        operands(static_cast<char*>(shared) + carries(p, at.warps)) {
+        operands(static_cast<char*>(shared) + carries(at.warps)) {
     char* own = operands + kept_bytes<T, Rank>(p.map_columns) + at.warp * warp_bytes(p.map_columns);
     input = reinterpret_cast<T*>(own), scratch = own + kInput, maps = scratch + kScratch;
   }
@@ -102,22 +69,22 @@ __device__ __forceinline__ void forward_body(const Args& p, void* shared) {
 
   segment.load(p, at, static_cast<const T*>(p.x) + at.batch * p.length * p.channels, p.channels, memory.input);
   maps.load(p, at);
-  load_operands<T, Rank>(p, at.group, operands);
-  if (WithOutput && p.pair == 1) {
+  load_operands<T, Rank>(p, at, operands);
+  if (WithOutput && at.pair == 1) {
     if (p.float_output) {
       load_output(p, at, Segment<float>(p, at), scratch);
     } else {
       load_output(p, at, segment, scratch);
     }
   }
-  const float* A = p.A + 2 * p.pair * p.padded + at.padded_channel;
+  const float* A = p.A + 2 * at.pair * p.padded + at.padded_channel;
   const float A0 = A[0], A1 = A[p.padded], skip = p.skip[at.padded_channel];
   wait_for_copies();
   maps.convert(p, lane);
   __syncthreads();
   const Values<T> x = read_tile(memory.input, lane);
   float y[kSegment];
-  if (WithOutput && p.pair == 1) {
+  if (WithOutput && at.pair == 1) {
     if (p.float_output) {
       read_output<float>(at, scratch, y);
     } else {
@@ -130,11 +97,11 @@ __device__ __forceinline__ void forward_body(const Args& p, void* shared) {
 
   Values<T> through0, through1;
   {
-    const Projected<T, Rank> u(p, at, maps, segment, operand_at<T, Rank>(p, operands, 0, group), scratch, 0);
+    const Projected<T, Rank> u(p, at, maps, segment, operand_at<T, Rank>(p, at, operands, 0), scratch, 0);
     local[warp * 32 + lane] = scan_segment<T, Rank, false, WithOutput>(maps, 0, u, x, A0, y, through0);
   }
   {
-    const Projected<T, Rank> u(p, at, maps, segment, operand_at<T, Rank>(p, operands, 1, group), scratch, 1);
+    const Projected<T, Rank> u(p, at, maps, segment, operand_at<T, Rank>(p, at, operands, 1), scratch, 1);
     local[(warps + warp) * 32 + lane] =
         scan_segment<T, Rank, SecondReversed, WithOutput>(maps, 1, u, x, A1, y, through1);
   }
@@ -146,19 +113,15 @@ __device__ __forceinline__ void forward_body(const Args& p, void* shared) {
     }
   }
   if constexpr (!WithOutput) return;
-  const bool chained = p.chaining != Chain::kNone;
-  if (chained) {
-    before[warp * 32 + lane] = share_of_chain(p, at.batch, at.block, 0, at.padded_channel, false, warp, warps);
-    before[(warps + warp) * 32 + lane] =
-        share_of_chain(p, at.batch, at.block, 1, at.padded_channel, SecondReversed, warp, warps);
-    __syncthreads();
-  }
-  const float state0 = incoming(local, before, chained, false, warp, warps, lane);
-  const float state1 =
-      incoming(local + warps * 32, before + warps * 32, chained, SecondReversed, warp, warps, lane);
+  before[warp * 32 + lane] = share_of_chain(p, at.batch, at.block, 0, at.padded_channel, false, warp, warps);
+  before[(warps + warp) * 32 + lane] =
+      share_of_chain(p, at.batch, at.block, 1, at.padded_channel, SecondReversed, warp, warps);
+  __syncthreads();
+  const float state0 = incoming(local, before, true, false, warp, warps, lane);
+  const float state1 = incoming(local + warps * 32, before + warps * 32, true, SecondReversed, warp, warps, lane);
   if (p.states != nullptr && at.active && at.count > 0) {
     const int64_t number = at.batch * p.segments + at.block * warps + warp;
-    float* to = p.states + (number * 4 + 2 * p.pair) * p.channels + at.channel;
+    float* to = p.states + (number * 4 + 2 * at.pair) * p.channels + at.channel;
     to[0] = state0;
     to[p.channels] = state1;
   }
@@ -194,7 +157,10 @@ inline void launch(void (*kernel)(const Args), int64_t blocks, int warps, int by
 template <typename T, int Rank> void run_forward(bool carries, int warps, const Args& args, cudaStream_t stream) {
   const int64_t blocks = args.batch * args.chain * args.groups;
   const int bytes = ForwardMemory<T, Rank>::bytes(args, warps);
-  if (carries) {
+  if (args.chaining == Chain::kNone) {
+    launch(args.second_reversed ? forward_image_kernel<T, Rank, true> : forward_image_kernel<T, Rank, false>, blocks,
+           warps, ImageMemory<T, Rank>::bytes(args, warps), args, stream);
+  } else if (carries) {
     launch(args.second_reversed ? forward_carries_kernel<T, Rank, true> : forward_carries_kernel<T, Rank, false>,
            blocks, warps, bytes, args, stream);
   } else {

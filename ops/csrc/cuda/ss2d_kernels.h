@@ -61,6 +61,7 @@ struct Args {
   int64_t batch;
   int channels, padded, groups, height, width, length, segments, chain, map_columns;
   Divisor by_height, by_chain, by_groups, by_splits, by_warps;
+  Divisor by_parts;          // of 16 bytes, that the maps of a pair have in a pixel, 16-bit types only
   Chain chaining;
   int pair;
   int splits;                // parts the channel groups are split into, backward only

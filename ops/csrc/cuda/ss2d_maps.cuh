@@ -40,25 +40,38 @@ template <typename T, int Rank> struct Maps {
       : floats(reinterpret_cast<float*>(shared)), rows(reinterpret_cast<T*>(floats + 32 * kColumns)),
         stride(row_stride(p.map_columns)) {}
 
-  // Begin to load.
+  // Begin to load. In memory the two rows of a pixel are neighbours: of 16-bit types, neighbouring lanes copy
+  // neighbouring parts of them, in as few requests as there are lines.
   __device__ __forceinline__ void load(const Args& p, const Place& at) const {
-    const int route = at.lane / kSegment, t = at.lane % kSegment, columns_here = columns(p.map_columns);
-    const bool valid = t < at.count;
-    const int64_t row = (at.batch * p.length + pixel_of(p, valid ? at.first + t : 0)) * 4 + 2 * p.pair + route;
-    const T* from = static_cast<const T*>(p.maps) + row * p.map_columns;
+    const T* image = static_cast<const T*>(p.maps) + (at.batch * p.length * 4 + 2 * at.pair) * p.map_columns;
     if constexpr (kHalf) {
-      for (int i = 0; i < columns_here; i += 8) copy_async<16>(rows + at.lane * stride + i, from + i, valid);
-    } else if constexpr (Rank == 0) {
-      copy_async<8>(floats + at.lane * 2, from + p.map_columns - 2, valid);
+      const int per_row = columns(p.map_columns) / 8, per_pixel = 2 * per_row;
+      for (int i = at.lane; i < kSegment * per_pixel; i += 32) {
+        const int t = Rank == 0 ? p.by_parts.quotient(i) : i / per_pixel, part = i - t * per_pixel;
+        const int route = part >= per_row;
+        const bool valid = t < at.count;
+        const uint32_t pixel = at.pixel(p, valid ? at.first + t : 0);
+        copy_async<16>(rows + (route * kSegment + t) * stride + (part - route * per_row) * 8,
+                       image + pixel * 4 * p.map_columns + part * 8, valid);
+      }
     } else {
+      const int route = at.lane / kSegment, t = at.lane % kSegment;
+      const bool valid = t < at.count;
+      const uint32_t pixel = at.pixel(p, valid ? at.first + t : 0);
+      const T* from = image + (pixel * 4 + route) * p.map_columns;
+      if constexpr (Rank == 0) {
+        copy_async<8>(floats + at.lane * 2, from + p.map_columns - 2, valid);
+      } else {
 #pragma unroll
-      for (int i = 0; i < kColumns; i += 4) copy_async<16>(floats + at.lane * kColumns + i, from + i, valid);
+        for (int i = 0; i < kColumns; i += 4) copy_async<16>(floats + at.lane * kColumns + i, from + i, valid);
+      }
     }
   }
 
   // After the wait for copies: B and C in float. The other lanes see them after the next barrier.
   __device__ __forceinline__ void convert(const Args& p, int lane) const {
     if constexpr (kHalf) {
+      __syncwarp();  // the copies of the other lanes are there
       const T* bc = rows + lane * stride + columns(p.map_columns) - 2;
       *reinterpret_cast<float2*>(floats + lane * 2) = make_float2(to_float(bc[0]), to_float(bc[1]));
     }
@@ -67,6 +80,12 @@ template <typename T, int Rank> struct Maps {
   // B and C of a step.
   __device__ __forceinline__ float2 bc(int route, int t) const {
     return *reinterpret_cast<const float2*>(floats + (route * kSegment + t) * kColumns + kColumns - 2);
+  }
+  // Of two neighbours at once, t even.
+  __device__ __forceinline__ float4 bc_pair(int route, int t) const {
+    if constexpr (kColumns == 2) return *reinterpret_cast<const float4*>(floats + (route * kSegment + t) * 2);
+    const float2 low = bc(route, t), high = bc(route, t + 1);
+    return make_float4(low.x, low.y, high.x, high.y);
   }
 
   // Where load_matrix of a 16 x 16 part of the route's rows starts for this lane.
@@ -82,8 +101,9 @@ template <typename T, int Rank> __host__ __device__ constexpr int operand_bytes(
   return sizeof(T) == 2 ? 32 * sizeof(float) + Maps<T, Rank>::columns(map_columns) * 32 * sizeof(T) : 0;
 }
 
-template <typename T, int Rank> __device__ __forceinline__ const char* operand_of(const Args& p, int route, int group) {
-  const int number = (2 * p.pair + route) * p.groups + group;
+template <typename T, int Rank>
+__device__ __forceinline__ const char* operand_of(const Args& p, const Place& at, int route) {
+  const int number = (2 * at.pair + route) * p.groups + at.group;
   return static_cast<const char*>(p.dt_operand) + number * operand_bytes<T, Rank>(p.map_columns);
 }
 
@@ -96,20 +116,20 @@ template <typename T, int Rank> __host__ __device__ constexpr int kept_bytes(int
 
 // Begin to copy the operands of both routes of the pair to shared memory, by all threads of the block.
 template <typename T, int Rank>
-__device__ __forceinline__ void load_operands(const Args& p, int group, char* shared) {
+__device__ __forceinline__ void load_operands(const Args& p, const Place& at, char* shared) {
   if constexpr (!kKeepOperands<T, Rank>) return;
   const int bytes = operand_bytes<T, Rank>(p.map_columns);
   for (int i = threadIdx.x * 16; i < 2 * bytes; i += blockDim.x * 16) {
-    const char* from = i < bytes ? operand_of<T, Rank>(p, 0, group) + i : operand_of<T, Rank>(p, 1, group) + i - bytes;
+    const char* from = i < bytes ? operand_of<T, Rank>(p, at, 0) + i : operand_of<T, Rank>(p, at, 1) + i - bytes;
     copy_async<16>(shared + i, from, true);
   }
 }
 
 // Those of a route, kept or not.
 template <typename T, int Rank>
-__device__ __forceinline__ const char* operand_at(const Args& p, const char* kept, int route, int group) {
+__device__ __forceinline__ const char* operand_at(const Args& p, const Place& at, const char* kept, int route) {
   if constexpr (kKeepOperands<T, Rank>) return kept + route * operand_bytes<T, Rank>(p.map_columns);
-  return operand_of<T, Rank>(p, route, group);
+  return operand_of<T, Rank>(p, at, route);
 }
 
 // u2 of the thread's segment on one route, by way of a tile of the warp.
@@ -165,7 +185,7 @@ template <typename T, int Rank> struct Projected<T, Rank, false> {
   __device__ __forceinline__ Projected(const Args& p, const Place& at, const Maps<T, Rank>& maps,
                                        const Segment<T>& segment, const char*, void* scratch, int route)
       : rows(maps.floats + route * kSegment * Maps<T, Rank>::kColumns) {
-    const int q = 2 * p.pair + route;
+    const int q = 2 * at.pair + route;
     bias = p.bias[q * p.padded + at.padded_channel];
     if constexpr (Rank == 0) {
       __syncwarp();

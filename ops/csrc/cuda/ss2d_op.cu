@@ -132,7 +132,7 @@ struct Problem {
                                                         : Chain::kPrefix;
     warps = ceil_div(args.segments, args.chain);
     args.by_height = Divisor(args.height), args.by_chain = Divisor(args.chain), args.by_groups = Divisor(args.groups);
-    args.by_warps = Divisor(warps);
+    args.by_warps = Divisor(warps), args.by_parts = Divisor(args.map_columns / 4);
   }
 
   // For rank 0 memory for du2, (batch * length, 4, channels), and for float u2 without bias in it, by a batched GEMM.
@@ -168,7 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x
   args.u = u.defined() ? u.data_ptr() : nullptr;
   args.states = save ? states.data_ptr<float>() : nullptr;
   args.float_output = out_dtype == at::kFloat;
-  for (int pair = 0; pair < 2; ++pair) {
+  for (int pair = args.chaining == Chain::kNone; pair < 2; ++pair) {  // a block that is an image takes both pairs
     problem.select_pair(pair);
     if (args.chaining == Chain::kPrefix) {
       launch_forward_carries(problem.type, problem.rank, problem.warps, args, problem.stream);

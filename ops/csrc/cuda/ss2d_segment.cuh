@@ -10,13 +10,15 @@ namespace ss2d {
 
 // Where a thread works.
 struct Place {
-  int lane, warp, warps, block, group, padded_channel, channel, first, count;
+  int lane, warp, warps, block, group, padded_channel, channel, first, count, pair;
   int64_t batch;
   bool active;  // whether its channel exists; else `channel` is another one
+  bool column_order;
 
   // Blocks are numbered by image, then by `part` (channel group or split), then along the chain.
   __device__ __forceinline__ Place(const Args& p, const Divisor& by_parts, int& part)
-      : lane(threadIdx.x & 31), warp(threadIdx.x >> 5), warps(blockDim.x >> 5) {
+      : lane(threadIdx.x & 31), warp(threadIdx.x >> 5), warps(blockDim.x >> 5), pair(p.pair),
+        column_order(p.column_order) {
     const uint32_t parts = p.by_chain.quotient(blockIdx.x), image = by_parts.quotient(parts);
     block = p.by_chain.remainder(blockIdx.x, parts), part = by_parts.remainder(parts, image), batch = image;
     first = (block * warps + warp) * kSegment;
@@ -27,6 +29,16 @@ struct Place {
     padded_channel = group * 32 + lane;
     active = padded_channel < p.channels;
     channel = active ? padded_channel : p.channels - 1;
+  }
+  // For a kernel that takes both pairs, launched with the arguments of the second.
+  __device__ __forceinline__ void select_pair(const Args& p, int which) {
+    pair = which;
+    column_order = which == 1 && p.column_order;
+  }
+  // Memory index of step l of the pair's pixel order.
+  __device__ __forceinline__ int pixel(const Args& p, int l) const {
+    const uint32_t column = p.by_height.quotient(l);
+    return column_order ? p.by_height.remainder(l, column) * p.width + column : l;
   }
 };
 
@@ -41,7 +53,7 @@ template <typename E> struct Segment {
   __device__ __forceinline__ Segment(const Args& p, const Place& at)
       : row(at.lane / kParts), part(at.lane % kParts * kPart) {
 #pragma unroll
-    for (int i = 0; i < kTimes; ++i) pixel[i] = pixel_of(p, min(at.first + row + i * kRows, p.length - 1));
+    for (int i = 0; i < kTimes; ++i) pixel[i] = at.pixel(p, min(at.first + row + i * kRows, p.length - 1));
   }
 
   // Begin to load the channels of the group; what lies beyond the image or the channels is zero.
@@ -57,7 +69,7 @@ template <typename E> struct Segment {
       for (int t = 0; t < kSegment; ++t) {
         const bool valid = at.active && t < at.count;
         tile[t * 32 + at.lane] =
-            valid ? image[static_cast<uint32_t>(pixel_of(p, at.first + t)) * stride + at.channel] : from_float<E>(0.f);
+            valid ? image[static_cast<uint32_t>(at.pixel(p, at.first + t)) * stride + at.channel] : from_float<E>(0.f);
       }
     }
   }
@@ -77,7 +89,7 @@ template <typename E> struct Segment {
     } else {
       for (int t = 0; t < kSegment; ++t) {
         if (at.active && t < at.count) {
-          image[static_cast<uint32_t>(pixel_of(p, at.first + t)) * stride + at.channel] = tile[t * 32 + at.lane];
+          image[static_cast<uint32_t>(at.pixel(p, at.first + t)) * stride + at.channel] = tile[t * 32 + at.lane];
         }
       }
     }

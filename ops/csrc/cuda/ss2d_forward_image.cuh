@@ -1,0 +1,146 @@
+// Forward scan kernel of the fused SS2D core for small maps, N = 1: a block holds the whole image, and takes both pairs
+// of routes one after the other.
+//
+// forward_image_kernel: a block takes 32 channels of one image, a warp each segment, as in ss2d_forward.cuh. The input
+//   stays in shared memory, where the second pair reads it in its own order; y goes from the one order to the other
+//   through shared memory. So the image is read once and written once, nothing waits for other blocks, and the second
+//   pair's maps arrive while the first is scanned.
+//   Moves: x once, maps once a group (shared through L2), y once, states if training.
+#pragma once
+
+#include "ss2d_scan.cuh"
+
+namespace mmvmamba {
+namespace ss2d {
+
+// Shared memory of a block: carries, the pixels of both pairs' steps, the image, of each warp scratch (a tile of u2; all
+// together y of the image), then of each warp maps.
+template <typename T, int Rank> struct ImageMemory {
+  Carry* local;  // [2][warps][32]
+  int* order;    // [2][warps * kSegment]
+  T* image;      // [warps * kSegment][32], what lies beyond the image is zero
+  char *scratch, *maps;
+  float* y;      // [warps * kSegment][kRow]: the scratch of all warps
+
+  static constexpr int kRow = 40;
+  static constexpr int kScratch = kSegment * kRow * sizeof(float);
+  static_assert(kScratch >= Projected<T, Rank>::kTileBytes);
+  static constexpr int kShared = 2 * 32 * sizeof(Carry) + 2 * kSegment * sizeof(int) + Segment<T>::kSize * sizeof(T);
+  static int bytes(const Args& p, int warps) {
+    return warps * (kShared + kScratch + Maps<T, Rank>::bytes(p.map_columns));
+  }
+
+  __device__ __forceinline__ ImageMemory(const Args& p, const Place& at, void* shared)
+      : local(static_cast<Carry*>(shared)), order(reinterpret_cast<int*>(local + 2 * at.warps * 32)),
+        image(reinterpret_cast<T*>(order + 2 * at.warps * kSegment)),
+        y(reinterpret_cast<float*>(image + at.warps * Segment<T>::kSize)) {
+    scratch = reinterpret_cast<char*>(y) + at.warp * kScratch;
+    maps = reinterpret_cast<char*>(y) + at.warps * kScratch + at.warp * Maps<T, Rank>::bytes(p.map_columns);
+  }
+};
+
+// The pixels of a warp's segment, from the table in shared memory.
+struct Pixels {
+  int at[kSegment];
+  __device__ __forceinline__ explicit Pixels(const int* table) {
+#pragma unroll
+    for (int t = 0; t < kSegment; t += 4) {
+      const int4 four = *reinterpret_cast<const int4*>(table + t);
+      at[t] = four.x, at[t + 1] = four.y, at[t + 2] = four.z, at[t + 3] = four.w;
+    }
+  }
+};
+
+template <typename T, int Rank, bool SecondReversed>
+__global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 3 : 2)
+    forward_image_kernel(const __grid_constant__ Args p) {
+  extern __shared__ float4 shared[];
+  using Memory = ImageMemory<T, Rank>;
+  int group;
+  Place at(p, p.by_groups, group);
+  at.select_group(p, group);
+  at.select_pair(p, 0);
+  const int lane = at.lane, warp = at.warp, warps = at.warps, steps = warps * kSegment;
+  const Memory memory(p, at, shared);
+  Carry* local = memory.local;
+  const Maps<T, Rank> maps(p, memory.maps);
+  const Segment<T> rows(p, at);
+
+  rows.load(p, at, static_cast<const T*>(p.x) + at.batch * p.length * p.channels, p.channels,
+            memory.image + warp * Segment<T>::kSize);
+  maps.load(p, at);
+  if (lane < kSegment) {
+    const int step = at.first + lane;
+    Place second = at;
+    second.select_pair(p, 1);
+    memory.order[step] = step;
+    memory.order[steps + step] = step < p.length ? second.pixel(p, step) : step;
+  }
+  const float skip = p.skip[at.padded_channel];
+  float y[kSegment];
+#pragma unroll 1
+  for (int pair = 0; pair < 2; ++pair) {
+    at.select_pair(p, pair);
+    const int* own_order = memory.order + at.first;
+    const int *here = own_order + pair * steps, *other = own_order + (1 - pair) * steps;
+    const float* A = p.A + 2 * pair * p.padded + at.padded_channel;
+    const float A0 = A[0], A1 = A[p.padded];
+    const Segment<T> segment(p, at);
+    wait_for_copies();
+    maps.convert(p, lane);
+    __syncthreads();
+    Values<T> x;
+    {
+      const Pixels pixels(here);
+      T raw[kSegment];
+#pragma unroll
+      for (int t = 0; t < kSegment; ++t) raw[t] = memory.image[pixels.at[t] * 32 + lane];
+      x.set_raw(raw);
+    }
+    if (pair == 0) {
+#pragma unroll
+      for (int t = 0; t < kSegment; ++t) y[t] = skip * x[t];
+    }
+
+    Values<T> through0, through1;
+    {
+      const Projected<T, Rank> u(p, at, maps, segment, operand_of<T, Rank>(p, at, 0), memory.scratch, 0);
+      local[warp * 32 + lane] = scan_segment<T, Rank, false, true>(maps, 0, u, x, A0, y, through0);
+    }
+    {
+      const Projected<T, Rank> u(p, at, maps, segment, operand_of<T, Rank>(p, at, 1), memory.scratch, 1);
+      local[(warps + warp) * 32 + lane] = scan_segment<T, Rank, SecondReversed, true>(maps, 1, u, x, A1, y, through1);
+    }
+    __syncthreads();
+    if (pair == 0) {
+      at.select_pair(p, 1);
+      maps.load(p, at);
+    }
+    const float state0 = incoming(local, nullptr, false, false, warp, warps, lane);
+    const float state1 = incoming(local + warps * 32, nullptr, false, SecondReversed, warp, warps, lane);
+    if (p.states != nullptr && at.active) {
+      float* to = p.states + ((at.batch * p.segments + warp) * 4 + 2 * pair) * p.channels + at.channel;
+      to[0] = state0;
+      to[p.channels] = state1;
+    }
+    const Pixels from(here);
+#pragma unroll
+    for (int t = 0; t < kSegment; ++t) {
+      memory.y[from.at[t] * Memory::kRow + lane] = fmaf(through1[t], state1, fmaf(through0[t], state0, y[t]));
+    }
+    __syncthreads();
+    const Pixels to(other);
+#pragma unroll
+    for (int t = 0; t < kSegment; ++t) y[t] = memory.y[to.at[t] * Memory::kRow + lane];
+    __syncthreads();  // before anyone projects, or stores, by way of scratch
+  }
+  at.select_pair(p, 0);
+  if (p.float_output) {
+    store_output(p, at, Segment<float>(p, at), memory.scratch, y);
+  } else {
+    store_output(p, at, rows, memory.scratch, y);
+  }
+}
+
+}  // namespace ss2d
+}  // namespace mmvmamba
