@@ -1,6 +1,5 @@
 """The public SS2D core: projections in, merged map out; documented function, argument checks, choice of backend."""
 
-import os
 from typing import Optional
 
 import torch
@@ -10,9 +9,7 @@ from ..checks import check_out_dtype, check_same_device, check_shape, check_tens
 from ..cross_scan.interface import NUM_ROUTES, check_scan_mode
 from . import composed, library, triton_op
 
-# Triton's fused core is not timed on a GPU yet, and takes long to compile at first use: only where it is asked for.
-FUSED_TRITON = os.environ.get('MMVMAMBA_FUSED_TRITON') == '1'
-FUSED_BACKENDS = ('cpu', 'cuda', 'triton') if FUSED_TRITON else ('cpu', 'cuda')
+FUSED_BACKENDS = ('cpu', 'cuda', 'triton')  # the others are composed of the unfused ops
 _announced = set()
 
 

@@ -9,6 +9,7 @@ directions.  Kernels and autograd formulas register themselves when the compiled
 import torch
 
 SEGMENT = 16  # pixels between two saved states: kSegment of csrc/cuda/ss2d_kernels.h
+TRITON_SEGMENT = 7  # likewise of the Triton kernels; divides the sides of the maps of an image of 224 x 224
 CPU_SEGMENT = 32  # kSteps of csrc/cpu/ss2d_tile.h
 CPU_LANES = 8  # channels of a saved state are padded to a multiple: kLanes there
 FUSED_RANKS = ((6, 8), (12, 16))  # dt ranks with kernels of their own, and columns of their maps

@@ -12,11 +12,10 @@ import torch
 import triton
 
 from ..library import SCAN_MODE_INDEX
-from .library import map_columns
+from .library import TRITON_SEGMENT, map_columns
 from .triton_backward import backward, backward_carries
 from .triton_forward import forward, forward_carries
 from .triton_kernels import combine, prepare
-from .triton_op import SEGMENT
 
 TILE = 256  # segments times channels of a block, if that leaves at least NARROWEST channels
 NARROWEST = 16  # channels: 32 bytes of float16, what memory moves at a time
@@ -58,7 +57,7 @@ class _Problem:
         self.dt_rank, self.columns = dt_projs_weight.shape[2], map_columns(dt_projs_weight.shape[2])
         if 4 * self.length * max(self.channels, self.columns) >= 2**31:
             raise ValueError(f'ss2d_scan: an image of x {tuple(x.shape)} is too large for the fused triton kernels')
-        self.segments = triton.cdiv(self.length, SEGMENT)
+        self.segments = triton.cdiv(self.length, TRITON_SEGMENT)
         self.block, self.tile, self.chain = _tile(self.segments, self.channels)
         self.groups = triton.cdiv(self.channels, self.tile)
         self.second_reversed = scan_mode != 'unidi'
@@ -87,7 +86,7 @@ class _Problem:
         kernel[(self.batch * self.chain * self.groups,)](
             *tensors, self.groups, self.chain, self.segments, self.length, self.height, self.width, self.channels,
             self.columns, PAIR=pair, COLUMN=pair == 1 and self.column_second, SECOND_REVERSED=self.second_reversed,
-            HALF=self.image.dtype != torch.float32, T=SEGMENT, S=self.block, C=self.tile,
+            HALF=self.image.dtype != torch.float32, T=TRITON_SEGMENT, S=self.block, C=self.tile,
             num_warps=warps,
             maxnreg=min(registers, 128 if warps > 4 else 255), **options,
         )  # fmt: skip
@@ -188,7 +187,7 @@ def ss2d_scan_backward(
                 pair,
                 BACKWARD_REGISTERS,
                 CHAINED=entering is not None,
-                TP=_power_of_two(SEGMENT),
+                TP=_power_of_two(TRITON_SEGMENT),
             )
 
         # u now holds du2. Its product with the dt projection has zeros in the columns of B and C.

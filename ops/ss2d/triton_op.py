@@ -4,14 +4,15 @@
 Triton, which is loaded by the first call.
 """
 
+import functools
 import importlib.metadata
 import re
 
 import torch
 
-from .library import map_columns
+from ..backend import logger
+from .library import TRITON_SEGMENT, map_columns
 
-SEGMENT = 7  # pixels between two saved states; divides the sides of the maps of an image of 224 x 224
 OLDEST_TRITON = (3, 3)  # tuples of tensors in a kernel
 _PARAMETERS = 'Tensor x, Tensor x_proj_weight, Tensor dt_projs_weight, Tensor dt_projs_bias, Tensor A_logs, Tensor Ds, '
 
@@ -40,9 +41,18 @@ def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan
     return torch.ops.mmvmamba.ss2d_scan_triton(x, *parameters, scan_mode, out_dtype, training)[0]
 
 
+@functools.cache
+def _announce_compilation():
+    logger.info(
+        'ss2d_scan on triton compiles its kernels at first use, up to a minute for each number of channels; later '
+        "processes find them in Triton's cache"
+    )
+
+
 def _forward(*arguments):
     from .triton import ss2d_scan
 
+    _announce_compilation()
     return ss2d_scan(*arguments)
 
 
@@ -76,7 +86,8 @@ def _(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, o
     batch, channels, height, width = x.shape
     length = height * width
     maps = x.new_empty((batch * length, 4 * map_columns(dt_projs_weight.shape[2])))
-    states = A_logs.new_empty((batch * ((length + SEGMENT - 1) // SEGMENT) * 4 * channels if training else 0,))
+    segments = (length + TRITON_SEGMENT - 1) // TRITON_SEGMENT
+    states = A_logs.new_empty((batch * segments * 4 * channels if training else 0,))
     return _empty_map(x, out_dtype), maps, states
 
 
