@@ -1,10 +1,13 @@
-"""Arguments for the ops, valid and broken in one place."""
+"""Arguments for the ops, valid and broken in one place; on the GPU too, where there is one."""
+
+import functools
 
 import torch
 from hypothesis import strategies as st
 
 from tests.test_ops.scan_inputs import SHARED_DTYPE
 
+DEVICES = ('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LAYOUTS = ('contiguous', 'transposed', 'gaps', 'far', 'negative', 'overlapping')
 FAULTS = (
@@ -22,7 +25,10 @@ FAULTS = (
     'size',
     'dtype',
     'meta',
+    'device',
 )
+ELSEWHERE = ('meta', 'device')
+"""Faults that are none of a lone tensor."""
 _SCALES = dict(normal=1.0, zeros=0.0, large=1e3, tiny=1e-30)
 
 
@@ -36,10 +42,10 @@ def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
     if layout == 'transposed':
         return tensor.transpose(0, -1).contiguous().transpose(0, -1)
     if layout == 'gaps':
-        return torch.full((*tensor.shape, 3), float('nan'), dtype=tensor.dtype)[..., 1].copy_(tensor)
+        return tensor.new_full((*tensor.shape, 3), float('nan'))[..., 1].copy_(tensor)
     if layout == 'far':  # a first stride of 2**20 elements, of which few are ever touched
         inner = tensor[0].contiguous()
-        room = torch.empty(2**20 * (tensor.shape[0] - 1) + inner.numel(), dtype=tensor.dtype)
+        room = tensor.new_empty(2**20 * (tensor.shape[0] - 1) + inner.numel())
         return room.as_strided(tensor.shape, (2**20, *inner.stride())).copy_(tensor)
     if layout == 'negative' and tensor.dtype in (torch.float32, torch.float64):
         return torch.complex(torch.zeros_like(tensor), -tensor).conj().imag  # PyTorch negates when it is read
@@ -53,7 +59,7 @@ def scan_arguments(draw, scales=('normal', 'normal', 'zeros', 'large', 'tiny'), 
     """Valid arguments of ``selective_scan``, and whether A is large (then float32 holds exp(delta A) less well)."""
     batch, groups, channels = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, max_channels))
     states, length = draw(st.sampled_from((1, 1, 2, 3, 5, 17))), draw(lengths())
-    dtype, dim = draw(st.sampled_from(DTYPES)), groups * channels
+    dtype, dim, device = draw(st.sampled_from(DTYPES)), groups * channels, draw(st.sampled_from(DEVICES))
     shapes = dict(
         u=(batch, dim, length),
         delta=(batch, dim, length),
@@ -75,7 +81,7 @@ def scan_arguments(draw, scales=('normal', 'normal', 'zeros', 'large', 'tiny'), 
             value = value.abs() * (-1 if name == 'A' else 1)  # decay, as in the model
         large |= name == 'A' and scale == 'large'
         state = torch.float64 if dtype == torch.float64 else torch.float32
-        value = value.to(dtype if name in SHARED_DTYPE else state)
+        value = value.to(device, dtype if name in SHARED_DTYPE else state)
         arguments[name] = lay_out(value, draw(st.sampled_from(LAYOUTS)))
     if draw(st.booleans()) and dtype != torch.float64:
         arguments['out_dtype'] = torch.float32
@@ -86,20 +92,23 @@ def broken(value: torch.Tensor, fault: str, axis: int):
     """A wrong argument in place of a tensor."""
     axis %= value.dim()
     other_dtype = torch.float32 if value.dtype == torch.float64 else torch.float64
+    other_device = next((device for device in DEVICES if device != value.device.type), 'meta')
+    ones = functools.partial(torch.ones, device=value.device)
     makers = dict(
         list=lambda: value.tolist(),
         text=lambda: 'u',
         number=lambda: 1.0,
-        integer=lambda: torch.ones(value.shape, dtype=torch.int64),
-        complex=lambda: torch.ones(value.shape, dtype=torch.complex64),
-        bool=lambda: torch.ones(value.shape, dtype=torch.bool),
-        float8=lambda: torch.ones(value.shape).to(torch.float8_e5m2),
+        integer=lambda: ones(value.shape, dtype=torch.int64),
+        complex=lambda: ones(value.shape, dtype=torch.complex64),
+        bool=lambda: ones(value.shape, dtype=torch.bool),
+        float8=lambda: ones(value.shape).to(torch.float8_e5m2),
         sparse=lambda: value.contiguous().to_sparse(),
-        nested=lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        nested=lambda: torch.nested.nested_tensor([ones(2), ones(3)]),
         empty=lambda: value.narrow(axis, 0, 0),
         dimension=lambda: value[None],
         size=lambda: torch.cat([value, value.narrow(axis, 0, 1)], axis),
         dtype=lambda: value.to(other_dtype),
         meta=lambda: value.to('meta'),
+        device=lambda: value.to(other_device),
     )
     return makers[fault]()

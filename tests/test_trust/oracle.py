@@ -4,6 +4,10 @@ import numpy as np
 import torch
 
 
+def _as_numpy(tensor):
+    return tensor.detach().double().cpu().resolve_neg().numpy()
+
+
 def oracle(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, out_dtype=None):
     """The recurrence in NumPy float64.
 
@@ -14,8 +18,8 @@ def oracle(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, out
     """
     # float32's smallest normal number; the compiled exponential ends a little above it, at exp(-87.3)
     smallest = torch.finfo(torch.float64).smallest_normal if u.dtype == torch.float64 else 1.22e-38
-    u, delta, A, B, C = (np.asarray(t.detach().double().resolve_neg().numpy()) for t in (u, delta, A, B, C))
-    D, bias = (None if t is None else t.detach().double().resolve_neg().numpy() for t in (D, delta_bias))
+    u, delta, A, B, C = (_as_numpy(t) for t in (u, delta, A, B, C))
+    D, bias = (None if t is None else _as_numpy(t) for t in (D, delta_bias))
     channels = u.shape[1] // B.shape[1]
     if bias is not None:
         delta = delta + bias[:, None]

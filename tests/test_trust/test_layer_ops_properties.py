@@ -8,10 +8,16 @@ from hypothesis import strategies as st
 from mmvmamba.ops import add_layer_norm, conv2d_channel_last, depthwise_conv_silu, mlp
 
 from .cases import cases
-from .op_inputs import FAULTS, LAYOUTS, broken, lay_out
+from .op_inputs import DEVICES, ELSEWHERE, FAULTS, LAYOUTS, broken, lay_out
 from .test_ops_properties import ROUNDING, assert_refused
 
 DTYPES = (torch.float32, torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _no_tf32():
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 def reference_sum(x, branch, weight, bias, factors=None):
@@ -58,8 +64,9 @@ def layer_arguments(draw):
     if optional and draw(st.booleans()):
         del shapes[optional]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    dtype = draw(st.sampled_from(DTYPES))
+    dtype, device = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(DEVICES))
     arguments = {name: torch.randn(size, generator=generator, dtype=dtype) for name, size in shapes.items()}
+    arguments = {name: value.to(device) for name, value in arguments.items()}
     arguments['x'] = lay_out(arguments['x'], draw(st.sampled_from(LAYOUTS)))
     return op, arguments
 
@@ -83,7 +90,7 @@ def test_refuses_one_broken_argument(case, fault, which):
     any_dimensions = op in ('add_layer_norm', 'mlp') and name == 'x'
     if fault in ('dtype', 'empty') or (any_dimensions and fault == 'dimension'):
         fault = 'text'  # other dtypes, no elements, and for some any number of dimensions are right
-    if fault == 'meta' and name == 'x':
+    if fault in ELSEWHERE and name == 'x':
         name = names[1]
     arguments[name] = broken(arguments[name], fault, -1)
     function = dict(

@@ -9,7 +9,7 @@ from mmvmamba.ops import SCAN_MODES, BackendError, cross_merge, cross_scan, laye
 from tests.test_ops.scan_inputs import GRADIENT_LIMIT, assert_scan_close, run_scan, run_truth
 
 from .cases import cases
-from .op_inputs import DTYPES, FAULTS, LAYOUTS, broken, lay_out, lengths, scan_arguments
+from .op_inputs import DEVICES, DTYPES, ELSEWHERE, FAULTS, LAYOUTS, broken, lay_out, lengths, scan_arguments
 from .oracle import oracle
 
 ROUNDING = {torch.float64: 2.0**-52, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -32,7 +32,7 @@ def test_selective_scan_gives_the_sum_of_its_equation(case):
     assert out.dtype == arguments.get('out_dtype', arguments['u'].dtype) and out.is_contiguous()
     expected, size, floor = oracle(**arguments)
     limit = 1e-12 if arguments['u'].dtype == torch.float64 else 2e-5
-    error = abs(out.double().numpy() - expected)
+    error = abs(out.double().cpu().numpy() - expected)
     allowed = limit * (50 if large else 1) * (size + floor) + ROUNDING[out.dtype] * (abs(expected) + floor)
     allowed += float(torch.finfo(out.dtype).smallest_normal) + floor
     # where a result leaves the range of its dtype, or a state that of float32, infinity is the documented answer
@@ -86,7 +86,7 @@ def test_selective_scan_refuses_a_broken_option(change):
 def test_selective_scan_has_the_gradients_of_its_equation(case, use_out, seed):
     arguments, _ = case
     softplus, out_dtype = arguments.pop('delta_softplus'), arguments.pop('out_dtype', None)
-    dout = torch.randn(arguments['u'].shape, generator=torch.Generator().manual_seed(seed))
+    dout = torch.randn(arguments['u'].shape, generator=torch.Generator().manual_seed(seed)).to(arguments['u'].device)
     dout = dout if use_out else dout[:, :1].expand(arguments['u'].shape)
     result = run_scan(arguments, dout, softplus, out_dtype)
     dout = dout.to(result['out'].dtype)
@@ -134,14 +134,15 @@ MAPS = dict(
     height=st.integers(1, 9),
     width=st.integers(1, 9),
     dtype=st.sampled_from(DTYPES),
+    device=st.sampled_from(DEVICES),
     layout=st.sampled_from(LAYOUTS),
     scan_mode=st.sampled_from(SCAN_MODES),
 )
 
 
 @cases(quick=80, full=1000, **MAPS, channel_last=st.booleans())
-def test_cross_scan_and_merge_are_exact(batch, channels, height, width, dtype, layout, scan_mode, channel_last):
-    pixels = torch.arange(batch * channels * height * width).remainder(251).to(dtype)
+def test_cross_scan_and_merge_are_exact(batch, channels, height, width, dtype, device, layout, scan_mode, channel_last):
+    pixels = torch.arange(batch * channels * height * width).remainder(251).to(device, dtype)
     x = lay_out(
         pixels.view((batch, height, width, channels) if channel_last else (batch, channels, height, width)), layout
     )
@@ -160,12 +161,12 @@ def test_cross_scan_and_merge_are_exact(batch, channels, height, width, dtype, l
     axis=st.integers(0, 3),
     size=st.sampled_from((None, 'swapped', (0, 0), (-1, -4), 'ab', (2.0, 3), (1, 2, 3), [2])),
 )
-def test_cross_ops_refuse(batch, channels, height, width, dtype, layout, scan_mode, fault, axis, size):
-    x = torch.ones(batch, channels, height, width, dtype=dtype)
-    y = torch.ones(batch, 4, channels, height * width, dtype=dtype)
+def test_cross_ops_refuse(batch, channels, height, width, dtype, device, layout, scan_mode, fault, axis, size):
+    x = torch.ones(batch, channels, height, width, dtype=dtype, device=device)
+    y = torch.ones(batch, 4, channels, height * width, dtype=dtype, device=device)
     true_size = (height, width)
     # broken along an axis that the op can not know, a map stays a map
-    if fault == 'dtype' or (fault == 'size' and axis in (0, 2)) or fault == 'meta':
+    if fault == 'dtype' or (fault == 'size' and axis in (0, 2)) or fault in ELSEWHERE:
         fault = None
     if fault is not None:
         x = broken(x, fault, axis) if fault != 'size' else x
@@ -187,6 +188,7 @@ def ss2d_arguments(draw):
     batch, channels, rank = draw(st.integers(1, 2)), draw(st.integers(1, 6)), draw(st.integers(1, 3))
     height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     states, dtype = draw(st.sampled_from((1, 1, 3))), draw(st.sampled_from(DTYPES))
+    device = draw(st.sampled_from(DEVICES))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     shapes = dict(
         x=(batch, channels, height, width),
@@ -198,7 +200,7 @@ def ss2d_arguments(draw):
     )
     arguments = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
     parameters = draw(st.sampled_from(DTYPES))
-    arguments = {name: value.to(dtype if name == 'x' else parameters) for name, value in arguments.items()}
+    arguments = {name: value.to(device, dtype if name == 'x' else parameters) for name, value in arguments.items()}
     arguments = {name: lay_out(value, draw(st.sampled_from(LAYOUTS))) for name, value in arguments.items()}
     arguments['scan_mode'] = draw(st.sampled_from(('cross2d', 'unidi', 'bidi')))
     return arguments
@@ -240,7 +242,8 @@ def norm_arguments(draw):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     shapes = dict(x=shape, weight=shape[-1:], bias=shape[-1:])
     arguments = {name: torch.randn(size, generator=generator, dtype=torch.float64) for name, size in shapes.items()}
-    arguments = {name: value.to(draw(st.sampled_from(DTYPES))) for name, value in arguments.items()}
+    device = draw(st.sampled_from(DEVICES))
+    arguments = {name: value.to(device, draw(st.sampled_from(DTYPES))) for name, value in arguments.items()}
     if arguments['x'].numel():
         arguments['x'] = lay_out(arguments['x'], draw(st.sampled_from(LAYOUTS)))
     if draw(st.booleans()):
@@ -266,7 +269,7 @@ def test_layer_norm_refuses_one_broken_argument(arguments, fault, which):
     name = ('x', 'weight', 'bias')[which]
     if fault == 'dtype' or (name == 'x' and fault == 'dimension'):
         fault = 'text'  # any dtypes and any number of dimensions are right
-    if fault == 'meta' and name == 'x':
+    if fault in ELSEWHERE and name == 'x':
         name = 'weight'
     arguments[name] = broken(arguments[name], fault, -1 if fault in ('empty', 'size') else 0)
     assert_refused(layer_norm, arguments)
