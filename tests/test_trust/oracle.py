@@ -13,9 +13,11 @@ def oracle(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, out
 
     Returns:
         tuple[ndarray, ndarray, ndarray]: y (batch, dim, L); the sum of the sizes of its terms, to which rounding is
-        relative, infinite from the step on where a state or its decay leaves the range of float32; and what y may
-        lose where the op's numbers fall below the smallest normal of its state, which a growing state amplifies.
+        relative, infinite from the step on where a state, its decay or, on a GPU, a product of consecutive decays
+        leaves the range of float32; and what y may lose where the op's numbers fall below the smallest normal of its
+        state, which a growing state amplifies.
     """
+    on_gpu = u.is_cuda
     # float32's smallest normal number; the compiled exponential ends a little above it, at exp(-87.3)
     smallest = torch.finfo(torch.float64).smallest_normal if u.dtype == torch.float64 else 1.22e-38
     u, delta, A, B, C = (_as_numpy(t) for t in (u, delta, A, B, C))
@@ -30,7 +32,7 @@ def oracle(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, out
         u, delta = np.moveaxis(u, 2, 0), np.moveaxis(delta, 2, 0)
         h = np.zeros(B.shape[1:])
         size, floor, outputs, sizes, floors = np.zeros_like(h), np.zeros_like(h), [], [], []
-        lost = np.zeros(h.shape[:2], dtype=bool)
+        lost, grown = np.zeros(h.shape[:2], dtype=bool), np.ones_like(h)
         for t in range(len(u)):
             decay, drive = np.exp(delta[t][..., None] * A), (delta[t] * u[t])[..., None] * B[t]
             # the decay, the step, and each product of delta, u and B in any order; where u or B is 0, nothing is lost
@@ -40,7 +42,8 @@ def oracle(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, out
             h, size = decay * h + drive, decay * size + abs(drive)
             skip = 0 if D is None else D * u[t]
             outputs.append((h * C[t]).sum(-1) + skip)
-            lost |= np.maximum(size, decay).max(-1) > 1e36
+            grown = np.maximum(grown, 1) * decay if on_gpu else decay
+            lost |= np.maximum(size, grown).max(-1) > 1e36
             sizes.append(np.where(lost, np.inf, (size * abs(C[t])).sum(-1) + abs(skip)))
             floors.append((floor * abs(C[t])).sum(-1) + smallest * C.shape[-1])
     return np.stack(outputs, -1), np.stack(sizes, -1), np.stack(floors, -1)
