@@ -198,6 +198,10 @@ def _check_dtype(u: torch.Tensor) -> None:
         raise TypeError(f'selective_scan: the triton kernels take float32, float16 and bfloat16, got {u.dtype}')
 
 
+def _dense(*tensors) -> tuple:
+    return tuple(None if t is None else t.contiguous() for t in tensors)
+
+
 def selective_scan_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype):
     """Forward; arguments as in :func:`mmvmamba.ops.selective_scan`.
 
@@ -206,7 +210,7 @@ def selective_scan_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dty
         256 steps, and after the last.
     """
     _check_dtype(u)
-    u, delta, A, B, C = (t.contiguous() for t in (u, delta, A, B, C))
+    u, delta, A, B, C, D, delta_bias = _dense(u, delta, A, B, C, D, delta_bias)
     batch, dim, length = u.shape
     groups, states = B.shape[1:3]
     channels, chunks = dim // groups, triton.cdiv(length, CHUNK)
@@ -226,7 +230,7 @@ def selective_scan_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dty
 def selective_scan_bwd(dout, u, delta, A, B, C, D, delta_bias, carries, delta_softplus):
     """Gradients of :func:`selective_scan_fwd` for u, delta, A, B, C, D and delta_bias (empty where absent)."""
     _check_dtype(u)
-    dout, u, delta, A, B, C, carries = (t.contiguous() for t in (dout, u, delta, A, B, C, carries))
+    dout, u, delta, A, B, C, D, delta_bias, carries = _dense(dout, u, delta, A, B, C, D, delta_bias, carries)
     batch, dim, length = u.shape
     groups, states = B.shape[1:3]
     channels, chunks = dim // groups, triton.cdiv(length, CHUNK)

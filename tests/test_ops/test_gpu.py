@@ -89,6 +89,15 @@ def test_options(d_state, dtype, backend):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('d_state', [1, 4])
+def test_every_argument_may_be_strided(d_state, backend):
+    inputs = make_scan_inputs(d_state=d_state, length=50, device='cuda')
+    dout = torch.randn_like(inputs['u'])
+    views = {name: strided(t) for name, t in inputs.items()}
+    assert_scan_close(run_scan(views, strided(dout), backend=backend), run_truth(inputs, dout), torch.float32)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('length', [48, 49, 50, 52, 56, 255, 256, 257])
 def test_unaligned_rows(length, backend):
     """Rows whose start is no multiple of 16 bytes, and a tensor that starts in the middle of one."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.test_ops.scan_inputs import NAMES, assert_scan_close, make_scan_inputs, relative_error, run_truth
+from tests.test_ops.test_selective_scan import strided
 from tests.test_ops.triton_interpreter import INTERPRETED, patch_loop_bounds, run_interpreted
 
 
@@ -44,6 +45,15 @@ if INTERPRETED:
         grads = scan_triton.selective_scan_bwd(dout, *inputs.values(), carries, softplus)
         result = dict(out=out, last_state=carries[:, :, -1], **{'d' + n: g for n, g in zip(NAMES, grads) if g.numel()})
         assert_scan_close(result, run_truth(inputs, dout, delta_softplus=softplus), dtype)
+
+    def test_scan_of_strided_arguments():
+        inputs = make_scan_inputs(batch=1, length=20)
+        dout = torch.randn_like(inputs['u'])
+        views = [strided(t) for t in inputs.values()]
+        out, carries = scan_triton.selective_scan_fwd(*views, True, torch.float32)
+        grads = scan_triton.selective_scan_bwd(strided(dout), *views, carries, True)
+        result = dict(out=out, last_state=carries[:, :, -1], **{'d' + n: g for n, g in zip(NAMES, grads)})
+        assert_scan_close(result, run_truth(inputs, dout), torch.float32)
 
     @pytest.mark.parametrize('channel_last', [False, True], ids=['first', 'last'])
     @pytest.mark.parametrize('mode, scan_mode', list(enumerate(('cross2d', 'unidi', 'bidi', 'cascade2d'))))
