@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def test_ratios_are_within_a_setting(benchmark):
     benchmark.add_ratios(rows, 'b')
     assert [entry.ratio for entry in rows] == [1.5, 1.0, None]
     assert '| 1.50 |' in benchmark.format_table(rows)
+
+
+def test_shows_how_much_of_a_call_is_launching(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark.torch.cuda, 'synchronize', lambda: None)
+    seconds = benchmark.Timer('cuda', 3, 1).launching(lambda: time.sleep(0.01))
+    assert 0.01 <= seconds < 1
+    row = benchmark.Row('a', '224', 'fp16', 'train', 'eager', 100.0, 0.0, 0.0, host=0.25)
+    assert '| 25% |' in benchmark.format_table([row])
 
 
 def test_unknown_models_are_named(benchmark):

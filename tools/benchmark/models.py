@@ -2,8 +2,9 @@
 
     python tools/benchmark/models.py --baseline torchvision:swin_t --out work_dirs/speed
 
-Every row is a model in a setting: images a second (median of the repeats, and their spread), peak memory, and the ratio
-to the baseline in the same setting.  A claim about speed is such a ratio, never a number from another machine or run.
+Every row is a model in a setting: images a second (median of the repeats, and their spread), peak memory, how much of a
+call's time the host takes to launch it (near 100 % the host is the limit, not the GPU), and the ratio to the baseline
+in the same setting.  A claim about speed is such a ratio, never a number from another machine or run.
 Models are named by their source: an arch of VSSMBackbone (``tiny-s1l8``), the same composed of the unfused ops
 (``unfused:tiny-s1l8``), or ``mmpretrain:``, ``timm:`` or ``torchvision:`` and a name there.
 """
@@ -58,6 +59,7 @@ class Row:
         images_per_second (float): Median over the repeats.
         spread (float): Distance between the quartiles of the repeats over the median.
         peak_gib (float): Peak memory that tensors took, 0 on CPU.
+        host (float | None): Time to launch a call on an idle GPU over the time of a call; None on CPU.
         ratio (float | None): Images a second over the baseline's.
     """
 
@@ -69,6 +71,7 @@ class Row:
     images_per_second: float
     spread: float
     peak_gib: float
+    host: float = None
     ratio: float = None
 
 
@@ -142,6 +145,16 @@ class Timer:
             function()
         return [self._repeat(function) for _ in range(self.repeats)]
 
+    def launching(self, function) -> float:
+        """Seconds that the host takes to launch one call on an idle GPU, the median over the repeats."""
+        seconds = []
+        for _ in range(self.repeats):
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - begin)
+        return statistics.median(seconds)
+
     def _repeat(self, function) -> float:
         if self.device == 'cpu':
             begin = self.clock()
@@ -198,12 +211,14 @@ def measure(name, setting, precision, mode, execution, args) -> Row:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         clock = time.process_time if args.clock == 'processor' else time.perf_counter
-        seconds = Timer(device, args.repeats, args.calls, clock)(step)
+        timer = Timer(device, args.repeats, args.calls, clock)
+        seconds = timer(step)
+        median, host = statistics.median(seconds), None
         if device != 'cpu':
             peak = torch.cuda.max_memory_allocated() / 2**30
-    median = statistics.median(seconds)
+            host = timer.launching(step) / median
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median,) * 3
-    return Row(name, setting, precision, mode, execution, batch / median, (high - low) / median, peak)
+    return Row(name, setting, precision, mode, execution, batch / median, (high - low) / median, peak, host)
 
 
 def add_ratios(rows: list, baseline: str) -> None:
@@ -221,15 +236,16 @@ def add_ratios(rows: list, baseline: str) -> None:
 def format_table(rows: list) -> str:
     """A Markdown table of the rows."""
     lines = [
-        '| model | setting | precision | mode | execution | images/s | spread | peak GiB | ratio |',
-        '|---|---|---|---|---|---|---|---|---|',
+        '| model | setting | precision | mode | execution | images/s | spread | peak GiB | host | ratio |',
+        '|---|---|---|---|---|---|---|---|---|---|',
     ]
     for row in rows:
         digits = 0 if row.images_per_second >= 100 else 2
         ratio = '' if row.ratio is None else f'{row.ratio:.2f}'
+        host = '' if row.host is None else f'{row.host:.0%}'
         lines.append(
             f'| {row.model} | {row.setting} | {row.precision} | {row.mode} | {row.execution} '
-            f'| {row.images_per_second:.{digits}f} | {row.spread:.1%} | {row.peak_gib:.2f} | {ratio} |'
+            f'| {row.images_per_second:.{digits}f} | {row.spread:.1%} | {row.peak_gib:.2f} | {host} | {ratio} |'
         )
     return '\n'.join(lines)
 
