@@ -115,7 +115,9 @@ def _backward(
     lane = tl.arange(0, BLOCK_L)
     for n in range(0, 1 if SINGLE else states):
         shared = (pair * states + n) * length
-        sums = partial + ((tl.program_id(1) * 2 * pairs + pair) * states + n) * length
+        split = tl.program_id(1).to(tl.int64)
+        sums_B = partial + ((split * 2 * pairs + pair) * states + n) * length
+        sums_C = partial + ((split * 2 * pairs + pairs + pair) * states + n) * length
         for step in range(0, chunks):
             chunk = chunks - 1 - step
             t = chunk * BLOCK_L + lane
@@ -177,8 +179,8 @@ def _backward(
                 tl.store(du + at, du_t.to(du.dtype.element_ty), mask)
                 tl.store(ddelta + at, ddt.to(ddelta.dtype.element_ty), mask)
                 tl.debug_barrier()  # the next turn or tile reads what others of the program wrote
-            tl.store(sums + t, sum_B, inside)
-            tl.store(sums + pairs * states * length + t, sum_C, inside)
+            tl.store(sums_B + t, sum_B, inside)
+            tl.store(sums_C + t, sum_C, inside)
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 """The Triton kernels at small sizes on CPU, run by Triton's interpreter in a process of its own."""
 
 import importlib.util
+import mmap
 
 import pytest
 import torch
@@ -54,6 +55,27 @@ if INTERPRETED:
         grads = scan_triton.selective_scan_bwd(strided(dout), *views, carries, True)
         result = dict(out=out, last_state=carries[:, :, -1], **{'d' + n: g for n, g in zip(NAMES, grads)})
         assert_scan_close(result, run_truth(inputs, dout), torch.float32)
+
+    def test_gradients_of_b_and_c_more_than_2_to_the_32_elements_apart(tmp_path):
+        """One program of a batch whose partial sums have as many; they lie in a file of holes."""
+        length, pairs = 16, 2**28 + 1
+        inputs = make_scan_inputs(batch=1, groups=1, channels=2, length=length)
+        dout = torch.randn_like(inputs['u'])
+        _, carries = scan_triton.selective_scan_fwd(*inputs.values(), True, torch.float32)
+        du, ddelta, flows, dA, dD, dbias = (torch.zeros(2, n) for n in (length, length, 1, 1, 1, 1))
+        with open(tmp_path / 'sums', 'w+b') as file:
+            file.truncate(4 * (pairs + 1) * length)
+            memory = mmap.mmap(file.fileno(), 0)
+        partial = torch.frombuffer(memory, dtype=torch.float32, count=length)  # the kernel writes beyond it
+        scan_triton._backward[(1, 1)](
+            dout, *inputs.values(), carries, flows, du, ddelta, dA, dD, dbias, partial,
+            pairs, 1, 2, 1, length, 1,
+            HAS_D=True, HAS_BIAS=True, SOFTPLUS=True, SINGLE=True, TURNS=1, BLOCK_D=2, BLOCK_L=length,
+        )  # fmt: skip
+        dC = torch.frombuffer(memory, dtype=torch.float32, count=length, offset=4 * pairs * length)
+        truth = run_truth(inputs, dout)
+        for value, name in ((partial, 'dB'), (dC, 'dC')):
+            assert relative_error(value, truth[name].flatten()) < 5e-5, name
 
     @pytest.mark.parametrize('channel_last', [False, True], ids=['first', 'last'])
     @pytest.mark.parametrize('mode, scan_mode', list(enumerate(('cross2d', 'unidi', 'bidi', 'cascade2d'))))
