@@ -3,11 +3,16 @@
 A call is served by the backend named in the call, else by the innermost :func:`use_backend`, else by the environment
 variable ``MMVMAMBA_BACKEND``, else (``auto``) by the fastest one that can run on the tensor's device.  A backend that
 was named and can't run raises :class:`BackendError`; only ``auto`` may choose.
+
+``auto`` never trains on ``naive`` on a GPU, but raises.  Two exceptions remain, of which the log warns once: float64,
+which the GPU's scans don't have, goes to ``naive``, the reference; and tensors on CPU, whatever GPU there is, go to
+``naive`` if the ``cpu`` backend is missing.
 """
 
 import json
 import logging
 import os
+import re
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,6 +25,8 @@ import torch
 BACKENDS = ('naive', 'cpu', 'triton', 'cuda')
 ENV_VARIABLE = 'MMVMAMBA_BACKEND'
 SHORT = 128  # steps, between the 49 where cuda scans faster than triton and the 196 where it does not
+_FOLDER = Path(__file__).parent
+_REBUILD = 'pip install --no-build-isolation --force-reinstall --no-deps mmvmamba'
 _DEVICES = {'naive': ('any',), 'cpu': ('cpu',), 'triton': ('cuda',), 'cuda': ('cuda',)}
 
 logger = logging.getLogger('mmvmamba.ops')
@@ -55,37 +62,78 @@ def load_extension() -> str:
     Returns:
         str: Empty if it is loaded, else the reason why it is not.
     """
-    folder = Path(__file__).parent
-    libraries = sorted(folder.glob('_C*.so')) + sorted(folder.glob('_C*.pyd'))
+    libraries = sorted(_FOLDER.glob('_C*.so')) + sorted(_FOLDER.glob('_C*.pyd'))
     if not libraries:
-        return f'the compiled extension is not built ({_build_reason(folder)})'
+        hint = 'build it with a C++ compiler present: pip install --no-build-isolation mmvmamba'
+        return f'the compiled extension is not built ({_build_info().get("reason") or hint})'
     try:
         torch.ops.load_library(str(libraries[0]))
     except OSError as error:
         return (
             f'the compiled extension {libraries[0].name} does not load with torch {torch.__version__} ({error}); '
-            'rebuild it with: pip install --no-build-isolation --force-reinstall --no-deps mmvmamba'
+            f'rebuild it with: {_REBUILD}'
         )
     return ''
 
 
-def _build_reason(folder: Path) -> str:
-    info = folder / '_build_info.json'
-    if info.is_file():
-        reason = json.loads(info.read_text()).get('reason')
-        if reason:
-            return reason
-    return 'build it with a C++ compiler present: pip install --no-build-isolation mmvmamba'
+def _build_info() -> dict:
+    """What setup.py wrote down of the build: ``built``, ``reason``, ``torch`` and, of CUDA, ``arches``."""
+    info = _FOLDER / '_build_info.json'
+    return json.loads(info.read_text()) if info.is_file() else {}
 
 
 @cache
 def has_cuda_kernel(op: str) -> bool:
-    """Whether the compiled extension is there and has a CUDA kernel for ``mmvmamba::<op>``."""
-    return not load_extension() and torch._C._dispatch_has_kernel_for_dispatch_key(f'mmvmamba::{op}', 'CUDA')
+    """Whether the compiled extension is there and has a CUDA kernel for ``mmvmamba::<op>`` that runs on this GPU."""
+    return (
+        not load_extension()
+        and torch._C._dispatch_has_kernel_for_dispatch_key(f'mmvmamba::{op}', 'CUDA')
+        and not _gpu_misfit()
+    )
 
 
 def _has_kernels(device: str) -> bool:
     return not load_extension() and hasattr(torch.ops.mmvmamba_C, f'selective_scan_fwd_{device}')
+
+
+@cache
+def _gpu_misfit() -> str:
+    """Why the CUDA kernels can't run on the GPU that is current when this is first asked; empty if they can."""
+    arches = _build_info().get('arches')
+    if not arches or not torch.cuda.is_available():
+        return ''
+    try:
+        capability = torch.cuda.get_device_capability()
+    except RuntimeError:  # a forked process can't ask
+        return ''
+    if any(_runs_on(capability, arch) for arch in arches):
+        return ''
+    own = '{}.{}'.format(*capability)
+    return (
+        f'the extension was built for GPUs of compute capability {", ".join(arches)}, and this one, '
+        f'{torch.cuda.get_device_name()}, has {own}; rebuild it with: '
+        f"TORCH_CUDA_ARCH_LIST='{own}' {_REBUILD}"
+    )
+
+
+def _runs_on(capability: tuple, arch: str) -> bool:
+    """Whether code for ``arch``, such as ``9.0+PTX``, runs on a GPU."""
+    major, minor, kind, ptx = re.fullmatch(r'(\d+)\.(\d)([af]?)(\+PTX)?', arch).groups()
+    built = (int(major), int(minor))
+    if kind == 'a':  # for one GPU alone
+        return built == capability
+    return built <= capability and (built[0] == capability[0] or (ptx is not None and not kind))
+
+
+def _cuda_status() -> tuple:
+    """Whether the CUDA backend can run on a machine with a GPU, and why."""
+    if load_extension():
+        return False, load_extension()
+    if not _has_kernels('cuda'):
+        info = _build_info()
+        reason = info.get('reason') if info.get('built') == 'cpu' else ''
+        return False, f'the extension was built without CUDA ({reason or "nvcc not found, or MMVMAMBA_BUILD=cpu"})'
+    return not _gpu_misfit(), _gpu_misfit() or 'compiled CUDA C++'
 
 
 @cache
@@ -99,12 +147,7 @@ def _status(name: str) -> BackendStatus:
     elif not torch.cuda.is_available():
         available, reason = False, 'no CUDA GPU is visible to torch'
     elif name == 'cuda':
-        available = _has_kernels('cuda')
-        reason = (
-            'compiled CUDA C++'
-            if available
-            else load_extension() or 'the extension was built without CUDA (nvcc not found, or MMVMAMBA_BUILD=cpu)'
-        )
+        available, reason = _cuda_status()
     else:
         try:
             import triton
@@ -202,7 +245,7 @@ def resolve(
             )
         if double and chosen in ('cuda', 'triton'):
             raise BackendError(f'{op}: backend {chosen!r} takes float32, float16 and bfloat16, got float64')
-    _announce(op, device_type, chosen)
+    _announce(op, device_type, chosen, double)
     return chosen
 
 
@@ -246,14 +289,14 @@ def _preference(op: str, device_type: str, training: bool, d_state: int, short: 
     return ()
 
 
-def _announce(op: str, device_type: str, name: str) -> None:
-    if (op, device_type, name) in _announced:
+def _announce(op: str, device_type: str, name: str, double: bool) -> None:
+    no_kernel = double and device_type == 'cuda'
+    if (op, device_type, name, no_kernel) in _announced:
         return
-    _announced.add((op, device_type, name))
+    _announced.add((op, device_type, name, no_kernel))
     if name == 'naive':
-        logger.warning(
-            f'{op} on {device_type} runs on the naive backend, a slow Python loop '
-            f'(cpu: {_status("cpu").reason}; cuda: {_status("cuda").reason})'
-        )
+        others = f'cpu: {_status("cpu").reason}; cuda: {_status("cuda").reason}'
+        reason = 'the GPU backends have no float64' if no_kernel else others
+        logger.warning(f'{op} on {device_type} runs on the naive backend, a slow Python loop ({reason})')
     else:
         logger.info(f'{op} on {device_type} runs on the {name} backend')

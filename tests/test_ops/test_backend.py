@@ -1,5 +1,6 @@
 """The backend API: the report, the order of precedence, and that a named backend never gives way silently."""
 
+import json
 import logging
 import os
 import subprocess
@@ -18,7 +19,7 @@ STATUS = {status.name: status for status in backend_report()}
 def served(monkeypatch):
     """Function that makes one call and returns the name of the backend that served it."""
     names = []
-    monkeypatch.setattr(backend, '_announce', lambda op, device, name: names.append(name))
+    monkeypatch.setattr(backend, '_announce', lambda op, device, name, double: names.append(name))
 
     def call(**options):
         cross_scan(torch.ones(1, 1, 2, 2), **options)
@@ -50,6 +51,83 @@ def test_report_lists_every_backend_with_a_reason():
     assert STATUS['naive'].available
     if not torch.cuda.is_available():
         assert not STATUS['cuda'].available and 'no CUDA GPU' in STATUS['cuda'].reason
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """Function that pretends that an extension with CUDA kernels, built as ``info`` says, meets a GPU."""
+
+    def pretend(capability, kernels=True, **info):
+        (tmp_path / '_build_info.json').write_text(json.dumps(info))
+        monkeypatch.setattr(backend, '_FOLDER', tmp_path)
+        monkeypatch.setattr(backend, 'load_extension', lambda: '')
+        monkeypatch.setattr(backend, '_has_kernels', lambda device: kernels)
+        monkeypatch.setattr(torch._C, '_dispatch_has_kernel_for_dispatch_key', lambda op, key: kernels)
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: capability)
+        monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'NVIDIA Imaginary')
+        for function in (backend._status, backend._gpu_misfit, backend.has_cuda_kernel):
+            function.cache_clear()
+        return backend._status('cuda')
+
+    yield pretend
+    monkeypatch.undo()
+    for function in (backend._status, backend._gpu_misfit, backend.has_cuda_kernel):
+        function.cache_clear()
+
+
+@pytest.mark.parametrize(
+    'capability, arches, fits',
+    [
+        ((9, 0), ['9.0'], True),
+        ((8, 9), ['8.0', '9.0'], True),
+        ((8, 0), ['8.6', '9.0'], False),
+        ((7, 5), ['8.0+PTX'], False),
+        ((12, 1), ['8.0', '9.0'], False),
+        ((12, 1), ['8.0', '9.0+PTX'], True),
+        ((10, 3), ['9.0', '12.0+PTX'], False),
+        ((9, 0), ['9.0a'], True),
+        ((10, 3), ['10.0a', '9.0a+PTX'], False),
+        ((10, 3), ['10.0f'], True),
+        ((9, 0), [], True),
+    ],
+    ids=str,
+)
+def test_kernels_must_be_built_for_this_gpu(capability, arches, fits, gpu):
+    status = gpu(capability, built='cuda', arches=arches)
+    assert status.available == fits and backend.has_cuda_kernel('mlp') == fits
+    if not fits:
+        own = '{}.{}'.format(*capability)
+        for words in (f'capability {", ".join(arches)}, and', f'Imaginary, has {own}', f"TORCH_CUDA_ARCH_LIST='{own}'"):
+            assert words in status.reason
+
+
+def test_auto_leaves_kernels_of_another_gpu(gpu, monkeypatch):
+    gpu((7, 5), built='cuda', arches=['9.0'])
+    monkeypatch.setitem(sys.modules, 'triton', None)
+    with pytest.raises(BackendError, match=r"TORCH_CUDA_ARCH_LIST='7\.5'"):
+        backend.resolve('selective_scan', 'cuda', training=True)
+    with pytest.raises(BackendError, match=r"TORCH_CUDA_ARCH_LIST='7\.5'"):
+        backend.resolve('selective_scan', 'cuda', 'cuda')
+
+
+def test_a_build_of_unknown_arches_fits_and_so_does_a_gpu_that_can_not_be_asked(gpu, monkeypatch):
+    assert gpu((9, 0), built='cuda', reason='nvcc').available
+
+    def refuse():
+        raise RuntimeError('Cannot re-initialize CUDA in forked subprocess')
+
+    gpu((7, 5), built='cuda', arches=['9.0'])
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', refuse)
+    backend._status.cache_clear()
+    backend._gpu_misfit.cache_clear()
+    assert backend._status('cuda').available
+
+
+def test_a_failed_cuda_build_is_the_reason(gpu):
+    status = gpu((9, 0), kernels=False, built='cpu', reason='the CUDA build failed: no space left')
+    assert not status.available and 'without CUDA (the CUDA build failed: no space left)' in status.reason
+    assert 'without CUDA (nvcc not found, or' in gpu((9, 0), kernels=False).reason
 
 
 @pytest.mark.skipif(not STATUS['cpu'].available, reason=f'no compiled CPU backend: {STATUS["cpu"].reason}')
@@ -149,6 +227,18 @@ def test_first_use_is_logged_once(monkeypatch):
     for _ in range(3):
         selective_scan(**make_scan_inputs(length=2), backend='naive')
     assert len(messages) == 1 and messages[0].startswith('selective_scan on cpu runs on the naive backend')
+
+
+def test_float64_on_a_gpu_is_warned_of_once(monkeypatch, caplog, status):
+    """Even if float32 went to naive before, by name."""
+    status(cuda=True, triton=True)
+    monkeypatch.setattr(backend, '_announced', set())
+    assert backend.resolve('selective_scan', 'cuda', 'naive', training=True) == 'naive'
+    caplog.clear()
+    for _ in range(2):
+        assert backend.resolve('selective_scan', 'cuda', training=True, double=True) == 'naive'
+    (record,) = caplog.records
+    assert record.levelname == 'WARNING' and 'naive backend' in record.message and 'no float64' in record.message
 
 
 @pytest.mark.parametrize(
