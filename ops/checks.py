@@ -32,6 +32,12 @@ def check_flag(op: str, name: str, value) -> None:
         raise TypeError(f'{op}: {name} is {value!r}, expected True or False')
 
 
+def check_range(op: str, name: str, value, least, most) -> None:
+    """Check that a number, whose type is right, lies between ``least`` and ``most``."""
+    if not least <= value <= most:
+        raise ValueError(f'{op}: {name} is {number_text(value)}, expected a number from {least} to {most}')
+
+
 def check_shape(op: str, name: str, value: torch.Tensor, expected: tuple, why: str) -> None:
     """Check the exact shape of a tensor."""
     if tuple(value.shape) != tuple(expected):
@@ -46,14 +52,13 @@ def check_same_device(op: str, reference: str, tensors: dict) -> None:
             raise ValueError(f'{op}: {name} is on {value.device}, but {reference} is on {device}')
 
 
-def check_same_dtype(op: str, reference: str, tensors: dict) -> None:
-    """Check that all tensors have the dtype of the one named ``reference``."""
+def check_same_dtype(op: str, reference: str, tensors: dict, rule: str = 'outside autocast they must agree') -> None:
+    """Check that all tensors have the dtype of the one named ``reference``, as ``rule`` says."""
     dtype = tensors[reference].dtype
     for name, value in tensors.items():
         if value is not None and value.dtype != dtype:
             raise TypeError(
-                f'{op}: {name} is {dtype_name(value.dtype)}, but {reference} is {dtype_name(dtype)}; '
-                'outside autocast they must agree'
+                f'{op}: {name} is {dtype_name(value.dtype)}, but {reference} is {dtype_name(dtype)}; {rule}'
             )
 
 
@@ -99,6 +104,17 @@ def promote(tensors: tuple) -> tuple:
     for value in tensors[1:]:
         common = torch.promote_types(common, value.dtype)
     return tuple(value.to(common) for value in tensors)
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on for tensors of a device; torch raises when asked about ``meta``, which has none."""
+    return device_type != 'meta' and torch.is_autocast_enabled(device_type)
+
+
+def number_text(value) -> str:
+    """A number for an error; of an integer that is long, only how long, since Python refuses to write out some."""
+    long = isinstance(value, int) and value.bit_length() > 64
+    return f'an integer of {value.bit_length()} bits' if long else repr(value)
 
 
 def dtype_name(dtype) -> str:

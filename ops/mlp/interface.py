@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from ..backend import has_cuda_kernel
-from ..checks import check_float, check_same_device, check_shape, dtype_name
+from ..checks import autocast_enabled, check_float, check_same_device, check_same_dtype, check_shape, dtype_name
 from . import library
 
 KERNEL_DTYPES = ('float32', 'float16', 'bfloat16')
@@ -21,21 +21,22 @@ def mlp(
 
     Args:
         x (Tensor): (..., C), floating point; under autocast it is cast, as a linear layer's input is.
-        weight1 (Tensor): (hidden, C).
+        weight1 (Tensor): (hidden, C), like the others in the dtype of ``x``; under autocast, which casts all dtypes
+            but float64, in any if none is float64.
         bias1 (Tensor): (hidden,).
         weight2 (Tensor): (C_out, hidden).
         bias2 (Tensor): (C_out,).
 
     Returns:
-        Tensor: (..., C_out) in the dtype of ``x``.
+        Tensor: (..., C_out) in the dtype of ``x``, or in autocast's.
 
     Raises:
-        TypeError: If an argument is not a floating-point tensor.
+        TypeError: If an argument is not a floating-point tensor, or dtypes differ outside autocast.
         ValueError: If shapes or devices do not fit together.
     """
     _check(dict(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2))
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    if autocast_enabled(device) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     tensors = (x, weight1, bias1, weight2, bias2)
     if _fused(*tensors):
@@ -59,6 +60,10 @@ def _check(tensors) -> None:
     check_shape(op, 'bias1', bias1, weight1.shape[:1], 'hidden of weight1')
     check_shape(op, 'weight2', weight2, (weight2.shape[0], weight1.shape[0]), 'C_out, hidden of weight1')
     check_shape(op, 'bias2', bias2, weight2.shape[:1], 'C_out of weight2')
+    if not autocast_enabled(x.device.type):
+        check_same_dtype(op, 'x', tensors)
+    elif any(value.dtype == torch.float64 for value in tensors.values()):
+        check_same_dtype(op, 'x', tensors, 'autocast leaves float64 as it is, so all must be float64, or none')
 
 
 def _fused(x, weight1, bias1, weight2, bias2) -> bool:

@@ -40,6 +40,9 @@ def test_cpu_is_torchs_own():
         (dict(bias1=torch.ones(19)), ValueError, r'bias1 has shape \(19,\), expected \(20,\)'),
         (dict(weight2=torch.ones(12, 19)), ValueError, r'weight2 has shape \(12, 19\), expected \(12, 20\)'),
         (dict(bias2=torch.ones(12, dtype=torch.int32)), TypeError, r'bias2 must be a floating-point tensor, got int32'),
+        (dict(x=torch.ones(5, 12).half()), TypeError, r'mlp: weight1 is float32, but x is float16; outside autocast'),
+        (dict(weight1=torch.ones(20, 12).double()), TypeError, r'mlp: weight1 is float64, but x is float32; outside'),
+        (dict(bias2=torch.ones(12).double()), TypeError, r'mlp: bias2 is float64, but x is float32; outside autocast'),
     ],
 )
 def test_bad_input(change, error, message):
@@ -47,6 +50,25 @@ def test_bad_input(change, error, message):
     arguments = dict(zip(('x', 'weight1', 'bias1', 'weight2', 'bias2'), (x, *parameters)))
     with pytest.raises(error, match=message):
         mlp(**{**arguments, **change})
+
+
+def test_autocast_casts_any_dtype_but_float64():
+    x, parameters, _ = make_inputs(5, 12, 20)
+    doubles = [value.double() for value in parameters]
+    mixed = [value.to(dtype) for value, dtype in zip(parameters, 2 * (torch.float16, torch.bfloat16))]
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(mlp(x, *mixed), reference(x, *mixed))
+        assert torch.equal(mlp(x.double(), *doubles), reference(x.double(), *doubles))
+        for wrong in ((x, *parameters[:3], doubles[3]), (x.double(), *parameters)):
+            with pytest.raises(TypeError, match=r'mlp: (bias2|weight1) is float\d\d, but x is .*; autocast leaves'):
+                mlp(*wrong)
+
+
+def test_meta_tensors_give_the_shape():
+    x, parameters, _ = make_inputs(5, 12, 20, device='meta')
+    for dtype in (torch.float32, torch.bfloat16):
+        y = mlp(x.to(dtype), *(value.to(dtype) for value in parameters))
+        assert y.is_meta and y.shape == x.shape and y.dtype == dtype
 
 
 @needs_gpu
