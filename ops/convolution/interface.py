@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from ..backend import has_cuda_kernel
-from ..checks import FLOAT_DTYPES, check_float, check_same_device, check_shape, dtype_name
+from ..checks import FLOAT_DTYPES, check_float, check_range, check_same_device, check_shape, dtype_name
 from . import library
 
 KERNEL_DTYPES = ('float32', 'float16', 'bfloat16')
+MAX_STEP = 2**31 - 1  # the longest stride and padding, what cudnn's integers hold
 FULL_CHANNELS = 8  # a multiple of this many 16-bit channels is what cudnn's gradient of the weight is made for
 
 
@@ -25,7 +26,7 @@ def depthwise_conv_silu(
     included, and which keeps no intermediate map for backward.  Everything else is torch's convolution and SiLU.
 
     Args:
-        x (Tensor): (B, H, W, C), floating point.
+        x (Tensor): (B, H, W, C), floating point; of its dimensions B may be 0.
         weight (Tensor): (C, 1, k, k), k odd; the map is padded by k // 2 zeros.
         bias (Tensor, optional): (C,). Default: None.
         out_dtype (torch.dtype, optional): Dtype of the result, to which ``x`` is rounded first, as autocast does.
@@ -36,7 +37,7 @@ def depthwise_conv_silu(
 
     Raises:
         TypeError: If an argument is not a floating-point tensor, or ``out_dtype`` no floating-point dtype.
-        ValueError: If shapes do not agree, or devices.
+        ValueError: If shapes do not agree, or devices, or something is empty or out of range.
     """
     dtype = _check('depthwise_conv_silu', x, weight, bias, out_dtype)
     channels, kernel = x.shape[-1], weight.shape[-1]
@@ -69,7 +70,7 @@ def conv2d_channel_last(
     On a GPU it is an op of its own, so that a compiler can't choose another layout and transpose the maps around it.
 
     Args:
-        x (Tensor): (B, H, W, C_in), floating point.
+        x (Tensor): (B, H, W, C_in), floating point; of its dimensions B may be 0.
         weight (Tensor): (C_out, C_in, k, k).
         bias (Tensor, optional): (C_out,). Default: None.
         stride (int): Pixels between two outputs, along both axes. Default: 1.
@@ -82,7 +83,7 @@ def conv2d_channel_last(
 
     Raises:
         TypeError: If an argument is not a floating-point tensor, or ``out_dtype`` no floating-point dtype.
-        ValueError: If shapes do not agree, or devices.
+        ValueError: If shapes do not agree, or devices, or something is empty or out of range.
     """
     dtype = _check('conv2d_channel_last', x, weight, bias, out_dtype)
     kernel = weight.shape[-1]
@@ -91,8 +92,7 @@ def conv2d_channel_last(
     for name, value, least in (('stride', stride, 1), ('padding', padding, 0)):
         if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
             raise TypeError(f'conv2d_channel_last: {name} is {value!r}, expected an integer from {least}')
-        if value < least:
-            raise ValueError(f'conv2d_channel_last: {name} is {value}, expected an integer from {least}')
+        check_range('conv2d_channel_last', name, value, least, MAX_STEP)
     if min(x.shape[1:3]) + 2 * padding < kernel:
         raise ValueError(
             f'conv2d_channel_last: x has shape {tuple(x.shape)} and padding is {padding}, '
@@ -112,10 +112,12 @@ def conv2d_channel_last(
 
 def _check(op: str, x, weight, bias, out_dtype) -> torch.dtype:
     """Check what both ops ask for; returns the dtype of the result."""
-    for name, value, dims in (('x', x, 'B, H, W, C'), ('weight', weight, 'C_out, C_in, k, k')):
+    for name, value, dims, first in (('x', x, 'B, H, W, C', 1), ('weight', weight, 'C_out, C_in, k, k', 0)):
         check_float(op, name, value, dims)
         if value.dim() != 4:
             raise ValueError(f'{op}: {name} must have the dimensions ({dims}), got shape {tuple(value.shape)}')
+        if any(size == 0 for size in value.shape[first:]):
+            raise ValueError(f'{op}: {name} has an empty dimension, got shape {tuple(value.shape)} for ({dims})')
     if bias is not None:
         check_float(op, 'bias', bias, 'C_out')
         check_shape(op, 'bias', bias, (weight.shape[0],), 'an element an output channel')

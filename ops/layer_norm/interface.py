@@ -1,12 +1,13 @@
 """The layer normalisation of channel-last maps: a kernel for short rows on a GPU, torch's own elsewhere."""
 
+import sys
 from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 
 from ..backend import has_cuda_kernel
-from ..checks import FLOAT_DTYPES, check_float, check_same_device, check_shape, dtype_name
+from ..checks import FLOAT_DTYPES, check_float, check_range, check_same_device, check_shape, dtype_name
 from . import library
 
 KERNEL_DTYPES = ('float32', 'float16', 'bfloat16')
@@ -110,8 +111,7 @@ def _check(op, tensors, eps, out_dtype) -> None:
     check_same_device(op, 'x', tensors)
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise TypeError(f'{op}: eps is {eps!r}, expected a number from 0')
-    if not 0 <= eps < float('inf'):
-        raise ValueError(f'{op}: eps is {eps!r}, expected a number from 0')
+    check_range(op, 'eps', eps, 0, sys.float_info.max)
     if out_dtype is not None and out_dtype not in FLOAT_DTYPES:
         raise TypeError(f'{op}: out_dtype is {dtype_name(out_dtype)}, expected a floating-point dtype')
 

@@ -91,12 +91,41 @@ def test_out_dtype_is_autocasts_arithmetic():
         (dict(weight=torch.ones(4, 2, 3, 3)), r'weight has shape \(4, 2, 3, 3\), expected \(4, 1, 3, 3\)'),
         (dict(weight=torch.ones(4, 1, 2, 2)), r'kernels of 2x2, expected an odd size'),
         (dict(bias=torch.ones(3)), r'bias has shape \(3,\), expected \(4,\)'),
+        (dict(x=torch.ones(1, 0, 2, 4)), r'x has an empty dimension, got shape \(1, 0, 2, 4\) for \(B, H, W, C\)'),
+        (dict(x=torch.ones(1, 2, 2, 0)), r'x has an empty dimension, got shape \(1, 2, 2, 0\)'),
+        (dict(weight=torch.ones(0, 1, 3, 3), bias=None), r'weight has an empty dimension, got shape \(0, 1, 3, 3\)'),
     ],
 )
 def test_bad_shapes_are_named(change, words):
     arguments = dict(x=torch.ones(1, 2, 2, 4), weight=torch.ones(4, 1, 3, 3), bias=torch.ones(4))
     with pytest.raises(ValueError, match=words):
         depthwise_conv_silu(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (dict(weight=torch.ones(2, 4, 0, 0)), r'weight has an empty dimension, got shape \(2, 4, 0, 0\)'),
+        (dict(weight=torch.ones(0, 4, 3, 3)), r'weight has an empty dimension, got shape \(0, 4, 3, 3\)'),
+        (dict(x=torch.ones(1, 2, 2, 0), weight=torch.ones(2, 0, 1, 1)), r'x has an empty dimension'),
+        (dict(x=torch.ones(1, 0, 2, 4)), r'x has an empty dimension, got shape \(1, 0, 2, 4\)'),
+        (dict(stride=0), r'stride is 0, expected a number from 1 to 2147483647'),
+        (dict(stride=2**70), r'stride is an integer of 71 bits, expected a number from 1 to 2147483647'),
+        (dict(padding=-1), r'padding is -1, expected a number from 0'),
+        (dict(padding=2**62), r'padding is 4611686018427387904, expected a number from 0 to 2147483647'),
+        (dict(padding=10**5000), r'padding is an integer of 16610 bits'),
+    ],
+)
+def test_bad_sizes_are_named(change, words):
+    arguments = dict(x=torch.ones(1, 2, 2, 4), weight=torch.ones(2, 4, 1, 1))
+    with pytest.raises(ValueError, match=f'conv2d_channel_last: {words}'):
+        conv2d_channel_last(**{**arguments, **change})
+
+
+def test_the_batch_may_be_empty():
+    x = torch.ones(0, 5, 5, 4)
+    assert depthwise_conv_silu(x, torch.ones(4, 1, 3, 3)).shape == x.shape
+    assert conv2d_channel_last(x, torch.ones(2, 4, 3, 3), stride=2).shape == (0, 2, 2, 2)
 
 
 @pytest.mark.parametrize('change', [dict(x=3), dict(weight=torch.ones(4, 4, 3, 3).int()), dict(out_dtype=torch.int8)])

@@ -24,6 +24,17 @@ def test_cpu_is_torchs_own():
     assert layer_norm(x, weight, bias, out_dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    'eps',
+    [float('inf'), float('nan'), -1e-5, 10**400, -(10**400), 10**5000],
+    ids=['inf', 'nan', 'negative', 'huge', 'minus_huge', 'unprintable'],
+)
+def test_bad_eps(eps):
+    x, (weight, bias), _ = make_inputs(5, 12)
+    with pytest.raises(ValueError, match=r'layer_norm: eps is .*, expected a number from 0 to 1\.79'):
+        layer_norm(x, weight, bias, eps)
+
+
 @pytest.mark.skipif(not CUDA.available, reason=CUDA.reason)
 @pytest.mark.parametrize(
     'dtypes', [(a, b) for a in LIMITS for b in LIMITS], ids=lambda pair: f'{pair}'.replace('torch.', '')
