@@ -142,8 +142,7 @@ class AtomicCheckpointHook(CheckpointHook):
         named = pointer.read_text().strip() if pointer.is_file() else ''
         if '://' in named:
             return
-        candidates = [Path(named)] if named and Path(named).exists() else []
-        candidates += [path for path in self._newest_first(runner, named) if path not in candidates]
+        candidates = self._best_first(runner, named)
         damaged = []
         for path in candidates:
             damage = '' if path.is_dir() else find_damage(str(path))
@@ -162,16 +161,37 @@ class AtomicCheckpointHook(CheckpointHook):
                 'to start from the beginning'
             )
 
-    def _newest_first(self, runner, named: str) -> list:
-        """Files with the name of a regular checkpoint where this run keeps them."""
-        folders = {Path(runner.work_dir)}
-        if named:
-            folders.add(Path(named).parent)
+    def _best_first(self, runner, named: str) -> list:
+        """What to resume from, the best first: by number, since a kill may come between a file and ``last_checkpoint``.
+
+        A file that ``last_checkpoint`` names elsewhere or by another name was chosen, and comes first. Higher numbers
+        that are older than the file it names are of an earlier run in the same folder, and come last.
+        """
+        folders = {Path(runner.work_dir).resolve()}
         if self.out_dir is not None:
-            folders.add(Path(self.out_dir) / Path(runner.work_dir).name)
-        pattern = re.compile(re.escape(self.filename_tmpl).replace(r'\{\}', r'\d+'))
-        found = [path for folder in folders for path in folder.glob('*') if pattern.fullmatch(path.name)]
-        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+            folders.add((Path(self.out_dir) / Path(runner.work_dir).name).resolve())
+        pattern = re.compile(re.sub(r'\\\{.*?\\\}', r'(\\d+)', re.escape(self.filename_tmpl)))
+
+        def number(path):
+            match = pattern.fullmatch(path.name)
+            return match and int(match[1] if pattern.groups else 0)
+
+        pointed = Path(named).parent.resolve() / Path(named).name
+        present = bool(named) and pointed.exists()
+        chosen = present and (pointed.parent not in folders or number(pointed) is None)
+        if named:
+            folders.add(pointed.parent)
+
+        def rank(path):
+            own, changed = path == pointed, path.stat().st_mtime_ns
+            earlier = present and not chosen and number(path) > number(pointed)
+            return not (earlier and changed < pointed.stat().st_mtime_ns), number(path), own, changed
+
+        found = [path for folder in folders for path in folder.glob('*') if number(path) is not None]
+        found.sort(key=rank, reverse=True)
+        if chosen:
+            found = [pointed, *(path for path in found if path != pointed)]
+        return [Path(named) if path == pointed else path for path in found]
 
 
 class _Committing:

@@ -3,6 +3,7 @@
 import importlib
 import os
 import resource
+import shutil
 import struct
 import zipfile
 
@@ -52,10 +53,22 @@ def test_same_files_as_the_hook_it_replaces(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'moment', ['while writing', 'before the rename', 'before last_checkpoint', 'before the removal']
+    'moment, iteration, steps',
+    [
+        ('while writing', 2, 4),
+        ('before the rename', 2, 4),
+        ('before last_checkpoint', 2, 4),
+        ('while writing', 4, 4),
+        ('before the rename', 4, 4),
+        ('before last_checkpoint', 4, 2),
+        ('before the removal', 4, 2),
+    ],
 )
-def test_killed_while_saving(tmp_path, monkeypatch, moment):
-    """With one checkpoint kept, as the demo has it: at no moment is there none."""
+def test_killed_while_saving(tmp_path, monkeypatch, moment, iteration, steps):
+    """With one checkpoint kept, as the demo has it: at no moment is there none, and all whole work is gone on from.
+
+    After iteration 2, of 6, the best model and then the first epoch (again) are saved, after iteration 4 the second.
+    """
     import mmvmamba.hooks.atomic_checkpoint as module
 
     options = dict(max_keep_ckpts=1, save_best='score', rule='greater')
@@ -64,7 +77,7 @@ def test_killed_while_saving(tmp_path, monkeypatch, moment):
 
     def at(moment_here, call):
         def wrapped(*arguments):
-            if moment == moment_here and runner.epoch == 1:
+            if moment == moment_here and (runner.epoch, runner.iter) == (1, iteration):
                 if moment == 'while writing':
                     _, content, path = arguments
                     with open(path, 'wb') as file:
@@ -86,7 +99,7 @@ def test_killed_while_saving(tmp_path, monkeypatch, moment):
 
     resumed = make_runner(tmp_path, 3, checkpoint=options, scores=[0.1, 0.2, 0.3], resume=True)
     resumed.train()
-    assert resumed.epoch == 3
+    assert resumed.epoch == 3 and resumed.model.calls == steps
     assert 'epoch_3.pth' in names(tmp_path) and not list(tmp_path.glob('*.part'))
 
 
@@ -210,6 +223,66 @@ def test_a_lost_pointer_is_found_again(tmp_path, pointer):
     runner = make_runner(tmp_path, 3, resume=True)
     runner.train()
     assert runner.iter == 6 and runner.model.calls == 2
+
+
+def steps_after_resuming(folder, epochs=12, **options):
+    """How many steps of a run of 12 epochs, 2 steps each, are still to be done."""
+    runner = make_runner(folder, epochs, resume=True, **options)
+    runner.train()
+    return runner.model.calls
+
+
+def test_a_kill_before_the_pointer_is_written_loses_nothing(tmp_path):
+    """By number and not by name: epoch 10 comes after epoch 9."""
+    make_runner(tmp_path, 10).train()
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_9.pth'))
+    assert steps_after_resuming(tmp_path) == 4
+
+
+def test_a_newer_file_that_is_damaged_is_passed_over(tmp_path):
+    make_runner(tmp_path, 10).train()
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_9.pth'))
+    flip(tmp_path / 'epoch_10.pth')
+    assert steps_after_resuming(tmp_path) == 6
+
+
+def test_a_kill_before_the_pointer_is_written_elsewhere(tmp_path):
+    """Checkpoints may be kept in another folder than logs."""
+    checkpoint = dict(out_dir=str(tmp_path / 'files'), filename_tmpl='at_{:04d}.pth')
+    make_runner(tmp_path / 'run', 3, checkpoint=checkpoint).train()
+    assert names(tmp_path / 'files/run') == ['at_0001.pth', 'at_0002.pth', 'at_0003.pth']
+    (tmp_path / 'run/last_checkpoint').write_text(str(tmp_path / 'files/run/at_0002.pth'))
+    assert steps_after_resuming(tmp_path / 'run', 4, checkpoint=checkpoint) == 2
+
+
+@pytest.mark.parametrize('place', ['other/epoch_2.pth', 'run/chosen.pth', 'run/best_score_epoch_2.pth'])
+def test_a_pointer_to_another_file_is_followed(tmp_path, place):
+    make_runner(tmp_path / 'run', 3).train()
+    (tmp_path / 'other').mkdir()
+    shutil.copy(tmp_path / 'run/epoch_2.pth', tmp_path / place)
+    (tmp_path / 'run/last_checkpoint').write_text(str(tmp_path / place))
+    assert steps_after_resuming(tmp_path / 'run', 4) == 4
+
+
+def test_files_of_an_earlier_run_are_not_taken_for_newer(tmp_path):
+    """A run that begins anew in the same folder leaves them there until it comes to their number."""
+    make_runner(tmp_path, 8).train()
+    make_runner(tmp_path, 2).train()
+    assert 'epoch_8.pth' in names(tmp_path)
+    assert steps_after_resuming(tmp_path, 4) == 4
+    flip(tmp_path / 'epoch_4.pth')
+    assert steps_after_resuming(tmp_path, 4) == 2
+
+
+@pytest.mark.parametrize('pointer', [True, False])
+def test_a_copy_of_the_folder_goes_on_from_the_highest_number(tmp_path, pointer):
+    """A copy may give its files any time of change."""
+    make_runner(tmp_path, 3).train()
+    for age, name in enumerate(['epoch_3.pth', 'epoch_1.pth', 'epoch_2.pth']):
+        os.utime(tmp_path / name, (1e9 + age, 1e9 + age))
+    if not pointer:
+        (tmp_path / 'last_checkpoint').unlink()
+    assert steps_after_resuming(tmp_path, 4) == 2
 
 
 def test_no_whole_checkpoint_stops_the_run(tmp_path):
