@@ -1,5 +1,6 @@
 """Stop a run at its first NaN or infinity, say where it arose, and keep what is needed to see it again."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from mmengine.structures import BaseDataElement
 
 from mmvmamba.registry import register_hook
 
-from .files import PART, commit
+from .files import PART, commit, remove
 
 
 class NonFiniteError(RuntimeError):
@@ -23,14 +24,15 @@ class NaNGuardHook(Hook):
     """Look at every loss before it is used, and at the gradients before the optimizer's step.
 
     At the first bad number the iteration is run again under inspection, with the same random state. The weights are
-    still those of the iteration's start. The run stops with :class:`NonFiniteError`, which names the first module and
-    tensor that went bad: a parameter, an input of the model, or the output of a module whose inputs are good; for
-    gradients the last module, in the order of the forward pass, whose output has a bad gradient. Written next to the
-    logs, ``nan_iter_<iteration>_rank<rank>.pth`` holds the batch, the random state and the weights, and can be read
-    with ``torch.load(weights_only=True)``.
+    still those of the iteration's start, and buffers (running averages) are put back to what they were then. The run
+    stops with :class:`NonFiniteError`, which names the first module and tensor that went bad: a parameter, a buffer, an
+    input of the model, or the output of a module whose inputs are good; for gradients the last module, in the order of
+    the forward pass, whose output has a bad gradient. Written next to the logs, ``nan_iter_<iteration>_rank<rank>.pth``
+    holds the batch, the random state and the weights, and can be read with ``torch.load(weights_only=True)``; where it
+    can't be written, the message says why.
 
-    Looking costs one wait for the device an iteration. With dynamic loss scaling, infinite gradients are a normal event
-    that the scaler handles: such steps never reach the check.
+    Looking costs one wait for the device and a copy of the buffers an iteration. With dynamic loss scaling, infinite
+    gradients are a normal event that the scaler handles: such steps never reach the check.
 
     Args:
         check_gradients (bool): Whether to look at gradients too. Default: True.
@@ -42,7 +44,7 @@ class NaNGuardHook(Hook):
         if not isinstance(check_gradients, bool):
             raise TypeError(f'check_gradients is {check_gradients!r}, expected True or False')
         self.check_gradients = check_gradients
-        self._handles, self._batch, self._call, self._inspecting = [], None, None, False
+        self._handles, self._batch, self._call, self._buffers, self._inspecting = [], None, None, [], False
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -64,11 +66,21 @@ class NaNGuardHook(Hook):
     def _let_go(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._batch, self._call = [], None, None
+        self._handles, self._batch, self._call, self._buffers = [], None, None, []
 
     def _remember(self, model, args, kwargs) -> None:
         if model.training and not self._inspecting:
             self._call = (args, kwargs, _random_state())
+            self._buffers = [
+                (module, name, buffer.detach().clone())
+                for module in model.modules()
+                for name, buffer in module.named_buffers(recurse=False)
+            ]
+
+    def _restore_buffers(self) -> None:
+        """Put buffers back to what they were before the forward pass, which may have made them bad too."""
+        for module, name, value in self._buffers:
+            setattr(module, name, value.clone())
 
     def _check_losses(self, model, args, kwargs, losses) -> None:
         if not model.training or self._inspecting or not isinstance(losses, dict):
@@ -89,6 +101,7 @@ class NaNGuardHook(Hook):
 
     def _inspect_forward(self) -> str:
         """Where the first bad tensor of a forward pass arises."""
+        self._restore_buffers()
         for kind, tensors in (('parameter', self._model.named_parameters()), ('buffer', self._model.named_buffers())):
             for name, tensor in tensors:
                 if not _is_finite(tensor):
@@ -138,6 +151,7 @@ class NaNGuardHook(Hook):
     def _run_again(self, handles):
         args, kwargs, state = self._call
         self._inspecting = True
+        self._restore_buffers()
         try:
             _set_random_state(state)
             with self._runner.optim_wrapper.optim_context(self._model):
@@ -148,20 +162,28 @@ class NaNGuardHook(Hook):
                 handle.remove()
 
     def _stop(self, problem: str) -> None:
+        self._restore_buffers()
         runner = self._runner
         path = Path(runner.work_dir) / f'nan_iter_{runner.iter}_rank{get_rank()}.pth'
-        content = dict(
-            batch=_plain(self._batch),
-            random_state=self._call[2],
-            state_dict={name: value.detach().cpu() for name, value in self._model.state_dict().items()},
-            iter=runner.iter,
-            epoch=runner.epoch,
-            problem=problem,
-        )
-        torch.save(content, str(path) + PART)
-        commit(str(path) + PART, str(path))
+        kept, failure = f'are in {path}', None
+        try:
+            content = dict(
+                batch=_plain(self._batch),
+                random_state=self._call[2],
+                state_dict={name: value.detach().cpu() for name, value in self._model.state_dict().items()},
+                iter=runner.iter,
+                epoch=runner.epoch,
+                problem=problem,
+            )
+            torch.save(content, str(path) + PART)
+            commit(str(path) + PART, str(path))
+        except Exception as error:  # whatever it is, what was found must not be lost
+            reason = getattr(error, 'strerror', None) or str(error).split('\n')[0] or type(error).__name__
+            kept, failure = f'could not be saved in {path} ({reason})', error
+            with contextlib.suppress(OSError):
+                remove(str(path) + PART)
         self._let_go()
-        raise NonFiniteError(f'iteration {runner.iter}: {problem}. Batch, random state and weights are in {path}')
+        raise NonFiniteError(f'iteration {runner.iter}: {problem}. Batch, random state and weights {kept}') from failure
 
 
 def _tensors(value):

@@ -44,14 +44,59 @@ def test_the_module_is_named_and_the_batch_saved(tmp_path):
     assert not runner.model(**saved['batch'], mode='loss')['loss'].isfinite()
 
 
-def test_a_bad_batch_is_told_from_a_bad_model(tmp_path):
-    runner = make_runner(tmp_path, hooks=[GUARD])
+@pytest.mark.parametrize('norm', [False, True])
+def test_a_bad_batch_is_told_from_a_bad_model(tmp_path, norm):
+    runner = make_runner(tmp_path, hooks=[GUARD], norm=norm)
     runner.train_dataloader.dataset.__class__ = type(
         'Bad',
         (type(runner.train_dataloader.dataset),),
         dict(__getitem__=lambda self, i: dict(inputs=torch.full((4,), float('nan')), labels=torch.tensor(0.0))),
     )
     assert 'an input of the model has 32 NaN' in train(runner)
+    saved = torch.load(tmp_path / 'nan_iter_0_rank0.pth', weights_only=True)
+    assert all(value.isfinite().all() for value in saved['state_dict'].values())
+    assert not norm or saved['state_dict']['norm.num_batches_tracked'] == 0
+
+
+def averages_before(runner, step):
+    """The running averages at the start of a step, in a dict that is filled when the step comes."""
+    before, train_step = {}, runner.model.train_step
+
+    def note(data, optim_wrapper):
+        if runner.model.calls == step:
+            before.update((name, value.clone()) for name, value in runner.model.norm.named_buffers())
+        return train_step(data, optim_wrapper)
+
+    runner.model.train_step = note
+    return before
+
+
+@pytest.mark.parametrize(
+    'fault, place',
+    [
+        (lambda x: x + 1000, 'arises in exponential (Exponential)'),
+        (lambda x: x + 0 * (x * 0).abs().sqrt(), 'that of the output of dropout'),  # the gradient, see below
+    ],
+    ids=['module', 'gradient'],
+)
+def test_running_averages_are_saved_as_they_were(tmp_path, fault, place):
+    """The bad forward pass and the inspection have written into them by then."""
+    runner = make_runner(tmp_path, hooks=[GUARD], norm=True)
+    runner.model.fault[3] = fault
+    before = averages_before(runner, 3)
+    assert place in train(runner)
+    saved = torch.load(tmp_path / 'nan_iter_3_rank0.pth', weights_only=True)
+    assert before['num_batches_tracked'] == 3
+    for name, value in before.items():
+        assert torch.equal(saved['state_dict'][f'norm.{name}'], value), name
+        assert torch.equal(runner.model.state_dict()[f'norm.{name}'], value), name
+
+
+def test_a_bad_running_average_is_named(tmp_path):
+    runner = make_runner(tmp_path, hooks=[GUARD], norm=True)
+    runner.model.norm.running_var.fill_(float('nan'))
+    runner.model.fault[0] = lambda x: x * float('nan')
+    assert 'buffer norm.running_var was bad before this iteration, 8 NaN' in train(runner)
 
 
 def test_a_bad_parameter_is_named(tmp_path):
@@ -67,6 +112,31 @@ def test_a_bad_gradient_of_a_good_loss_stops_before_the_step(tmp_path):
     assert 'gradients of 2 parameters are not finite' in message and 'first.' in message
     assert 'that of the output of dropout' in message
     assert all(p.isfinite().all() for p in runner.model.parameters())
+
+
+@pytest.mark.parametrize(
+    'error, reason',
+    [
+        (OSError(28, 'No space left on device'), 'No space left on device'),
+        (RuntimeError('[enforce fail] file write failed\nframe 0'), '[enforce fail] file write failed'),
+    ],
+    ids=['python', 'torch'],
+)
+def test_a_full_disk_does_not_hide_the_place(tmp_path, monkeypatch, error, reason):
+    runner = make_runner(tmp_path, epochs=1, hooks=[GUARD])
+    runner.model.fault[1] = lambda x: x + 1000
+
+    def half(content, path):
+        with open(path, 'wb') as file:
+            file.write(b'PK')
+        raise error
+
+    monkeypatch.setattr(torch, 'save', half)
+    message = train(runner)
+    assert 'iteration 1: loss of the model is not finite: it arises in exponential' in message
+    path = tmp_path / 'nan_iter_1_rank0.pth'
+    assert message.endswith(f'random state and weights could not be saved in {path} ({reason})')
+    assert not list(tmp_path.glob('nan_*'))
 
 
 def test_gradients_need_not_be_checked(tmp_path):

@@ -23,13 +23,14 @@ class Exponential(nn.Module):
 
 
 class Toy(BaseModel):
-    """Two linear layers with dropout, and places to make a number bad."""
+    """Two linear layers with dropout, and places to make a number bad; ``norm`` adds running averages."""
 
-    def __init__(self):
+    def __init__(self, norm=False):
         super().__init__()
         self.first = nn.Linear(4, 8)
         self.dropout = nn.Dropout(0.5)
         self.exponential = Exponential()
+        self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
         self.last = nn.Linear(8, 1)
         self.fault = {}  # iteration -> function of the hidden values
         self.calls = 0
@@ -39,7 +40,7 @@ class Toy(BaseModel):
         x = self.dropout(self.first(x))
         if mode == 'loss' and self.calls in self.fault:
             x = self.fault[self.calls](x)
-        out = self.last(self.exponential(x)).squeeze(1)
+        out = self.last(self.norm(self.exponential(x))).squeeze(1)
         if mode == 'loss':
             return dict(loss=(out - torch.as_tensor(labels)).square().mean())
         return out
@@ -67,7 +68,9 @@ class Score:
         return dict(score=self.values[(self.runner.epoch or self.runner.iter) - 1])
 
 
-def make_runner(work_dir, epochs=2, hooks=(), checkpoint=None, scores=(), resume=False, load_from=None, by_iter=False):
+def make_runner(
+    work_dir, epochs=2, hooks=(), checkpoint=None, scores=(), resume=False, load_from=None, by_iter=False, norm=False
+):
     """A Runner of a :class:`Toy`; ``checkpoint`` holds options of the checkpoint hook."""
     loader = dict(
         dataset=Numbers(),
@@ -84,7 +87,7 @@ def make_runner(work_dir, epochs=2, hooks=(), checkpoint=None, scores=(), resume
             val_evaluator=[],
         )
     runner = Runner(
-        model=Toy(),
+        model=Toy(norm),
         work_dir=str(work_dir),
         experiment_name=f'toy-{torch.randint(2**62, ()).item()}-{id(loader)}',
         train_dataloader=loader,
