@@ -1,7 +1,8 @@
 """Package set-up: the Python packages, mim's files, and an optional compiled extension.
 
 The extension never breaks an install.  ``MMVMAMBA_BUILD`` (``cpu``, ``cuda`` or ``none``) overrides what is built; what
-was built, or why nothing was, is written to ``mmvmamba/ops/_build_info.json``, where the op backends report it.
+was built and for which GPUs, or why nothing was, is written to ``mmvmamba/ops/_build_info.json``, where the op backends
+read it.
 """
 
 import json
@@ -20,6 +21,7 @@ from setuptools.command.editable_wheel import editable_wheel
 ROOT = Path(__file__).resolve().parent
 MIM_FILES = ('configs', 'tools', 'model-index.yml')
 REBUILD = 'pip install --no-build-isolation --no-deps --force-reinstall .'
+ARCHES = ('8.0', '8.6', '8.9', '9.0', '10.0', '10.3', '11.0', '12.0', '12.1')
 NEWEST_CXX17_TORCH = (2, 12)  # later headers need C++20
 
 
@@ -91,14 +93,38 @@ def find_nvcc(cpp_extension) -> str:
     return nvcc or ''
 
 
-def cuda_arches(nvcc: str) -> str:
-    """The GPU architectures to compile for: TORCH_CUDA_ARCH_LIST, else 8.0 up to what nvcc knows, and PTX."""
+def cuda_arches(nvcc: str, cpp_extension) -> str:
+    """The GPU architectures to compile for: TORCH_CUDA_ARCH_LIST, else ARCHES as far as nvcc and torch know them."""
     if os.environ.get('TORCH_CUDA_ARCH_LIST'):
         return os.environ['TORCH_CUDA_ARCH_LIST']
     listed = subprocess.run([nvcc, '--list-gpu-arch'], capture_output=True, text=True, check=True).stdout
-    known = {int(number) for number in re.findall(r'compute_(\d+)\b', listed)}
-    arches = [f'{number // 10}.{number % 10}' for number in (80, 86, 89, 90, 100, 120) if number in known]
+    known = re.findall(r'compute_(\d+)\b', listed)
+    arches = [arch for arch in ARCHES if arch.replace('.', '') in known and torch_knows(arch, cpp_extension)]
+    if not arches:
+        raise RuntimeError(f'nvcc and torch have none of the GPU architectures {", ".join(ARCHES)} in common')
     return ';'.join(arches) + '+PTX'
+
+
+def torch_knows(arch: str, cpp_extension) -> bool:
+    """Whether torch compiles for an architecture; what is newer than torch itself it refuses."""
+    try:
+        return bool(arch_flags(arch, cpp_extension))
+    except ValueError:
+        return False
+
+
+def arch_flags(arches: str, cpp_extension) -> list:
+    """nvcc's flags for architectures listed as in TORCH_CUDA_ARCH_LIST."""
+    os.environ['TORCH_CUDA_ARCH_LIST'] = arches
+    return cpp_extension._get_cuda_arch_flags()
+
+
+def built_arches(flags: list) -> list:
+    """The architectures that nvcc's flags name, such as ``['8.0', '9.0+PTX']``."""
+    codes = re.findall(r'code=(sm|compute)_(\d+)(\d)([af]?)\b', ' '.join(flags))
+    names = sorted({(int(major), minor, suffix) for _, major, minor, suffix in codes})
+    ptx = {(int(major), minor, suffix) for kind, major, minor, suffix in codes if kind == 'compute'}
+    return ['{}.{}{}'.format(*name) + '+PTX' * (name in ptx) for name in names]
 
 
 def make_extension(kind: str, cpp_extension) -> Extension:
@@ -114,12 +140,13 @@ def make_extension(kind: str, cpp_extension) -> Extension:
         )
     sources += [*sorted(folder.glob('cuda/*.cpp')), *sorted(folder.glob('cuda/*.cu'))]
     nvcc = find_nvcc(cpp_extension)
-    os.environ['TORCH_CUDA_ARCH_LIST'] = arches = cuda_arches(nvcc)
+    arches = cuda_arches(nvcc, cpp_extension)
     print(f'mmvmamba: compiling CUDA kernels for {arches}', flush=True)
     # headers that a slim toolkit lacks, after the toolkit's own
     packaged = [str(path) for path in sorted(Path(cpp_extension.__file__).parents[2].glob('nvidia/*/include'))]
     flags += [f'-idirafter{path}' for path in packaged]
-    nvcc_flags = ['-O3', '-std=c++17', '--use_fast_math', '-lineinfo']
+    # given here, since torch leaves its own out if any flag holds the word arch, be it in the name of a folder
+    nvcc_flags = ['-O3', '-std=c++17', '--use_fast_math', '-lineinfo', *arch_flags(arches, cpp_extension)]
     nvcc_flags += [f'-Xcompiler=-idirafter{path}' for path in packaged]
     return cpp_extension.CUDAExtension(
         'mmvmamba.ops._C',
@@ -150,27 +177,28 @@ class OptionalBuildExt(build_ext):
             kind, reason = 'none', f'compilation failed{hint}: {error}; mend it, then: {REBUILD}'
         message = f'mmvmamba: compiled extension: {kind} ({reason})'
         print(message, file=sys.stdout if kind != 'none' else sys.stderr, flush=True)
-        self._write_info(kind, reason, torch)
+        arches = built_arches(arch_flags(os.environ['TORCH_CUDA_ARCH_LIST'], cpp_extension)) if kind == 'cuda' else []
+        self._write_info(kind, reason, torch, arches)
 
     def _compile(self, kind: str, cpp_extension) -> str:
         """Compile and return an empty string, or the error."""
         command = cpp_extension.BuildExtension(self.distribution, no_python_abi_suffix=True)
-        self.distribution.ext_modules = [make_extension(kind, cpp_extension)]
-        command.inplace, command.build_lib, command.build_temp = self.inplace, self.build_lib, self.build_temp
-        command.ensure_finalized()
-        command.get_export_symbols = lambda extension: []  # no PyInit: torch loads the library
         try:
+            self.distribution.ext_modules = [make_extension(kind, cpp_extension)]
+            command.inplace, command.build_lib, command.build_temp = self.inplace, self.build_lib, self.build_temp
+            command.ensure_finalized()
+            command.get_export_symbols = lambda extension: []  # no PyInit: torch loads the library
             command.run()
         except (Exception, SystemExit) as error:  # distutils, ninja and nvcc each raise their own
-            return ' '.join(str(error).split())[-400:]
+            return f"{' '.join(str(error).split())[-400:]} (run pip with -v for the compiler's words)"
         finally:
             self.distribution.ext_modules = [PLACEHOLDER]
         return ''
 
-    def _write_info(self, kind, reason, torch):
+    def _write_info(self, kind, reason, torch, arches):
         folder = ROOT / 'ops' if self.inplace else Path(self.build_lib) / 'mmvmamba/ops'
         folder.mkdir(parents=True, exist_ok=True)
-        info = dict(built=kind, reason=reason, torch=torch and torch.__version__)
+        info = dict(built=kind, reason=reason, torch=torch and torch.__version__, arches=arches)
         (folder / '_build_info.json').write_text(json.dumps(info, indent=2) + '\n')
 
     def get_outputs(self):

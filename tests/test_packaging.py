@@ -2,12 +2,15 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import setuptools
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +83,7 @@ def test_a_failed_build_leaves_a_working_install(tree):
     (tree / 'ops/csrc/registration.cpp').write_text('#error "does not compile"\n')
     target, info, _ = install(tree, MMVMAMBA_BUILD='cpu')
     assert info['built'] == 'none' and info['reason'].startswith('compilation failed') and 'naive' in use(target)
+    assert 'run pip with -v' in info['reason'] and info['arches'] == []
 
 
 def test_unknown_build_is_refused(tree):
@@ -87,6 +91,61 @@ def test_unknown_build_is_refused(tree):
     environment = {**os.environ, 'MMVMAMBA_BUILD': 'gpu'}
     result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     assert result.returncode != 0 and "MMVMAMBA_BUILD is 'gpu', expected cpu, cuda or none" in result.stderr
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """What setup.py defines."""
+    monkeypatch.setattr(setuptools, 'setup', lambda **_: None)
+    monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', '')
+    return SimpleNamespace(**runpy.run_path(str(ROOT / 'setup.py')))
+
+
+def toolkit(folder, listed, supported):
+    """An nvcc that lists some architectures, and the helpers of a torch that supports some."""
+
+    def flags():
+        arches = os.environ['TORCH_CUDA_ARCH_LIST'].split(';')
+        if not {arch.replace('+PTX', '') for arch in arches} <= set(supported.split()):
+            raise ValueError(f'Unknown CUDA arch ({arches}) or GPU not supported')
+        return arches
+
+    nvcc = folder / 'nvcc'
+    nvcc.write_text('#!/bin/sh\n' + ''.join(f'echo compute_{number}\n' for number in listed.split()))
+    nvcc.chmod(0o755)
+    return str(nvcc), SimpleNamespace(_get_cuda_arch_flags=flags)
+
+
+@pytest.mark.parametrize(
+    'listed, supported, expected',
+    [
+        (
+            '75 80 86 87 88 89 90 100 110 103 120 121',
+            '7.5 8.0 8.6 8.7 8.9 9.0 9.0a 10.0 10.3 11.0 12.0 12.1',
+            '8.0;8.6;8.9;9.0;10.0;10.3;11.0;12.0;12.1+PTX',
+        ),
+        ('80 86 87 89 90 100 101 120', '8.0 8.6 8.9 9.0 9.0a', '8.0;8.6;8.9;9.0+PTX'),
+        ('52 80 86', '5.2 8.0 8.6 8.9 9.0', '8.0;8.6+PTX'),
+    ],
+)
+def test_default_arches_are_what_both_nvcc_and_torch_know(listed, supported, expected, script, tmp_path):
+    assert script.cuda_arches(*toolkit(tmp_path, listed, supported)) == expected
+
+
+def test_no_arch_in_common_is_an_error_and_the_variable_goes_first(script, tmp_path, monkeypatch):
+    tools = toolkit(tmp_path, '50 52', '9.0')
+    with pytest.raises(RuntimeError, match=r'none of the GPU architectures 8\.0, .* in common'):
+        script.cuda_arches(*tools)
+    monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', 'Hopper')
+    assert script.cuda_arches(*tools) == 'Hopper'
+
+
+@pytest.mark.parametrize(
+    'listed, expected',
+    [('8.0;9.0+PTX', ['8.0', '9.0+PTX']), ('Hopper', ['9.0+PTX']), ('9.0a 8.6', ['8.6', '9.0a'])],
+)
+def test_built_arches_are_read_from_the_flags_of_torch(listed, expected, script):
+    assert script.built_arches(script.arch_flags(listed, cpp_extension)) == expected
 
 
 @pytest.mark.skipif(NVCC is None, reason='nvcc is not on PATH')
@@ -111,5 +170,5 @@ def test_without_nvcc(tree):
 def test_with_nvcc(tree):
     """Every CUDA source compiles, for one architecture and without a GPU, and the library loads."""
     target, info, words = install(tree, TORCH_CUDA_ARCH_LIST='9.0')
-    assert info['built'] == 'cuda', info['reason']
+    assert info['built'] == 'cuda' and info['arches'] == ['9.0'], info['reason']
     assert 'compiling CUDA kernels for 9.0' in words and "'cpu'" in use(target)
