@@ -8,6 +8,7 @@ from .. import library
 from ..backend import SHORT, resolve
 from ..checks import (
     MAX_STATE,
+    autocast_enabled,
     check_flag,
     check_out_dtype,
     check_same_device,
@@ -66,7 +67,7 @@ def selective_scan(
         :math:`h_L` (batch, dim, N) in the dtype of the state, through which no gradient flows.
 
     Raises:
-        TypeError: If a dtype is wrong, or dtypes differ outside autocast.
+        TypeError: If a dtype or a switch is wrong, or dtypes differ outside autocast.
         ValueError: If a shape, a device or ``out_dtype`` is wrong, or ``check_finite`` finds something.
         BackendError: If the backend asked for can't run.
     """
@@ -82,17 +83,22 @@ def selective_scan(
     for name, value in (('D', D), ('delta_bias', delta_bias)):
         if value is not None:
             check_tensor(op, name, value, 'dim')
-    check_flag(op, 'delta_softplus', delta_softplus)
+    for name, value in (
+        ('delta_softplus', delta_softplus),
+        ('return_last_state', return_last_state),
+        ('check_finite', check_finite),
+    ):
+        check_flag(op, name, value)
     tensors = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
     check_same_device(op, 'u', tensors)
-    if torch.is_autocast_enabled(u.device.type):
+    if autocast_enabled(u.device.type):
         u, delta, B, C = promote((u, delta, B, C))
         A, D, delta_bias = (None if t is None else t.to(state_dtype(u.dtype)) for t in (A, D, delta_bias))
     check_same_dtype(op, 'u', dict(u=u, delta=delta, B=B, C=C))
     check_state_dtype(op, u, dict(A=A, D=D, delta_bias=delta_bias))
     _check_shapes(op, u, delta, A, B, C, D, delta_bias)
     out_dtype = check_out_dtype(op, out_dtype, u.dtype)
-    if check_finite:
+    if check_finite and u.device.type != 'meta':
         check_values(op, dict(A=A, D=D, delta_bias=delta_bias))
 
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values())

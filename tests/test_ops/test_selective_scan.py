@@ -34,6 +34,23 @@ def ids(value):
     return str(value).replace('torch.', '')
 
 
+@pytest.mark.parametrize('name', ['delta_softplus', 'return_last_state', 'check_finite'])
+@pytest.mark.parametrize('value', ['no', 1, None], ids=str)
+def test_a_switch_is_true_or_false(name, value):
+    with pytest.raises(TypeError, match=rf'selective_scan: {name} is {value!r}, expected True or False'):
+        selective_scan(**make_scan_inputs(length=2), **{name: value})
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16], ids=ids)
+def test_meta_tensors_give_the_shapes(dtype):
+    inputs = make_scan_inputs(d_state=2, length=5, dtype=dtype, device='meta')
+    out, state = selective_scan(**inputs, out_dtype=torch.float32, return_last_state=True, check_finite=True)
+    assert out.is_meta and out.shape == inputs['u'].shape and out.dtype == torch.float32
+    assert state.is_meta and state.shape == (2, 6, 2) and state.dtype == torch.float32
+    with pytest.raises(ValueError, match=r'A has shape'):
+        selective_scan(**{**inputs, 'A': inputs['A'][:2]})
+
+
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32], ids=ids)
 @pytest.mark.parametrize('case', REFERENCE_CASES)
 @pytest.mark.parametrize('backend', BACKENDS)
