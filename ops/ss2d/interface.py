@@ -5,11 +5,12 @@ from typing import Optional
 import torch
 
 from ..backend import logger, resolve
-from ..checks import check_out_dtype, check_same_device, check_shape, check_tensor
+from ..checks import autocast_enabled, check_out_dtype, check_same_device, check_shape, check_tensor
 from ..cross_scan.interface import NUM_ROUTES, check_scan_mode
 from . import composed, library, triton_op
 
 FUSED_BACKENDS = ('cpu', 'cuda', 'triton')  # the others are composed of the unfused ops
+CUDA_LANES = 32  # the CUDA kernels pad channels to a multiple
 _announced = set()
 
 
@@ -67,19 +68,19 @@ def ss2d_scan(
             'expected cross2d, unidi or bidi'
         )
     _check_shapes(op, x, **parameters)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype == torch.float32:
+    if autocast_enabled(x.device.type) and x.dtype == torch.float32:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     out_dtype = check_out_dtype(op, out_dtype, x.dtype)
 
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters.values()))
     backend = resolve(op, x.device.type, backend, training, A_logs.shape[1], x.dtype == torch.float64)
-    if backend in FUSED_BACKENDS and _fits(x, A_logs.shape[1], backend):
+    if backend in FUSED_BACKENDS and _fits(x, dt_projs_weight.shape[2], A_logs.shape[1], backend):
         fused = triton_op if backend == 'triton' else library
         return fused.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, training)
     return composed.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, backend)
 
 
-def _fits(x: torch.Tensor, d_state: int, backend: str) -> bool:
+def _fits(x: torch.Tensor, dt_rank: int, d_state: int, backend: str) -> bool:
     """Whether the fused kernels take this problem; what they don't is composed of the unfused ops, and said once."""
     if x.dtype == torch.float64:
         reason = 'x is float64'
@@ -87,14 +88,22 @@ def _fits(x: torch.Tensor, d_state: int, backend: str) -> bool:
         return True
     elif d_state > 1:
         reason = f'd_state is {d_state}, and the fused kernels are for 1'
-    elif 4 * x.shape[1] * x.shape[2] * x.shape[3] >= 2**31:
-        reason = 'an image of x has 2**29 elements or more'
+    elif _too_large(x, dt_rank, backend):
+        reason = 'an image of x has 2**29 elements or more, its channels padded as in the kernels'
     elif backend == 'triton' and triton_op.UNSUPPORTED:
         reason = triton_op.UNSUPPORTED
     else:
         return True
     _announce_composed(reason, backend)
     return False
+
+
+def _too_large(x: torch.Tensor, dt_rank: int, backend: str) -> bool:
+    """Whether an index into an image's four routes, of padded channels or of the maps, is none of 32 bits."""
+    _, channels, height, width = x.shape
+    if backend == 'cuda':
+        channels = (channels + CUDA_LANES - 1) // CUDA_LANES * CUDA_LANES
+    return any(4 * height * width * columns >= 2**31 for columns in (channels, library.map_columns(dt_rank)))
 
 
 @torch._dynamo.assume_constant_result

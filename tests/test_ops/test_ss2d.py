@@ -1,9 +1,13 @@
-"""ss2d_scan on CPU: backends agree, gradients, dtypes, errors."""
+"""ss2d_scan on CPU: backends agree, gradients, dtypes, errors; and which maps the fused kernels are not given."""
+
+import importlib.util
+import logging
 
 import pytest
 import torch
 
 from mmvmamba.ops import cross_merge, cross_scan, selective_scan, ss2d_scan, use_backend
+from mmvmamba.ops.ss2d import interface
 from mmvmamba.ops.ss2d.library import map_columns
 from tests.test_ops.ss2d_inputs import make_map, make_parameters, relative_error, run
 
@@ -69,6 +73,44 @@ def test_backend_of_the_block_is_used():
     with use_backend('naive'):
         expected = ss2d_scan(x, *parameters)
     torch.testing.assert_close(ss2d_scan(x, *parameters), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_meta_tensors_give_the_shape():
+    x, parameters = make_map(2, 4, 3, 5, device='meta'), make_parameters(4, 2, device='meta')
+    y = ss2d_scan(x, *parameters)
+    assert y.is_meta and y.shape == x.shape and y.dtype == x.dtype
+
+
+@pytest.mark.parametrize(
+    'backend, channels, dt_rank, size, fits',
+    [
+        ('cuda', 8, 6, (4200, 4200), False),  # as if it had 32 channels
+        ('cuda', 32, 6, (4096, 4095), True),
+        ('cuda', 32, 6, (4096, 4096), False),
+        ('cuda', 33, 6, (4096, 2048), False),
+        ('cuda', 32, 48, (4096, 2047), True),
+        ('cuda', 32, 48, (4096, 2048), False),  # maps of 64 columns
+        ('triton', 8, 6, (4200, 4200), True),
+        ('triton', 8, 6, (8192, 8191), True),
+        ('triton', 8, 6, (8192, 8192), False),
+        ('triton', 8, 14, (8192, 4096), False),  # maps of 16 columns
+    ],
+    ids=str,
+)
+def test_maps_too_large_for_the_fused_kernels_are_composed_and_said_once(
+    backend, channels, dt_rank, size, fits, caplog, monkeypatch
+):
+    monkeypatch.setattr(interface, '_announced', set())
+    monkeypatch.setattr(interface.triton_op, 'UNSUPPORTED', '')
+    x = torch.empty(1, channels, *size, device='meta')
+    with caplog.at_level(logging.INFO, logger='mmvmamba.ops'):
+        assert [interface._fits(x, dt_rank, 1, backend) for _ in range(2)] == [fits] * 2
+    assert sum('composed' in record.message for record in caplog.records) == (0 if fits else 1)
+    if backend == 'triton' and not fits and importlib.util.find_spec('triton'):
+        from mmvmamba.ops.ss2d.triton import _Problem
+
+        with pytest.raises(ValueError, match='too large for the fused triton kernels'):
+            _Problem(x, *make_parameters(channels, dt_rank, device='meta'), 'cross2d')
 
 
 @pytest.mark.parametrize('dt_rank, columns', [(1, 8), (6, 8), (7, 16), (12, 16), (13, 16), (24, 32), (48, 64)])
