@@ -1,21 +1,30 @@
-"""Extreme numbers: what stays finite, what does not, and that the state is float32 whatever the input."""
+"""Extreme numbers: what stays finite, what does not, and that the state is float32 whatever the input.
+
+On the CPU, and on a GPU where there is one.
+"""
 
 import numpy as np
 import pytest
 import torch
 from scipy.signal import lfilter
 
-from mmvmamba.ops import selective_scan
+from mmvmamba.ops import selective_scan, ss2d_scan
 from tests.test_ops.scan_inputs import relative_error
 
 from .oracle import oracle
 
 HALF = (torch.float16, torch.bfloat16)
+ROUTES, CHANNELS, RANK, HEIGHT, WIDTH = 4, 6, 2, 5, 7
 
 
-def inputs(length, dtype=torch.float32, u=1.0, delta=1.0, A=-1.0, B=1.0, C=1.0):
+@pytest.fixture(params=('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',))
+def device(request):
+    return request.param
+
+
+def inputs(length, device, dtype=torch.float32, u=1.0, delta=1.0, A=-1.0, B=1.0, C=1.0):
     """Constant arguments for one channel and one state."""
-    full = lambda value, *shape, kind=dtype: torch.full(shape, float(value), dtype=kind)  # noqa: E731
+    full = lambda value, *shape, kind=dtype: torch.full(shape, float(value), dtype=kind, device=device)  # noqa: E731
     state = torch.float64 if dtype == torch.float64 else torch.float32
     return dict(
         u=full(u, 1, 1, length),
@@ -37,9 +46,9 @@ def run(arguments, **options):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize('delta', [1e-8, 1e-3, 1.0, 1e3])
 @pytest.mark.parametrize('A', [-1e-30, -1e-4, -1.0, -1e4, -3e38])
-def test_any_step_and_decay_is_finite_and_right(dtype, delta, A):
+def test_any_step_and_decay_is_finite_and_right(device, dtype, delta, A):
     """A near 0 never forgets, A very negative forgets at once; both for steps up to 1e3 and in every dtype."""
-    arguments = inputs(130, dtype, delta=delta, A=A)
+    arguments = inputs(130, device, dtype, delta=delta, A=A)
     out, gradients = run(arguments, out_dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     expected, *_ = oracle(**arguments)
     assert relative_error(out, torch.from_numpy(expected)) < 2e-5
@@ -53,68 +62,124 @@ def test_any_step_and_decay_is_finite_and_right(dtype, delta, A):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize('sign', [1, -1])
-def test_largest_input(dtype, sign):
+def test_largest_input(device, dtype, sign):
     """|u| up to the dtype's maximum: finite while the sum of |delta B u| is a float32, that is 3.4e38."""
     largest = torch.finfo(dtype).max
     delta = 1.0 if dtype == torch.float16 else 0.4  # the state goes to u * delta / (1 - exp(-delta))
     C = 1.0 if dtype == torch.float16 else 2.0**-2
-    arguments = inputs(100, dtype, u=sign * largest, delta=delta, C=C)
+    arguments = inputs(100, device, dtype, u=sign * largest, delta=delta, C=C)
     out, gradients = run(arguments, out_dtype=torch.float32)
     expected, size, _ = oracle(**arguments)
     assert size.max() < 3.4e38 or not np.isfinite(size).all()
     finite = np.isfinite(size)
+    out = out.cpu()
     assert out.isfinite().numpy()[finite].all()
     assert relative_error(out[torch.from_numpy(finite)], torch.from_numpy(expected[finite])) < 2e-5
     assert gradients['u'].isfinite().all()
 
 
-def test_the_state_is_float32_for_half_inputs():
+def test_the_state_is_float32_for_half_inputs(device):
     """A sum of 1000 fp16 inputs of 60000 is beyond fp16; the state holds it, and C brings it back into range."""
-    arguments = inputs(1000, torch.float16, u=60000, delta=1.0, A=-1e-6, C=2.0**-14)
+    arguments = inputs(1000, device, torch.float16, u=60000, delta=1.0, A=-1e-6, C=2.0**-14)
     out, last = selective_scan(**arguments, return_last_state=True)
     assert last.dtype == torch.float32 and 5e7 < last.item() < 6.1e7
     assert out.dtype == torch.float16 and abs(out[0, 0, -1].item() - last.item() * 2.0**-14) < 2
 
 
-def test_beyond_the_range_is_infinite_not_wrong():
+def test_beyond_the_range_is_infinite_not_wrong(device):
     """A growing state leaves float32, an output leaves fp16: infinity, never a large number in its place."""
-    out = selective_scan(**inputs(8, A=50.0))
+    out = selective_scan(**inputs(8, device, A=50.0))
     assert out[0, 0, 0] == 1 and not out[0, 0, 2:].isfinite().any()
-    assert selective_scan(**inputs(3, torch.float16, u=60000, C=60000)).isinf().all()
+    assert selective_scan(**inputs(3, device, torch.float16, u=60000, C=60000)).isinf().all()
 
 
-def test_below_the_range_is_zero_and_stays_zero():
-    """A drive of 1e-60 is no float32: however a growing state amplifies it later, it is not there. Float64 holds it."""
-    for dtype, expected in ((torch.float32, 0.0), (torch.float64, 1e-60 * np.exp(60 * 2.0))):
-        out = selective_scan(**inputs(61, dtype, u=1e-30, A=2.0, B=1e-30))
-        assert out[0, 0, -1].item() == pytest.approx(expected * 1.15651764, rel=1e-6)
+def test_below_the_range_is_zero_and_stays_zero(device):
+    """A drive of 1e-60 is no float32: however a growing state amplifies it later, it is not there. Float64 holds it.
+
+    All decays together are within float32, which on a GPU they must be.
+    """
+    for dtype, expected in ((torch.float32, 0.0), (torch.float64, 1e-60 * np.exp(40 * 2.0))):
+        out = selective_scan(**inputs(41, device, dtype, u=1e-30, A=2.0, B=1e-30))
+        assert out[0, 0, -1].item() == pytest.approx(expected * 1.15651764, rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize('delta', [-1e30, -3e38, float('-inf')])
-def test_a_closed_step_adds_nothing(delta):
+def test_a_closed_step_adds_nothing(device, delta):
     """softplus of a very negative step is 0: the state stays as it is."""
-    arguments = inputs(3)
+    arguments = inputs(3, device)
     arguments['delta'][0, 0, 1] = delta
     out = selective_scan(**arguments, delta_softplus=True)
     assert out.isfinite().all() and out[0, 0, 0] == out[0, 0, 1]
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-def test_a_million_steps(dtype):
+@pytest.mark.parametrize('dtype', [torch.float32, *HALF], ids=str)
+def test_a_million_steps(device, dtype):
     """Against a linear filter in float64: forward, and the gradient of u, which is the filter run backwards."""
     length, delta, A = 1_000_000, 0.01, -0.5
     generator = torch.Generator().manual_seed(0)
-    arguments = inputs(length, dtype, delta=delta, A=A)
-    arguments['u'] = torch.randn(1, 1, length, generator=generator).to(dtype)
+    arguments = inputs(length, device, dtype, delta=delta, A=A)
+    arguments['u'] = torch.randn(1, 1, length, generator=generator).to(device, dtype)
     out, gradients = run(arguments, out_dtype=torch.float32)
     step = float(arguments['delta'][0, 0, 0])
     decay = np.exp(step * A)
-    expected = lfilter([step], [1, -decay], arguments['u'].double().numpy()[0, 0])
-    # the decay is rounded once to float32, and remembered for 1 / (1 - decay) steps
-    limit = 2 * 2.0**-24 / (1 - decay)
+    expected = lfilter([step], [1, -decay], arguments['u'].double().cpu().numpy()[0, 0])
+    # the decay is rounded once to float32, a GPU's to two units in the last place; it counts for 1 / (1 - decay) steps
+    limit = (2 if device == 'cpu' else 8) * 2.0**-24 / (1 - decay)
     assert relative_error(out[0, 0], torch.from_numpy(expected)) < limit
     du = lfilter([step], [1, -decay], np.ones(length))[::-1].copy()
-    assert relative_error(gradients['u'][0, 0], torch.from_numpy(du)) < limit + (
-        0 if dtype == torch.float32 else 2.0**-8
-    )
+    rounding = {torch.float32: 0, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}[dtype]
+    assert relative_error(gradients['u'][0, 0], torch.from_numpy(du)) < limit + rounding
     assert all(value.isfinite().all() for value in gradients.values())
+
+
+def ss2d_inputs(device, dtype, largest, bias, A_log):
+    """Arguments of ``ss2d_scan`` with |x| up to ``largest`` and projections of the size of 1, and the exact output."""
+    generator = torch.Generator().manual_seed(0)
+    x, x_proj, dt_projs = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((1, CHANNELS, HEIGHT, WIDTH), (ROUTES, RANK + 2, CHANNELS), (ROUTES, CHANNELS, RANK))
+    )
+    arguments = dict(
+        x=(x / x.abs().max() * largest).to(dtype),
+        x_proj_weight=(x_proj / largest).to(dtype),
+        dt_projs_weight=dt_projs.to(dtype),
+        dt_projs_bias=torch.full((ROUTES, CHANNELS), bias),
+        A_logs=torch.full((ROUTES * CHANNELS, 1), A_log),
+        Ds=torch.full((ROUTES * CHANNELS,), 0.2),
+    )
+    expected = ss2d_scan(**{name: value.double() for name, value in arguments.items()}, backend='naive')
+    return {name: value.to(device) for name, value in arguments.items()}, expected
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize('bias', [-1e3, -30.0, 0.0, 1e3])
+@pytest.mark.parametrize('A_log', [-70.0, 0.0, 80.0])
+def test_ss2d_scan_is_finite_and_right_in_its_range(device, dtype, bias, A_log):
+    """Steps from 0 to 1000, states that never forget or at once, |x| as large as the sum of |delta B x| may be."""
+    largest = torch.finfo(dtype).max if bias < 0 else min(torch.finfo(dtype).max, 1e32)
+    arguments, expected = ss2d_inputs(device, dtype, largest, bias, A_log)
+    out = ss2d_scan(**arguments, out_dtype=torch.float32)
+    assert out.isfinite().all()
+    assert relative_error(out, expected) < (1e-4 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize('bias', [-1e3, 1e3])
+@pytest.mark.parametrize('A_log', [-70.0, 80.0])
+def test_ss2d_scan_has_finite_gradients_at_any_step_and_decay(device, dtype, bias, A_log):
+    arguments, _ = ss2d_inputs(device, dtype, 1.0, bias, A_log)
+    leaves = {name: value.requires_grad_() for name, value in arguments.items()}
+    ss2d_scan(**leaves, out_dtype=torch.float32).mean().backward()
+    for name, value in leaves.items():
+        assert value.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, *HALF], ids=str)
+def test_ss2d_scan_beyond_the_range_is_not_finite_or_right(device, dtype):
+    """A state or an output that leaves its dtype is infinite, or NaN where routes meet; never a number in its place."""
+    arguments, expected = ss2d_inputs(device, dtype, min(torch.finfo(dtype).max, 1e35), 1e3, -70.0)
+    out = ss2d_scan(**arguments).cpu()
+    finite, slack = out.isfinite(), 2e-2 * expected.abs().max()
+    beyond = expected.abs() > torch.finfo(dtype).max + slack
+    assert beyond.any() and not finite[beyond].any()
+    assert ((out.double() - expected).abs()[finite] <= slack).all()
