@@ -38,7 +38,8 @@ def cross_scan(
 
     Raises:
         TypeError: If ``x`` is not a floating-point tensor.
-        ValueError: If ``x`` is not 4-dimensional or is empty, or ``scan_mode`` is unknown.
+        ValueError: If ``x`` is not 4-dimensional or is empty, or ``scan_mode`` is unknown, or on a GPU a map has 2**30
+            pixels or more.
         BackendError: If the backend asked for can't run.
     """
     check_flag('cross_scan', 'channel_last', channel_last)
@@ -68,7 +69,8 @@ def cross_merge(
 
     Raises:
         TypeError: If ``y`` is not a floating-point tensor.
-        ValueError: If ``y`` has the wrong shape for ``size``, or ``scan_mode`` is unknown.
+        ValueError: If ``y`` has the wrong shape for ``size``, or ``scan_mode`` is unknown, or on a GPU a map has 2**30
+            pixels or more.
         BackendError: If the backend asked for can't run.
     """
     op = 'cross_merge'

@@ -13,6 +13,8 @@ import triton.language as tl
 # bit k: route k runs along columns, or in reverse (cross2d, unidi, bidi, cascade2d)
 _COLUMN, _REVERSE = (0b1010, 0b0000, 0b0000, 0b1100), (0b1100, 0b0000, 0b1100, 0b1010)
 TILE = 64
+MAX_PIXELS = (2**31 - 1) // 2  # of a map: the kernels' steps have 32 bits; kMaxPixels of csrc/cuda/cross_scan_op.cpp
+MAX_SIDE = 65535 * TILE  # of a map, channel-first: a tile is a block of the grid's second and third dimension
 
 
 @triton.jit
@@ -88,10 +90,22 @@ def _launch(x, y, height, width, scan_mode, channel_last, merge):
             _first[grid](x, y, channels, height, width, TILE_H=tile_h, TILE_W=tile_w, **options)
 
 
+def _check_size(op: str, name: str, height: int, width: int, channel_last: bool) -> None:
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f'{op}: {name} has a map of {height} x {width} pixels, at most {MAX_PIXELS} are supported on a GPU'
+        )
+    if not channel_last and max(height, width) > MAX_SIDE:
+        raise ValueError(
+            f'{op}: {name} has a map of {height} x {width} pixels, at most {MAX_SIDE} a side are supported by triton'
+        )
+
+
 def cross_scan(x, scan_mode: int, channel_last: bool) -> torch.Tensor:
     """Unfold a map along four routes; arguments as in :func:`mmvmamba.ops.cross_scan`, the mode by its index."""
-    x = x.contiguous()
     height, width = x.shape[1:3] if channel_last else x.shape[2:4]
+    _check_size('cross_scan', 'x', height, width, channel_last)
+    x = x.contiguous()
     channels = x.shape[3 if channel_last else 1]
     shape = (height * width, 4, channels) if channel_last else (4, channels, height * width)
     y = x.new_empty((x.shape[0], *shape))
@@ -101,6 +115,7 @@ def cross_scan(x, scan_mode: int, channel_last: bool) -> torch.Tensor:
 
 def cross_merge(y, height: int, width: int, scan_mode: int, channel_last: bool) -> torch.Tensor:
     """Fold four routes back and add them in float32; the adjoint of :func:`cross_scan`."""
+    _check_size('cross_merge', 'y', height, width, channel_last)
     y = y.contiguous()
     channels = y.shape[3 if channel_last else 2]
     shape = (height, width, channels) if channel_last else (channels, height, width)

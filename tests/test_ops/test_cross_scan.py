@@ -1,5 +1,7 @@
 """Cross-scan and cross-merge on CPU: the published index maps, the adjoint identity, both layouts."""
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -112,3 +114,25 @@ def test_identity_scan_between_scan_and_merge(backend):
     ones = torch.ones_like(inputs['B'])
     ys = selective_scan(xs, torch.ones_like(xs), torch.full_like(inputs['A'], -800.0), ones, ones, backend=backend)
     torch.testing.assert_close(cross_merge(ys.unflatten(1, (4, 2)), (3, 5), backend=backend), 4 * x)
+
+
+@pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='triton is not installed')
+@pytest.mark.parametrize('channel_last', [False, True], ids=['first', 'last'])
+@pytest.mark.parametrize(
+    'size, layouts', [((70000, 70000), (False, True)), ((2**15, 2**15), (False, True)), ((1, 2**22), (False,))], ids=str
+)
+def test_maps_that_triton_can_not_index_are_refused_before_anything_runs(size, layouts, channel_last):
+    """The product of the first pair's numbers is positive in 32 bits."""
+    from mmvmamba.ops.cross_scan import triton
+
+    x, y = torch.empty(1, 1, *size, device='meta'), torch.empty(1, 4, 1, size[0] * size[1], device='meta')
+    if channel_last:
+        x, y = x.permute(0, 2, 3, 1), y.permute(0, 3, 1, 2)
+    if channel_last not in layouts:
+        triton._check_size('cross_scan', 'x', *size, channel_last)
+        return
+    message = rf'has a map of {size[0]} x {size[1]} pixels, at most \d+ .*supported'
+    with pytest.raises(ValueError, match=f'cross_scan: x {message}'):
+        triton.cross_scan(x, 0, channel_last)
+    with pytest.raises(ValueError, match=f'cross_merge: y {message}'):
+        triton.cross_merge(y, *size, 0, channel_last)

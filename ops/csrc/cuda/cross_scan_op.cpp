@@ -29,19 +29,23 @@ Type type_of(const Tensor& y) {
   }
 }
 
-void check_map(const char* op, const Map& map, int64_t mode) {
+constexpr int64_t kMaxPixels = std::numeric_limits<int>::max() / 2;  // of a map: the kernels' steps are int
+
+Map make_map(const char* op, const char* name, const Tensor& tensor, int64_t channels, int64_t height, int64_t width,
+             int64_t mode) {
   TORCH_CHECK(mode >= 0 && mode < 4, op, ": scan_mode ", mode, ", expected 0 to 3");
-  TORCH_CHECK(static_cast<int64_t>(map.height) * map.width <= std::numeric_limits<int>::max() / 2, op, ": a map of ",
-              map.height, " x ", map.width, " is too large for the CUDA kernels");
-  TORCH_CHECK(map.channels <= std::numeric_limits<int>::max(), op, ": too many channels");
+  TORCH_CHECK_VALUE(height >= 1 && width >= 1 && height <= kMaxPixels / width, op, ": ", name, " has a map of ", height,
+                    " x ", width, " pixels, at most ", kMaxPixels, " are supported on a GPU");
+  TORCH_CHECK_VALUE(channels <= std::numeric_limits<int>::max(), op, ": ", name, " has ", channels,
+                    " channels, at most ", std::numeric_limits<int>::max(), " are supported on a GPU");
+  return {tensor.size(0), channels, static_cast<int>(height), static_cast<int>(width)};
 }
 
 Tensor cross_scan(const Tensor& x_, int64_t mode, bool channel_last) {
   const c10::cuda::CUDAGuard guard(x_.device());
+  const Map map = make_map("cross_scan", "x", x_, x_.size(channel_last ? 3 : 1), x_.size(channel_last ? 1 : 2),
+                           x_.size(channel_last ? 2 : 3), mode);
   const Tensor x = x_.contiguous();
-  const Map map{x.size(0), x.size(channel_last ? 3 : 1), static_cast<int>(x.size(channel_last ? 1 : 2)),
-                static_cast<int>(x.size(channel_last ? 2 : 3))};
-  check_map("cross_scan", map, mode);
   const int64_t length = static_cast<int64_t>(map.height) * map.width;
   Tensor y = channel_last ? at::empty({map.batch, length, kRoutes, map.channels}, x.options())
                           : at::empty({map.batch, kRoutes, map.channels, length}, x.options());
@@ -53,9 +57,8 @@ Tensor cross_scan(const Tensor& x_, int64_t mode, bool channel_last) {
 
 Tensor cross_merge(const Tensor& y_, int64_t height, int64_t width, int64_t mode, bool channel_last) {
   const c10::cuda::CUDAGuard guard(y_.device());
+  const Map map = make_map("cross_merge", "y", y_, y_.size(channel_last ? 3 : 2), height, width, mode);
   const Tensor y = y_.contiguous();
-  const Map map{y.size(0), y.size(channel_last ? 3 : 2), static_cast<int>(height), static_cast<int>(width)};
-  check_map("cross_merge", map, mode);
   Tensor x = channel_last ? at::empty({map.batch, height, width, map.channels}, y.options())
                           : at::empty({map.batch, map.channels, height, width}, y.options());
   const auto launch = channel_last ? launch_merge_last : launch_merge;
