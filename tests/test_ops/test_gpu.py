@@ -58,7 +58,10 @@ def case(d_state, length, dtype):
 @pytest.mark.parametrize('dtype', DTYPES, ids=ids)
 @pytest.mark.parametrize('d_state, length', [*SIZES, *(pytest.param(*size, marks=pytest.mark.slow) for size in LONG)])
 def test_scan(d_state, length, dtype, backend):
+    """Views at the odd lengths."""
     inputs, dout, truth = case(d_state, length, dtype)
+    if length % 2:
+        inputs, dout = {name: strided(value) for name, value in inputs.items()}, strided(dout)
     result = run_scan(inputs, dout, backend=backend)
     assert_scan_close({name: value.cpu() for name, value in result.items()}, truth, dtype)
 
@@ -111,6 +114,8 @@ def test_unaligned_rows(length, backend):
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('d_state', [1, 16])
 def test_same_bits_every_time(d_state, backend):
+    """In the mode that users have: under deterministic algorithms torch fills what the ops allocate."""
+    torch.use_deterministic_algorithms(False)
     inputs = make_scan_inputs(8, 4, 96, d_state, 784, torch.float16, 'cuda')
     dout = torch.randn_like(inputs['u'])
     first = run_scan(inputs, dout, backend=backend)
@@ -161,6 +166,22 @@ def test_cross_scan(scan_mode, dtype, channel_last, backend):
         (dx,) = torch.autograd.grad(scanned, x, y)
         (dy,) = torch.autograd.grad(merged, y, x)
         assert torch.equal(dx, merged) and torch.equal(dy, scanned)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('channel_last', [False, True], ids=['first', 'last'])
+@pytest.mark.parametrize('size', [(70000, 70000), (2**15, 2**15), (2**32 + 1, 1)], ids=str)
+def test_maps_that_the_kernels_can_not_index_are_refused(size, channel_last, backend):
+    """Views of one element, which nothing copies before the error."""
+    one = torch.ones(1, 1, 1, 1, dtype=torch.float16, device='cuda')
+    x, y = one.expand(1, 1, *size), one.expand(1, 4, 1, size[0] * size[1])
+    if channel_last:
+        x, y = x.permute(0, 2, 3, 1), y.permute(0, 3, 1, 2)
+    message = rf'has a map of {size[0]} x {size[1]} pixels, at most \d+ are supported on a GPU'
+    with pytest.raises(ValueError, match=f'cross_scan: x {message}'):
+        cross_scan(x, channel_last=channel_last, backend=backend)
+    with pytest.raises(ValueError, match=f'cross_merge: y {message}'):
+        cross_merge(y, size, channel_last=channel_last, backend=backend)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
