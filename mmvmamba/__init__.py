@@ -1,9 +1,18 @@
 """VMamba for OpenMMLab: one backbone for mmpretrain, mmdet and mmsegmentation."""
 
-from . import hooks  # noqa: F401  (registers them under plain names)
-from .models import MM_VSSM, VSSMBackbone
-from .runtime import setup_runtime
-from .version import __version__
+try:
+    from . import hooks  # noqa: F401  (registers them under plain names)
+    from .models import MM_VSSM, VSSMBackbone
+    from .runtime import setup_runtime
+    from .version import __version__
+except ModuleNotFoundError as error:
+    if error.name != f'{__name__}.ops':
+        raise
+    raise ModuleNotFoundError(
+        f"{__path__[0]} has no 'ops': it is a source tree and hides the installed mmvmamba; run from another folder, "
+        'or install the tree itself, there: pip install --no-build-isolation -e .',
+        name=error.name,
+    ) from error
 
 setup_runtime()
 

@@ -1,9 +1,10 @@
 """What this installation can do: versions, known traps with their remedies, op backends and one timed op each.
 
 Run as ``python -m mmvmamba.doctor``; the exit code is 1 if a trap was found.  Packages are recognised by their
-metadata, not by importing them, since some of the traps break the import.
+metadata; only one without is imported, since some of the traps break the import.
 """
 
+import importlib
 import platform
 import re
 import sys
@@ -11,26 +12,29 @@ import time
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import Optional
 
 import torch
 
 from mmvmamba.ops import backend_report, selective_scan
 
-PACKAGES = (
-    'mmvmamba',
-    'torch',
-    'torchvision',
-    'triton',
-    'mmengine',
-    'mmcv',
-    'mmdet',
-    'mmsegmentation',
-    'mmpretrain',
-    'openmim',
-    'numpy',
-    'setuptools',
-    'transformers',
-)
+# by the name used here: the distributions that provide it, and its module
+PACKAGES = {
+    'mmvmamba': (('mmvmamba',), 'mmvmamba'),
+    'torch': (('torch',), 'torch'),
+    'torchvision': (('torchvision',), 'torchvision'),
+    'triton': (('triton',), 'triton'),
+    'mmengine': (('mmengine', 'mmengine-lite', 'onedl-mmengine'), 'mmengine'),
+    'mmcv': (('mmcv', 'mmcv-lite', 'onedl-mmcv'), 'mmcv'),
+    'mmdet': (('mmdet', 'onedl-mmdetection'), 'mmdet'),
+    'mmsegmentation': (('mmsegmentation', 'onedl-mmsegmentation'), 'mmseg'),
+    'mmpretrain': (('mmpretrain', 'onedl-mmpretrain'), 'mmpretrain'),
+    'openmim': (('openmim', 'onedl-mim'), 'mim'),
+    'numpy': (('numpy',), 'numpy'),
+    'setuptools': (('setuptools',), 'setuptools'),
+    'transformers': (('transformers',), 'transformers'),
+}
+SAFE_LOADING = (2, 6)  # from this torch on, torch.load refuses the classes it was not told of
 TIMED_SHAPE = (2, 4, 24, 196)  # batch, groups, channels of a group, L
 
 
@@ -48,16 +52,42 @@ class Trap:
 
 
 def installed_versions() -> dict:
-    """Version of each package of interest; packages that are missing are left out."""
+    """Version of each package of interest, such as ``2.1.0`` or, of another distribution, ``2.3.6 (onedl-mmcv)``.
+
+    Packages that are missing are left out.
+    """
     versions = {}
-    for name in PACKAGES:
+    for name, (distributions, module) in PACKAGES.items():
+        version = _distribution_version(name, distributions) or _module_version(module)
+        if version:
+            versions[name] = version
+    return versions
+
+
+def _distribution_version(name: str, distributions: tuple) -> Optional[str]:
+    for distribution in distributions:
         try:
-            versions[name] = metadata.version(name)
+            version = metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
-    if 'mmcv' not in versions and util.find_spec('mmcv'):
-        versions['mmcv'] = metadata.version('mmcv-lite')
-    return versions
+        return version if distribution == name else f'{version} ({distribution})'
+    return None
+
+
+def _package_folder(module: str) -> Optional[Path]:
+    """The folder of an installed package; None without one, or if it is just a folder of that name."""
+    spec = util.find_spec(module)
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
+
+
+def _module_version(module: str) -> Optional[str]:
+    """``__version__`` of a package without metadata, such as a source tree on the path; None if there is none."""
+    if _package_folder(module) is None:
+        return None
+    try:
+        return getattr(importlib.import_module(module), '__version__', None)
+    except Exception:  # what breaks an import is for the traps to say
+        return None
 
 
 def release(version: str) -> tuple:
@@ -65,7 +95,9 @@ def release(version: str) -> tuple:
     return tuple(int(number) for number in re.findall(r'\d+', version)[:2])
 
 
-def find_traps(versions: dict, has_pkg_resources: bool, has_mmcv_ops: bool, has_mim_files: bool) -> list:
+def find_traps(
+    versions: dict, has_pkg_resources: bool, has_mmcv_ops: bool, has_mim_files: bool, loads_checkpoints: bool
+) -> list:
     """Compare what is installed with the combinations that are known to fail.
 
     Args:
@@ -73,6 +105,7 @@ def find_traps(versions: dict, has_pkg_resources: bool, has_mmcv_ops: bool, has_
         has_pkg_resources (bool): Whether ``pkg_resources`` can be imported.
         has_mmcv_ops (bool): Whether mmcv was built with its ops.
         has_mim_files (bool): Whether the package holds the files that mim looks for.
+        loads_checkpoints (bool): Whether torch's safe loading accepts what mmengine saves.
 
     Returns:
         list[Trap]: What was found, worst first.
@@ -82,6 +115,9 @@ def find_traps(versions: dict, has_pkg_resources: bool, has_mmcv_ops: bool, has_
     def at_least(name, *number):
         return name in versions and release(versions[name]) >= number
 
+    def is_original(name):  # not one of the maintained forks
+        return name in versions and 'onedl' not in versions[name]
+
     if at_least('mmpretrain', 0) and at_least('transformers', 5):
         traps.append(
             Trap(
@@ -89,7 +125,7 @@ def find_traps(versions: dict, has_pkg_resources: bool, has_mmcv_ops: bool, has_
                 "pip install 'transformers<5', or uninstall transformers",
             )
         )
-    if at_least('mmengine', 0) and not has_pkg_resources:
+    if is_original('mmengine') and not has_pkg_resources:
         traps.append(
             Trap(
                 'mmengine imports pkg_resources, which setuptools 82 dropped '
@@ -104,7 +140,7 @@ def find_traps(versions: dict, has_pkg_resources: bool, has_mmcv_ops: bool, has_
                 "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary mmcv 'mmcv==2.1.0', with a C++ compiler",
             )
         )
-    limited = [name for name in ('mmdet', 'mmsegmentation', 'mmpretrain') if name in versions]
+    limited = [name for name in ('mmdet', 'mmsegmentation', 'mmpretrain') if is_original(name)]
     if at_least('mmcv', 2, 2) and limited:
         traps.append(
             Trap(
@@ -127,6 +163,15 @@ def find_traps(versions: dict, has_pkg_resources: bool, has_mmcv_ops: bool, has_
                 'install both from the same index: the CUDA build of torch runs on CPU too',
             )
         )
+    if not loads_checkpoints:
+        traps.append(
+            Trap(
+                f'torch {versions["torch"]} refuses checkpoints of mmengine {versions.get("mmengine", "0.10")} '
+                '("Weights only load failed ... HistoryBuffer"): --resume and test fail',
+                'import mmvmamba before loading (a config that names it does); nothing may take HistoryBuffer off '
+                "torch's list of safe classes again",
+            )
+        )
     if not has_mim_files:
         traps.append(
             Trap(
@@ -139,14 +184,20 @@ def find_traps(versions: dict, has_pkg_resources: bool, has_mmcv_ops: bool, has_
 
 def detect_traps() -> list:
     """:func:`find_traps` of this installation."""
-    mmcv = util.find_spec('mmcv')
-    ops = mmcv is not None and any(Path(mmcv.origin).parent.glob('_ext*'))
+    mmcv = _package_folder('mmcv')
+    ops = mmcv is not None and any(mmcv.glob('_ext*'))
     return find_traps(
         installed_versions(),
         util.find_spec('pkg_resources') is not None,
         ops,
         (Path(__file__).parent / '.mim').exists(),
+        release(torch.__version__) < SAFE_LOADING or allows_history_buffer(),
     )
+
+
+def allows_history_buffer() -> bool:
+    """Whether torch's safe loading accepts the class that every mmengine checkpoint holds."""
+    return any(getattr(entry, '__name__', '') == 'HistoryBuffer' for entry in torch.serialization.get_safe_globals())
 
 
 def time_scan(backend: str, device: str) -> tuple:
@@ -199,6 +250,8 @@ def main() -> int:
     else:
         print(f'GPUs: none visible to torch (built for CUDA {torch.version.cuda})')
     report_backends()
+    if release(torch.__version__) >= SAFE_LOADING and allows_history_buffer():
+        print(f'mended at import: torch {torch.__version__} loads the checkpoints of mmengine, which it would refuse')
     traps = detect_traps()
     print('known traps' if traps else 'known traps: none found')
     for trap in traps:
