@@ -25,4 +25,8 @@ for tool in "${TOOLS[@]}"; do
     status=0
   fi
   [ $status -eq 0 ] || exit $status
+  if ! grep -q 'cases through the kernels' "$LOG"; then
+    echo "error: $tool: the program ended before its last case; its closing line is missing above" >&2
+    exit 1
+  fi
 done
