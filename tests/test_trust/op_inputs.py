@@ -5,6 +5,7 @@ import functools
 import torch
 from hypothesis import strategies as st
 
+from mmvmamba.ops import backend_report
 from tests.test_ops.scan_inputs import SHARED_DTYPE
 
 DEVICES = ('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',)
@@ -29,12 +30,30 @@ FAULTS = (
 )
 ELSEWHERE = ('meta', 'device')
 """Faults that are none of a lone tensor."""
+SPOILS = tuple(float(text) for text in ('nan', 'inf', '-inf'))
 _SCALES = dict(normal=1.0, zeros=0.0, large=1e3, tiny=1e-30)
 
 
 def lengths():
     """Lengths around the chunk of 64 steps, and others."""
     return st.one_of(st.sampled_from((1, 2, 63, 64, 65, 128, 129)), st.integers(1, 140))
+
+
+def backends(device: str, dtype: torch.dtype, naive: bool = True):
+    """Backends that can serve a call, None (the rule of ``auto``) among them; GPU kernels take no float64."""
+    names = [status.name for status in backend_report() if status.available and {'any', device} & {*status.devices}]
+    if device != 'cpu' and dtype == torch.float64:
+        names = ['naive']
+    return st.sampled_from((None, *(name for name in names if naive or name != 'naive')))
+
+
+def spoil(arguments: dict, which: int, place: int, value: float) -> str:
+    """Put a value into one of the tensors of ``arguments``, which is copied; returns its name."""
+    names = [name for name, item in arguments.items() if isinstance(item, torch.Tensor)]
+    name = names[which % len(names)]
+    arguments[name] = arguments[name].clone(memory_format=torch.contiguous_format)
+    arguments[name].view(-1)[place % arguments[name].numel()] = value
+    return name
 
 
 def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
@@ -55,8 +74,13 @@ def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 @st.composite
-def scan_arguments(draw, scales=('normal', 'normal', 'zeros', 'large', 'tiny'), max_channels=5, growth=False):
-    """Valid arguments of ``selective_scan``, and whether A is large (then float32 holds exp(delta A) less well)."""
+def scan_arguments(
+    draw, scales=('normal', 'normal', 'zeros', 'large', 'tiny'), max_channels=5, growth=False, naive=True
+):
+    """Valid arguments of ``selective_scan``, and whether A is large (then float32 holds exp(delta A) less well).
+
+    With ``naive`` the backend may be the naive one.
+    """
     batch, groups, channels = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, max_channels))
     states, length = draw(st.sampled_from((1, 1, 2, 3, 5, 17))), draw(lengths())
     dtype, dim, device = draw(st.sampled_from(DTYPES)), groups * channels, draw(st.sampled_from(DEVICES))
@@ -70,7 +94,7 @@ def scan_arguments(draw, scales=('normal', 'normal', 'zeros', 'large', 'tiny'), 
         delta_bias=(dim,),
     )
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    arguments = dict(delta_softplus=draw(st.booleans()))
+    arguments = dict(delta_softplus=draw(st.booleans()), backend=draw(backends(device, dtype, naive)))
     large = False
     for name, shape in shapes.items():
         if name in ('D', 'delta_bias') and draw(st.booleans()):

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 
-from mmvmamba.ops import add_layer_norm, conv2d_channel_last, depthwise_conv_silu, mlp
+from mmvmamba.ops import add_layer_norm, conv2d_channel_last, depthwise_conv_silu, layer_norm, mlp
 
 from .cases import cases
-from .op_inputs import DEVICES, ELSEWHERE, FAULTS, LAYOUTS, broken, lay_out
+from .op_inputs import DEVICES, ELSEWHERE, FAULTS, LAYOUTS, SPOILS, broken, lay_out, spoil
 from .test_ops_properties import ROUNDING, assert_refused
 
 DTYPES = (torch.float32, torch.float64)
@@ -20,9 +20,13 @@ def _no_tf32():
         yield
 
 
+def reference_norm(x, weight, bias):
+    return F.layer_norm(x, x.shape[-1:], weight, bias)
+
+
 def reference_sum(x, branch, weight, bias, factors=None):
     total = x + (branch if factors is None else factors.view(-1, *(1,) * (x.dim() - 1)) * branch)
-    return F.layer_norm(total, x.shape[-1:], weight, bias)
+    return reference_norm(total, weight, bias)
 
 
 def reference_mlp(x, weight1, bias1, weight2, bias2):
@@ -40,6 +44,7 @@ def reference_conv(x, weight, bias=None, stride=1, padding=0):
 
 
 OPS = dict(
+    layer_norm=(layer_norm, reference_norm),
     add_layer_norm=(lambda **arguments: add_layer_norm(**arguments)[1], reference_sum),
     mlp=(mlp, reference_mlp),
     depthwise_conv_silu=(depthwise_conv_silu, reference_depthwise),
@@ -55,6 +60,7 @@ def layer_arguments(draw):
     kernel = draw(st.sampled_from((1, 3)))
     maps = dict(x=(batch, height + 2, width + 2, channels))
     shapes = dict(
+        layer_norm=dict(maps, weight=(channels,), bias=(channels,)),
         add_layer_norm=dict(maps, branch=maps['x'], weight=(channels,), bias=(channels,), factors=(batch,)),
         mlp=dict(maps, weight1=(out, channels), bias1=(out,), weight2=(channels, out), bias2=(channels,)),
         depthwise_conv_silu=dict(maps, weight=(channels, 1, kernel, kernel), bias=(channels,)),
@@ -82,18 +88,42 @@ def test_agrees_with_torch_in_float64(case):
     assert ((out.double() - expected).abs() <= limit * (10 + expected.abs())).all()
 
 
+@cases(
+    quick=40,
+    full=400,
+    case=layer_arguments(),
+    which=st.integers(0, 4),
+    place=st.integers(0, 10**6),
+    value=st.sampled_from(SPOILS),
+)
+def test_nan_and_infinity_reach_what_they_touch_and_nothing_else(case, which, place, value):
+    op, arguments = case
+    name = spoil(arguments, which, place, value)
+    function, reference = OPS[op]
+    out = function(**arguments)
+    expected = reference(**{name: value.double() for name, value in arguments.items()})
+    if (op, name) == ('depthwise_conv_silu', 'weight'):  # whether a weight is multiplied by padding is not promised
+        edge = arguments[name].shape[-1] // 2
+        out, expected = (y[:, edge : y.shape[1] - edge, edge : y.shape[2] - edge] for y in (out, expected))
+    finite = expected.isfinite()
+    assert torch.equal(out.isfinite(), finite)
+    out, expected = out[finite].double(), expected[finite]
+    assert ((out - expected).abs() <= 200 * ROUNDING[arguments['x'].dtype] * (10 + expected.abs())).all()
+
+
 @cases(quick=80, full=1200, case=layer_arguments(), fault=st.sampled_from(FAULTS), which=st.integers(0, 4))
 def test_refuses_one_broken_argument(case, fault, which):
     op, arguments = case
     names = list(arguments)
     name = names[which % len(names)]
-    any_dimensions = op in ('add_layer_norm', 'mlp') and name == 'x'
-    if fault in ('dtype', 'empty') or (any_dimensions and fault == 'dimension'):
-        fault = 'text'  # other dtypes, no elements, and for some any number of dimensions are right
+    any_dimensions = op in ('layer_norm', 'add_layer_norm', 'mlp') and name == 'x'
+    if (fault == 'dtype' and op != 'mlp') or (any_dimensions and fault == 'dimension'):
+        fault = 'text'  # for most other dtypes are right, and for some any number of dimensions
     if fault in ELSEWHERE and name == 'x':
         name = names[1]
     arguments[name] = broken(arguments[name], fault, -1)
     function = dict(
+        layer_norm=layer_norm,
         add_layer_norm=add_layer_norm,
         mlp=mlp,
         depthwise_conv_silu=depthwise_conv_silu,

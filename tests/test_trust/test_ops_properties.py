@@ -9,7 +9,20 @@ from mmvmamba.ops import SCAN_MODES, BackendError, cross_merge, cross_scan, laye
 from tests.test_ops.scan_inputs import GRADIENT_LIMIT, assert_scan_close, run_scan, run_truth
 
 from .cases import cases
-from .op_inputs import DEVICES, DTYPES, ELSEWHERE, FAULTS, LAYOUTS, broken, lay_out, lengths, scan_arguments
+from .op_inputs import (
+    DEVICES,
+    DTYPES,
+    ELSEWHERE,
+    FAULTS,
+    LAYOUTS,
+    SPOILS,
+    backends,
+    broken,
+    lay_out,
+    lengths,
+    scan_arguments,
+    spoil,
+)
 from .oracle import oracle
 
 ROUNDING = {torch.float64: 2.0**-52, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -30,6 +43,7 @@ def test_selective_scan_gives_the_sum_of_its_equation(case):
     arguments, large = case
     out = selective_scan(**arguments)
     assert out.dtype == arguments.get('out_dtype', arguments['u'].dtype) and out.is_contiguous()
+    del arguments['backend']
     expected, size, floor = oracle(**arguments)
     limit = 1e-12 if arguments['u'].dtype == torch.float64 else 2e-5
     error = abs(out.double().cpu().numpy() - expected)
@@ -85,10 +99,10 @@ def test_selective_scan_refuses_a_broken_option(change):
 )
 def test_selective_scan_has_the_gradients_of_its_equation(case, use_out, seed):
     arguments, _ = case
-    softplus, out_dtype = arguments.pop('delta_softplus'), arguments.pop('out_dtype', None)
+    softplus, out_dtype, backend = (arguments.pop(name, None) for name in ('delta_softplus', 'out_dtype', 'backend'))
     dout = torch.randn(arguments['u'].shape, generator=torch.Generator().manual_seed(seed)).to(arguments['u'].device)
     dout = dout if use_out else dout[:, :1].expand(arguments['u'].shape)
-    result = run_scan(arguments, dout, softplus, out_dtype)
+    result = run_scan(arguments, dout, softplus, out_dtype, backend=backend)
     dout = dout.to(result['out'].dtype)
     truth = run_truth(arguments, dout, delta_softplus=softplus)
     # sums over a batch or over time may cancel to nothing: rounding is relative to the size of their terms
@@ -110,18 +124,15 @@ def test_selective_scan_has_the_gradients_of_its_equation(case, use_out, seed):
 @cases(
     quick=80,
     full=800,
-    case=scan_arguments(scales=('normal',)),
+    case=scan_arguments(scales=('normal',), naive=False),
     which=st.integers(0, 6),
     place=st.integers(0, 10**6),
-    value=st.sampled_from((float('nan'), float('inf'), float('-inf'))),
+    value=st.sampled_from(SPOILS),
 )
 def test_nan_and_infinity_reach_what_they_touch_and_nothing_else(case, which, place, value):
     arguments, _ = case
-    names = [name for name, item in arguments.items() if isinstance(item, torch.Tensor)]
-    changed = arguments[names[which % len(names)]].clone(memory_format=torch.contiguous_format)
-    changed.view(-1)[place % changed.numel()] = value
-    arguments[names[which % len(names)]] = changed
-    out, expected = selective_scan(**arguments), selective_scan(**arguments, backend='naive')
+    spoil(arguments, which, place, value)
+    out, expected = selective_scan(**arguments), selective_scan(**{**arguments, 'backend': 'naive'})
     finite = expected.isfinite()
     assert torch.equal(out.isfinite(), finite)
     tolerance = max(1e-4, 4 * ROUNDING[out.dtype])
@@ -185,8 +196,8 @@ def test_cross_ops_refuse(batch, channels, height, width, dtype, device, layout,
 
 
 @st.composite
-def ss2d_arguments(draw):
-    """Valid arguments of ``ss2d_scan``."""
+def ss2d_arguments(draw, naive=True):
+    """Valid arguments of ``ss2d_scan``; with ``naive`` the backend may be the naive one."""
     batch, channels, rank = draw(st.integers(1, 2)), draw(st.integers(1, 6)), draw(st.integers(1, 3))
     height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     states, dtype = draw(st.sampled_from((1, 1, 3))), draw(st.sampled_from(DTYPES))
@@ -205,7 +216,11 @@ def ss2d_arguments(draw):
     arguments = {name: value.to(device, dtype if name == 'x' else parameters) for name, value in arguments.items()}
     arguments = {name: lay_out(value, draw(st.sampled_from(LAYOUTS))) for name, value in arguments.items()}
     arguments['scan_mode'] = draw(st.sampled_from(('cross2d', 'unidi', 'bidi')))
-    return arguments
+    return {**arguments, 'backend': draw(backends(device, dtype, naive))}
+
+
+# half precision rounds the projections, which exp(delta A) then amplifies
+SS2D_LIMIT = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.5}
 
 
 @cases(quick=40, full=600, arguments=ss2d_arguments())
@@ -215,10 +230,26 @@ def test_ss2d_scan_agrees_with_float64(arguments):
     exact = {n: v.to(arguments['x'].dtype).double() if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
     for name in ('dt_projs_bias', 'A_logs', 'Ds'):  # parameters of the state, which is float32
         exact[name] = arguments[name].double()
-    expected = ss2d_scan(**exact, backend='naive')
-    # half precision rounds the projections, which exp(delta A) then amplifies
-    limit = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.5}[out.dtype]
+    expected = ss2d_scan(**{**exact, 'backend': 'naive'})
+    limit = SS2D_LIMIT[out.dtype]
     assert ((out.double() - expected).norm() <= limit * expected.norm() + limit).item()
+
+
+@cases(
+    quick=40,
+    full=400,
+    arguments=ss2d_arguments(naive=False),
+    which=st.integers(0, 5),
+    place=st.integers(0, 10**6),
+    value=st.sampled_from(SPOILS),
+)
+def test_nan_and_infinity_take_the_routes_of_ss2d_scan_and_no_others(arguments, which, place, value):
+    spoil(arguments, which, place, value)
+    out, expected = ss2d_scan(**arguments), ss2d_scan(**{**arguments, 'backend': 'naive'})
+    finite = expected.isfinite()
+    assert torch.equal(out.isfinite(), finite)
+    error, size = ((value[finite].double()).norm() for value in (out - expected, expected))
+    assert error <= SS2D_LIMIT[out.dtype] * (1 + size)
 
 
 @cases(
