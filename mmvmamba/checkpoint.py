@@ -18,18 +18,20 @@ from collections import Counter
 import torch
 from mmengine.logging import print_log
 
-from mmvmamba.checkpoint_file import CheckpointError, find_damage, read_checkpoint
+from mmvmamba.checkpoint_file import CheckpointError, find_damage, read_checkpoint, write_checkpoint
 
 __all__ = [
     'CheckpointError',
     'backbone_weights',
     'find_damage',
     'fitting_archs',
+    'is_state',
     'load_pretrained',
     'read_checkpoint',
     'select_weights',
     'upgrade_hook',
     'upgrade_names',
+    'write_checkpoint',
 ]
 _OPTIONS = ('type', 'checkpoint', 'prefix', 'map_location')
 # names of the first published checkpoints, and today's
@@ -92,8 +94,8 @@ def select_weights(content, name: str) -> tuple:
     """
     if not isinstance(content, dict):
         raise CheckpointError(f'checkpoint {name!r} holds a {type(content).__name__}, expected a dict')
-    found = [key for key in ('model', 'model_ema', 'state_dict', 'ema_state_dict') if _is_state(content.get(key))]
-    if _is_state(content):
+    found = [key for key in ('model', 'model_ema', 'state_dict', 'ema_state_dict') if is_state(content.get(key))]
+    if is_state(content):
         state, source = content, 'the state dict'
     elif not found:
         raise CheckpointError(
@@ -107,6 +109,15 @@ def select_weights(content, name: str) -> tuple:
         state = {key[len('module.') :]: value for key, value in state.items() if key.startswith('module.')}
     state = {key.replace('_orig_mod.', ''): value for key, value in state.items()}
     return state, source
+
+
+def is_state(value) -> bool:
+    """Whether a value is a state dict: names and tensors."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items())
+    )
 
 
 def backbone_weights(state: dict, name: str, prefix=None) -> tuple:
@@ -206,15 +217,6 @@ def _check_init_cfg(init_cfg) -> dict:
         if not isinstance(value, str) and not (key == 'prefix' and value is None):
             raise TypeError(f'{key} of init_cfg is {value!r}, expected a string')
     return dict(init_cfg)
-
-
-def _is_state(value) -> bool:
-    """Whether a value is a state dict: names to tensors."""
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(key, str) and isinstance(item, torch.Tensor) for key, item in value.items())
-    )
 
 
 def _ema_was_evaluated(content: dict) -> bool:

@@ -1,16 +1,24 @@
 """Checkpoint files: fetched once, held to their checksums, and read without running any code in them."""
 
+import hashlib
 import os
 import pickle
+import posixpath
 import re
+import shutil
 import zipfile
 from collections import OrderedDict
 from io import BytesIO
+from pathlib import Path
 from urllib.parse import urlparse
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+from uuid import uuid4
 
 import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.fileio import get
+
+from mmvmamba.hooks.files import PART, commit, remove
 
 # OpenMMLab and torch.hub put the start of the SHA-256 at the end of a file name
 _HASH = re.compile(r'-([a-f0-9]{8,})\.')
@@ -48,10 +56,10 @@ def read_checkpoint(checkpoint: str, map_location='cpu'):
         FileNotFoundError: If there is no such file.
         CheckpointError: If it can't be downloaded or read.
     """
-    scheme = urlparse(checkpoint).scheme if '://' in checkpoint else ''
+    scheme = checkpoint.partition('://')[0].lower() if '://' in checkpoint else ''
     advice = ''
     if scheme in ('http', 'https'):
-        file = _download(checkpoint)
+        file = fetch_checkpoint(checkpoint)
         advice = f'; delete {file} to download it again'
     elif scheme:
         try:
@@ -87,6 +95,37 @@ def read_checkpoint(checkpoint: str, map_location='cpu'):
         ) from error
 
 
+def write_checkpoint(content, path, name_by_hash: bool = False) -> Path:
+    """Save a checkpoint; a file of that name is replaced when the new one is whole, and stays if that fails.
+
+    Args:
+        content: What to save.
+        path (str | Path): The file; folders are made.
+        name_by_hash (bool): Whether to put the start of the SHA-256 at the end of the name. Default: ``False``.
+
+    Returns:
+        Path: The file.
+
+    Raises:
+        CheckpointError: If it can't be written.
+    """
+    path = Path(path)
+    part = f'{path}.{uuid4().hex}{PART}'
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, 'wb') as file:  # a name would become part of the content
+            torch.save(content, file)
+        if name_by_hash:
+            path = path.with_name(f'{path.stem}-{_sha256(part)[:8]}.pth')
+        commit(part, str(path))
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
+        reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
+        raise CheckpointError(f'{path} can not be written ({reason})') from error
+    finally:
+        remove(part)
+    return path
+
+
 def find_damage(file) -> str:
     """Hold every record in a file of ``torch.save`` to its checksum, which torch itself does not when it loads.
 
@@ -115,25 +154,41 @@ def _begins_as_zip(file) -> bool:
         return stream.read(4) == b'PK\x03\x04'
 
 
-def _download(url: str) -> str:
-    """Download once into torch.hub's folder; rank 0 goes first, as in mmengine."""
-    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, os.path.basename(urlparse(url).path))
-    digest = _HASH.search(os.path.basename(path))
-    if urlparse(url).scheme == 'http' and urlparse(url).hostname not in _LOCAL_HOSTS:
-        raise CheckpointError(f'checkpoint {url!r} is not downloaded over an open connection; expected https://')
+def fetch_checkpoint(url: str) -> str:
+    """Download a checkpoint once, over https and held to the hash in its name; rank 0 goes first, as in mmengine.
+
+    The file lies in torch.hub's folder: under its name if that holds a hash, which is compared in every call; else in a
+    folder of its own, so that files of one name from different places are kept apart.
+
+    Args:
+        url (str): An https URL of a file; http is for this machine only.
+
+    Returns:
+        str: Path of the file.
+
+    Raises:
+        CheckpointError: If the URL is not such a one, the file can't be downloaded, or doesn't have its hash.
+    """
+    name = _check_url(url)
+    digest = _HASH.search(name)
+    place = [] if digest else [hashlib.sha256(url.encode()).hexdigest()[:16]]
+    path = os.path.join(torch.hub.get_dir(), 'checkpoints', *place, name)
 
     def fetch():
-        if os.path.exists(path):
-            return
-        try:
-            torch.hub.download_url_to_file(url, path, digest and digest[1], progress=False)
-        except Exception as error:
+        if not os.path.exists(path):
+            try:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                _download(url, path, digest and digest[1])
+            except Exception as error:
+                raise CheckpointError(
+                    f'checkpoint {url!r} can not be downloaded ({error}); check the network, or download it by other '
+                    f'means to {path}'
+                ) from error
+        elif digest and not _sha256(path).startswith(digest[1]):
             raise CheckpointError(
-                f'checkpoint {url!r} can not be downloaded ({error}); check the network, or download it by other means '
-                f'to {path}'
-            ) from error
+                f'checkpoint {url!r} was downloaded to {path}, whose SHA-256 does not begin with {digest[1]}, as its '
+                'name says; delete the file to download it again'
+            )
 
     try:
         if get_rank() == 0:
@@ -142,3 +197,55 @@ def _download(url: str) -> str:
         barrier()
     fetch()
     return path
+
+
+def _check_url(url: str) -> str:
+    """The file name in a URL that may be downloaded from."""
+    try:
+        parts = urlparse(url)
+        host, name = parts.hostname, posixpath.basename(parts.path)
+    except ValueError as error:
+        raise CheckpointError(f'checkpoint {url!r} is no URL ({error}); expected https://HOST/FILE') from error
+    if not host or name in ('', '.', '..'):
+        raise CheckpointError(
+            f'checkpoint {url!r} has no {"file name" if host else "host"}; expected https://HOST/FILE'
+        )
+    if parts.scheme != 'https' and not (parts.scheme == 'http' and host in _LOCAL_HOSTS):
+        raise CheckpointError(f'checkpoint {url!r} is not downloaded over an open connection; expected https://')
+    return name
+
+
+class _SafeRedirects(HTTPRedirectHandler):
+    """A download that begins over https ends so."""
+
+    def redirect_request(self, request, response, code, message, headers, url):
+        if request.type == 'https' and urlparse(url).scheme != 'https':
+            raise OSError(f'redirected to {url}, an open connection')
+        _check_url(url)
+        return super().redirect_request(request, response, code, message, headers, url)
+
+
+def _download(url: str, path: str, digest) -> None:
+    """Download a file under another name, which no other process has, and rename it when it is whole."""
+    part = f'{path}.{uuid4().hex}{PART}'
+    request = Request(url, headers={'User-Agent': 'mmvmamba'})
+    try:
+        with build_opener(_SafeRedirects).open(request, timeout=60) as source, open(part, 'wb') as target:
+            shutil.copyfileobj(source, target, 2**20)
+            length = source.headers.get('Content-Length')
+        if length is not None and os.path.getsize(part) != int(length):
+            raise OSError(f'the connection ended after {os.path.getsize(part)} of {length} bytes')
+        found = _sha256(part)
+        if digest and not found.startswith(digest):
+            raise OSError(f'its hash begins with {found[:8]}, expected {digest}')
+        commit(part, path)
+    finally:
+        remove(part)
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        for chunk in iter(lambda: file.read(2**20), b''):
+            digest.update(chunk)
+    return digest.hexdigest()

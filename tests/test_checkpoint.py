@@ -2,11 +2,8 @@
 
 import os
 import sys
-import threading
 import types
 from collections import OrderedDict
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -342,57 +339,7 @@ def test_bad_init_cfg(init_cfg, error, words):
         load_pretrained(backbone(), init_cfg)
 
 
-# ---- downloads ------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """An HTTP server of a folder, and an empty download folder; yields (address, folder)."""
-    folder = tmp_path / 'served'
-    folder.mkdir()
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    httpd = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
-    thread.start()
-    yield f'http://127.0.0.1:{httpd.server_port}', folder
-    httpd.shutdown()
-    httpd.server_close()
-
-
-def test_download_once(server, tmp_path, log):
-    address, folder = server
-    save({'model': official_weights()}, folder / 'small.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=f'{address}/small.pth')
-    assert_loaded(build_through_init(init_cfg), official_weights())
-    (folder / 'small.pth').unlink()
-    assert_loaded(build_through_init(init_cfg), official_weights())
-    assert (tmp_path / 'hub/checkpoints/small.pth').is_file()
-
-
-def test_failed_download(server, tmp_path):
-    with pytest.raises(CheckpointError, match=r'can not be downloaded.*404'):
-        build_through_init(dict(type='Pretrained', checkpoint=f'{server[0]}/none.pth'))
-    assert not list((tmp_path / 'hub/checkpoints').iterdir())
-
-
-def test_wrong_hash_of_a_download(server, tmp_path):
-    address, folder = server
-    save({'model': official_weights()}, folder / 'small-0123abcd.pth')
-    with pytest.raises(CheckpointError, match=r'can not be downloaded.*hash'):
-        build_through_init(dict(type='Pretrained', checkpoint=f'{address}/small-0123abcd.pth'))
-    assert not list((tmp_path / 'hub/checkpoints').iterdir())
-
-
-def test_damaged_download_says_which_file_to_delete(server):
-    address, folder = server
-    (folder / 'small.pth').write_bytes(b'PK\x03\x04 cut')
-    with pytest.raises(CheckpointError, match=r'delete .*hub/checkpoints/small.pth'):
-        build_through_init(dict(type='Pretrained', checkpoint=f'{address}/small.pth'))
-
-
+# ---- the whole way --------------------------------------------------------------------------------------------------
 def test_filled_model_gives_published_logits_from_a_file(path, log, model_reference, image):
     """The whole way: a filled official file, loaded for classification, gives the published numbers."""
     from tests.test_models.test_reference import Classifier, published_name
