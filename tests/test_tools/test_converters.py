@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,51 @@ def test_wrong_files_are_errors(converter, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['text.pth', 'wrong.pth']
 
 
+CONVERTERS = pytest.mark.parametrize(
+    'converter', [vmamba2mm, mm2vmamba, publish_model], ids=lambda module: module.__name__
+)
+
+
+@CONVERTERS
+@pytest.mark.parametrize('fault', ['full disk', 'interrupt'])
+def test_what_is_not_written_whole_replaces_nothing(converter, fault, tmp_path, capsys, monkeypatch):
+    """Source and target may be one file."""
+    path = tmp_path / 'weights.pth'
+    torch.save({'model': official_weights()}, path)
+    before = path.read_bytes()
+
+    def save(content, target):
+        target.write(b'PK') if hasattr(target, 'write') else Path(target).write_bytes(b'PK')
+        raise OSError(28, 'No space left on device') if fault == 'full disk' else KeyboardInterrupt
+
+    monkeypatch.setattr(torch, 'save', save)
+    if fault == 'full disk':
+        assert converter.main([str(path), str(path)]) == 1
+        assert re.match(r'error: .*weights.pth can not be written \(No space left', capsys.readouterr().err)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            converter.main([str(path), str(path)])
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@CONVERTERS
+def test_a_target_that_is_a_folder(converter, tmp_path, capsys):
+    torch.save({'model': official_weights()}, tmp_path / 'weights.pth')
+    (tmp_path / 'file').touch()
+    assert converter.main([str(tmp_path / 'weights.pth'), str(tmp_path / 'file/out.pth')]) == 1
+    assert 'can not be written' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'content', [[1], {'state_dict': [1]}, {'state_dict': {'a': 1}}, {'ema_state_dict': 3}], ids=str
+)
+def test_publish_names_what_holds_no_weights(content, tmp_path, capsys):
+    torch.save(content, tmp_path / 'wrong.pth')
+    for weights in publish_model.PLACES:
+        assert publish_model.main([str(tmp_path / 'wrong.pth'), str(tmp_path / 'o.pth'), '--weights', weights]) == 1
+        assert re.match(r'error: no weights in .*state_dict.* with names and tensors', capsys.readouterr().err)
+
+
 class FakeRunner:
     """What EMAHook needs of a Runner."""
 
@@ -156,7 +202,8 @@ def test_publish_takes_averaged_or_raw_weights(tmp_path, capsys):
 def test_publish_official_averaged_weights(tmp_path):
     content = {'model': official_weights(), 'model_ema': official_weights(2.0), 'optimizer': {}}
     torch.save(content, tmp_path / 'official.pth')
-    assert publish_model.main([str(tmp_path / 'official.pth'), str(tmp_path / 'out/m.pth')]) == 0
+    for _ in range(2):  # the same weights get the same name
+        assert publish_model.main([str(tmp_path / 'official.pth'), str(tmp_path / 'out/m.pth')]) == 0
     (path,) = (tmp_path / 'out').iterdir()
     published = read_checkpoint(str(path))
     assert published.keys() == {'model'}

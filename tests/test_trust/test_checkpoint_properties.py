@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from mmvmamba.checkpoint import CheckpointError, load_pretrained, read_checkpoint, select_weights
+from mmvmamba.checkpoint import CheckpointError, is_state, load_pretrained, read_checkpoint, select_weights
 from mmvmamba.models import VSSMBackbone
+from tests.test_tools.conftest import load_tool
 
 from .cases import attempt, cases
 from .toy import Writes
@@ -152,6 +153,17 @@ def test_any_content(tree):
     buffer = io.BytesIO()
     torch.save(tree, buffer)
     assert load(buffer.getvalue(), PATH) is None
+
+
+@cases(quick=60, full=600, tree=TREE, weights=st.sampled_from(('averaged', 'raw')))
+def test_any_content_in_the_converters(tree, weights):
+    for convert in (
+        lambda: load_tool('model_converters/vmamba2mm.py').to_mm(tree, 'weights.pth'),
+        lambda: load_tool('model_converters/mm2vmamba.py').to_official(tree, 'weights.pth'),
+        lambda: load_tool('model_converters/publish_model.py').reduce_checkpoint(tree, weights),
+    ):
+        converted, message = attempt(convert, CheckpointError)
+        assert message or all(is_state(converted[key]) for key in converted if key in ('model', 'state_dict'))
 
 
 @cases(

@@ -7,11 +7,8 @@ A classifier is converted as a whole; of a detector or segmentor the backbone is
 
 import argparse
 import sys
-from pathlib import Path
 
-import torch
-
-from mmvmamba.checkpoint import CheckpointError, backbone_weights, read_checkpoint, select_weights
+from mmvmamba.checkpoint import CheckpointError, backbone_weights, read_checkpoint, select_weights, write_checkpoint
 
 
 def to_official(content: dict, name: str) -> dict:
@@ -50,11 +47,10 @@ def main(arguments=None) -> int:
     args = parse_args(arguments)
     try:
         converted = to_official(read_checkpoint(args.source), args.source)
+        write_checkpoint(converted, args.target)
     except (CheckpointError, FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    Path(args.target).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(converted, args.target)
     print(f'wrote {len(converted["model"])} weights to {args.target}')
     return 0
 

@@ -8,13 +8,9 @@ takes those and ``raw`` the ones that training stepped; mmengine saves the avera
 """
 
 import argparse
-import hashlib
 import sys
-from pathlib import Path
 
-import torch
-
-from mmvmamba.checkpoint import CheckpointError, read_checkpoint
+from mmvmamba.checkpoint import CheckpointError, is_state, read_checkpoint, write_checkpoint
 
 META = ('dataset_meta', 'CLASSES', 'epoch', 'iter')
 PLACES = dict(averaged=('state_dict', 'model_ema', 'model'), raw=('ema_state_dict', 'state_dict', 'model'))
@@ -33,18 +29,20 @@ def reduce_checkpoint(content: dict, weights: str) -> dict:
     Raises:
         CheckpointError: If there are no weights.
     """
-    place = next((key for key in PLACES[weights] if isinstance(content, dict) and content.get(key)), None)
+    place = next((key for key in PLACES[weights] if isinstance(content, dict) and is_state(content.get(key))), None)
     if place is None:
-        raise CheckpointError(f'no weights in the checkpoint, expected one of {", ".join(PLACES[weights])}')
+        raise CheckpointError(
+            f'no weights in the checkpoint, expected one of {", ".join(PLACES[weights])} with names and tensors'
+        )
     state = content[place]
     if place == 'ema_state_dict':
         # it holds what training stepped under the names of the averaging wrapper; buffers may be in the other only
         wrapped = {key[len('module.') :]: value for key, value in state.items() if key.startswith('module.')}
-        state = {**content.get('state_dict', {}), **wrapped}
+        state = {**(content['state_dict'] if is_state(content.get('state_dict')) else {}), **wrapped}
     state = {key: value.detach().cpu() for key, value in state.items()}
     if place in ('model', 'model_ema'):
         return dict(model=state)
-    meta = content.get('meta') or {}
+    meta = content['meta'] if isinstance(content.get('meta'), dict) else {}
     return dict(state_dict=state, meta={key: meta[key] for key in META if key in meta})
 
 
@@ -61,17 +59,10 @@ def main(arguments=None) -> int:
     """Publish; returns the exit code."""
     args = parse_args(arguments)
     try:
-        reduced = reduce_checkpoint(read_checkpoint(args.source), args.weights)
+        named = write_checkpoint(reduce_checkpoint(read_checkpoint(args.source), args.weights), args.target, True)
     except (CheckpointError, FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    target = Path(args.target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unnamed = target.with_suffix('.part')
-    torch.save(reduced, unnamed)
-    digest = hashlib.sha256(unnamed.read_bytes()).hexdigest()[:8]
-    named = target.with_name(f'{target.stem}-{digest}.pth')
-    unnamed.replace(named)
     print(f'wrote {named} ({named.stat().st_size / 2**20:.1f} MiB)')
     return 0
 

@@ -9,11 +9,15 @@ already; early ones are brought up to date.
 import argparse
 import re
 import sys
-from pathlib import Path
 
-import torch
-
-from mmvmamba.checkpoint import CheckpointError, backbone_weights, read_checkpoint, select_weights, upgrade_names
+from mmvmamba.checkpoint import (
+    CheckpointError,
+    backbone_weights,
+    read_checkpoint,
+    select_weights,
+    upgrade_names,
+    write_checkpoint,
+)
 
 
 def to_mm(content: dict, name: str) -> dict:
@@ -33,7 +37,7 @@ def to_mm(content: dict, name: str) -> dict:
     if any(key.startswith('backbone.') for key in state):
         backbone_weights(state, name)  # raises if it is another backbone
         upgrade_names(state, 'backbone.')
-        meta = content.get('meta') or {}
+        meta = content['meta'] if isinstance(content.get('meta'), dict) else {}
         return dict(state_dict=state, meta={key: meta[key] for key in ('dataset_meta', 'CLASSES') if key in meta})
     weights, left_out = backbone_weights(state, name)
     converted = {f'backbone.{key}': value for key, value in weights.items()}
@@ -72,11 +76,10 @@ def main(arguments=None) -> int:
                 raise CheckpointError(f'checkpoint {args.source!r} has no {args.weights}')
             content = {args.weights: content[args.weights]}
         converted = to_mm(content, args.source)
+        write_checkpoint(converted, args.target)
     except (CheckpointError, FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    Path(args.target).parent.mkdir(parents=True, exist_ok=True)
-    torch.save(converted, args.target)
     print(f'wrote {len(converted["state_dict"])} weights to {args.target}')
     return 0
 
