@@ -7,11 +7,25 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmvmamba.checkpoint_file import CheckpointError, fetch_checkpoint
+
 CODEBASES = ('mmpretrain', 'mmdet', 'mmseg')
 _PACK = dict(mmpretrain='PackInputs', mmdet='PackDetInputs', mmseg='PackSegInputs')
+_SEVERAL = (list, tuple)
+# what mmengine's Runner takes; any of these but the model may be missing or None
+_KINDS = {
+    **dict.fromkeys(('train_dataloader', 'val_dataloader', 'test_dataloader'), dict),
+    **dict.fromkeys(('train_cfg', 'val_cfg', 'test_cfg', 'optim_wrapper', 'auto_scale_lr', 'default_hooks'), dict),
+    **dict.fromkeys(('data_preprocessor', 'visualizer', 'env_cfg', 'log_processor', 'randomness', 'tta_model'), dict),
+    **dict.fromkeys(('val_evaluator', 'test_evaluator', 'param_scheduler'), (dict, *_SEVERAL)),
+    **dict.fromkeys(('custom_hooks', 'tta_pipeline'), _SEVERAL),
+    **dict.fromkeys(('work_dir', 'load_from', 'experiment_name'), str),
+    'resume': bool,
+}
 _FLIP_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
 
 
@@ -54,7 +68,8 @@ def load_config(args: argparse.Namespace) -> Config:
         Config: With ``launcher`` and ``work_dir`` set.
 
     Raises:
-        LaunchError: If the file is missing or not a config of one of the three codebases.
+        LaunchError: If the file is missing, not a config of one of the three codebases, or a setting has another type
+            than mmengine's Runner takes.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not Path(args.config).is_file():
@@ -71,6 +86,11 @@ def load_config(args: argparse.Namespace) -> Config:
             f'config {args.config!r} has default_scope {scope!r}, expected one of {", ".join(CODEBASES)}: it says '
             'which codebase runs the config, and comes with the default_runtime.py of each'
         )
+    get_setting(cfg, 'model', needed=scope)
+    for key, kinds in _KINDS.items():
+        get_setting(cfg, key, kinds)
+    for name in cfg.get('default_hooks') or ():
+        get_setting(cfg, f'default_hooks.{name}')
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -79,20 +99,44 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def check_data(cfg: Config, phase: str) -> None:
-    """Check that a config has data for ``train``, ``val`` or ``test``, and that their folder exists.
+def get_setting(cfg: Config, key: str, kinds=dict, needed: str = ''):
+    """Look a setting up, and hold it and those around it to their types.
+
+    Args:
+        cfg (Config): The config.
+        key (str): Its names, joined by dots.
+        kinds (type | tuple[type]): What it may be. Default: a dict.
+        needed (str): What needs it, such as an option. Default: nothing does, it may be missing or None.
+
+    Returns:
+        The setting; None if it or one around it is missing or None.
 
     Raises:
-        LaunchError: If the data loader is missing, or a local ``data_root`` does not exist.
+        LaunchError: If a type is another one, or the setting is needed and missing.
     """
-    name = f'{phase}_dataloader'
-    if cfg.get(name) is None:
-        raise LaunchError(
-            f'the config has no {name}; expected one, to {"train" if phase == "train" else "evaluate"} on'
-        )
-    if not isinstance(cfg[name], dict):
-        raise LaunchError(f'{name} is {cfg[name]!r}, expected a dict')
-    for dataset in _leaf_datasets(cfg[name].get('dataset')):
+    names, value = key.split('.'), cfg
+    purpose = f', for {needed}' if needed else ''
+    for depth, name in enumerate(names, 1):
+        place, wanted = '.'.join(names[:depth]), kinds if depth == len(names) else dict
+        expected = ' or '.join(kind.__name__ for kind in (wanted if isinstance(wanted, tuple) else (wanted,)))
+        value = value.get(name)
+        if value is None and needed:
+            raise LaunchError(f'the config has no {place}; expected a {expected}{purpose}')
+        if value is None:
+            return None
+        if not isinstance(value, wanted):
+            raise LaunchError(f'{place} is {value!r}, expected a {expected}{purpose}')
+    return value
+
+
+def check_data(cfg: Config, phase: str) -> None:
+    """Check that a config has data for ``train``, ``val`` or ``test`` and what goes through them, and that they exist.
+
+    Raises:
+        LaunchError: If a setting is missing, or a local ``data_root`` does not exist.
+    """
+    name, needed = f'{phase}_dataloader', 'training' if phase == 'train' else 'evaluation'
+    for dataset in _leaf_datasets(get_setting(cfg, name, needed=needed).get('dataset')):
         root = dataset.get('data_root')
         if root and not isinstance(root, str):
             raise LaunchError(f'data_root of {name} is {root!r}, expected a path')
@@ -101,6 +145,8 @@ def check_data(cfg: Config, phase: str) -> None:
                 f'data_root {root!r} of {name} is not a folder (relative to {os.getcwd()}); set it with '
                 f'--cfg-options {name}.dataset.data_root=PATH or in the config'
             )
+    for key in (f'{phase}_cfg', 'optim_wrapper' if phase == 'train' else f'{phase}_evaluator'):
+        get_setting(cfg, key, _KINDS[key], needed)
 
 
 def _leaf_datasets(dataset) -> list:
@@ -113,11 +159,34 @@ def _leaf_datasets(dataset) -> list:
     return [leaf for part in (inner if isinstance(inner, (list, tuple)) else [inner]) for leaf in _leaf_datasets(part)]
 
 
+def download(checkpoint: str) -> str:
+    """Path of what an http(s) URL names; anything else is left as it is.
+
+    mmengine would load it without a look at the hash in its name, and from open connections.
+
+    Raises:
+        LaunchError: If it can't be downloaded.
+    """
+    if not checkpoint.lower().startswith(('http://', 'https://')):
+        return checkpoint
+    try:
+        return fetch_checkpoint(checkpoint)
+    except CheckpointError as error:
+        raise LaunchError(str(error)) from error
+
+
 def use_atomic_checkpoints(cfg: Config) -> None:
-    """Put :class:`mmvmamba.hooks.AtomicCheckpointHook` where the config has mmengine's own, or the default one."""
-    hooks = cfg.setdefault('default_hooks', ConfigDict())
-    hook = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
-    if hook is not None and hook.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook'):
+    """Put :class:`mmvmamba.hooks.AtomicCheckpointHook` where the config has mmengine's own, or the default one.
+
+    Raises:
+        LaunchError: If ``default_hooks`` or its ``checkpoint`` is no dict.
+    """
+    get_setting(cfg, 'default_hooks')
+    if cfg.get('default_hooks') is None:
+        cfg.default_hooks = ConfigDict()
+    cfg.default_hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
+    hook = get_setting(cfg, 'default_hooks.checkpoint')
+    if hook is not None and hook.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
         hook.type = 'mmvmamba.AtomicCheckpointHook'
 
 
@@ -131,27 +200,31 @@ def set_test_time_augmentation(cfg: Config) -> None:
         LaunchError: If the config has none, and neither has the codebase; or for masks, which mmdet can't merge.
     """
     scope = cfg.default_scope
-    if scope == 'mmdet' and (cfg.model.get('roi_head') or {}).get('mask_head') is not None:
+    if scope == 'mmdet' and get_setting(cfg, 'model.roi_head.mask_head', (dict, *_SEVERAL)) is not None:
         raise LaunchError('--tta: mmdet merges augmented boxes but not masks; the model has a mask_head, expected none')
-    if 'tta_model' not in cfg:
-        if scope == 'mmseg':
-            raise LaunchError('--tta needs tta_model in the config; mmseg::_base_/default_runtime.py has one')
+    pipeline = get_setting(cfg, 'test_dataloader.dataset.pipeline', _SEVERAL, '--tta')
+    if scope == 'mmseg':
+        get_setting(cfg, 'tta_model', needed='--tta (mmseg::_base_/default_runtime.py has one)')
+        get_setting(cfg, 'tta_pipeline', _SEVERAL, '--tta (mmseg::_base_/datasets/ have one each)')
+    if cfg.get('tta_model') is None:
         cfg.tta_model = dict(type='AverageClsScoreTTA')
         if scope == 'mmdet':
             nms = dict(type='nms', iou_threshold=0.5)
             cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
-    if 'tta_pipeline' not in cfg:
-        if scope == 'mmseg':
-            raise LaunchError('--tta needs tta_pipeline in the config; mmseg::_base_/datasets/ have one each')
-        cfg.tta_pipeline = _flip_pipeline(cfg.test_dataloader.dataset.pipeline, scope)
+    if cfg.get('tta_pipeline') is None:
+        cfg.tta_pipeline = _flip_pipeline(pipeline, scope)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
-def _flip_pipeline(pipeline: list, scope: str) -> list:
-    *steps, pack = deepcopy(pipeline)
-    if pack.get('type', '').rpartition('.')[2] != _PACK[scope]:
-        raise LaunchError(f'--tta without tta_pipeline needs a test pipeline that ends in {_PACK[scope]}, got {pack}')
+def _flip_pipeline(pipeline, scope: str) -> list:
+    *steps, pack = deepcopy(pipeline) or [None]
+    kind = pack.get('type') if isinstance(pack, dict) else None
+    if getattr(kind, '__name__', str(kind)).rpartition('.')[2] != _PACK[scope]:
+        raise LaunchError(
+            f'--tta without tta_pipeline needs a test_dataloader.dataset.pipeline that ends in {_PACK[scope]}, '
+            f'got {pack}'
+        )
     if scope == 'mmdet':
         pack.meta_keys = _FLIP_KEYS
     flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
@@ -162,18 +235,16 @@ def set_visualization(cfg: Config, show_dir: str) -> None:
     """Let the test draw its predictions into a folder: by the codebase's own visualization hook.
 
     Raises:
-        LaunchError: If the config's ``default_hooks`` has no ``visualization``.
+        LaunchError: If the config's ``default_hooks`` has no ``visualization``, or mmseg's no ``visualizer``.
     """
-    hook = cfg.default_hooks.get('visualization')
-    if hook is None:
-        raise LaunchError('--show-dir needs default_hooks.visualization in the config, as in each default_runtime.py')
+    hook = get_setting(cfg, 'default_hooks.visualization', needed='--show-dir (each default_runtime.py has one)')
     if cfg.default_scope == 'mmpretrain':
         hook.update(enable=True, out_dir=show_dir, interval=1)
     elif cfg.default_scope == 'mmdet':
         hook.update(draw=True, test_out_dir=os.path.abspath(show_dir))
     else:
         hook.update(draw=True, interval=1)
-        cfg.visualizer.save_dir = show_dir
+        get_setting(cfg, 'visualizer', needed='--show-dir').save_dir = show_dir
 
 
 def build_runner(cfg: Config) -> Runner:

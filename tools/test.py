@@ -16,6 +16,7 @@ from mmvmamba.launch import (
     add_common_arguments,
     build_runner,
     check_data,
+    download,
     load_config,
     set_test_time_augmentation,
     set_visualization,
@@ -38,18 +39,19 @@ def parse_args(arguments=None) -> argparse.Namespace:
 
 def prepare_config(args: argparse.Namespace):
     """The config with what the command line asks for."""
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
-        raise LaunchError(f'checkpoint {args.checkpoint!r} is not a file; expected a path or a URL')
-    if '://' not in args.checkpoint:
-        with open(args.checkpoint, 'rb') as file:
+    checkpoint = download(args.checkpoint)
+    if '://' not in checkpoint:
+        if not Path(checkpoint).is_file():
+            raise LaunchError(f'checkpoint {checkpoint!r} is not a file; expected a path or a URL')
+        with open(checkpoint, 'rb') as file:
             damage = find_damage(file) if file.read(2) == b'PK' else ''
         if damage:
-            raise LaunchError(f'checkpoint {args.checkpoint!r} is damaged, {damage}')
+            raise LaunchError(f'checkpoint {checkpoint!r} is damaged, {damage}')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise LaunchError(f'--out is {args.out!r}, expected a file name that ends in .pkl')
     cfg = load_config(args)
     check_data(cfg, 'test')
-    cfg.load_from = args.checkpoint
+    cfg.load_from = checkpoint
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show_dir:

@@ -12,6 +12,8 @@ from mmvmamba.launch import (
     add_common_arguments,
     build_runner,
     check_data,
+    download,
+    get_setting,
     load_config,
     use_atomic_checkpoints,
 )
@@ -41,16 +43,16 @@ def prepare_config(args: argparse.Namespace):
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        optim_wrapper = get_setting(cfg, 'optim_wrapper', needed='--amp')
+        optim_wrapper.type = 'AmpOptimWrapper'
+        optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
+    if cfg.get('load_from'):
+        cfg.load_from = download(cfg.load_from)
     if args.auto_scale_lr:
-        if not {'enable', 'base_batch_size'} <= set(cfg.get('auto_scale_lr') or ()):
-            raise LaunchError(
-                '--auto-scale-lr needs auto_scale_lr = dict(enable=..., base_batch_size=...) in the config'
-            )
+        get_setting(cfg, 'auto_scale_lr.base_batch_size', int, '--auto-scale-lr')
         cfg.auto_scale_lr.enable = True
     use_atomic_checkpoints(cfg)
     check_data(cfg, 'train')

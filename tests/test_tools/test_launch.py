@@ -1,5 +1,6 @@
 """The command lines of train.py and test.py: what they do to a config, and what they refuse."""
 
+import re
 import subprocess
 from argparse import ArgumentParser
 
@@ -85,6 +86,14 @@ def test_tta_defaults_to_a_flip(scope):
     assert last.type == 'TestTimeAug' and [flip.prob for flip in last.transforms[0]] == [1.0, 0.0]
 
 
+@pytest.mark.parametrize('pipeline', [[], [1], [dict(type='LoadImageFromFile')]], ids=str)
+def test_tta_by_a_flip_needs_the_packing(pipeline):
+    cfg = load(ROOT / DEMO['mmpretrain'])
+    cfg.test_dataloader.dataset.pipeline = pipeline
+    with pytest.raises(launch.LaunchError, match=r'test_dataloader.dataset.pipeline that ends in PackInputs'):
+        launch.set_test_time_augmentation(cfg)
+
+
 def test_tta_of_a_segmentor_needs_its_config():
     cfg = load(ROOT / DEMO['mmseg'])
     cfg.pop('tta_pipeline')
@@ -116,8 +125,65 @@ def test_train_options(tool, user_folder, monkeypatch):
     assert prepare('--resume').resume is True and prepare('--resume').load_from is None
     assert prepare('--resume', 'a.pth').load_from == 'a.pth'
     assert prepare('--no-validate').val_dataloader is None
-    with pytest.raises(launch.LaunchError, match='base_batch_size'):
+    with pytest.raises(launch.LaunchError, match=r'no auto_scale_lr.*--auto-scale-lr'):
         prepare('--auto-scale-lr')
+    with pytest.raises(launch.LaunchError, match=r'no auto_scale_lr\.base_batch_size; expected a int'):
+        prepare('--auto-scale-lr', '--cfg-options', 'auto_scale_lr.enable=True')
+
+
+def test_urls_are_fetched_by_the_rules(tool, user_folder, monkeypatch, capsys):
+    """mmengine gets the path of what was downloaded over https and held to its hash."""
+    monkeypatch.chdir(user_folder)
+    config, url = str(ROOT / DEMO['mmpretrain']), 'https://example.com/a-0123abcd.pth'
+    for name, arguments in (
+        ('test.py', [url]),
+        ('train.py', ['--resume', url]),
+        ('train.py', ['--cfg-options', f'load_from={url}']),
+    ):
+        module = tool(name)
+        assert module.main([config, *(word.replace('https', 'http') for word in arguments)]) == 2
+        assert re.match(r"error: .*'http://example.*open connection; expected https", capsys.readouterr().err)
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, 'fetch_checkpoint', lambda asked: __file__ if asked == url else None)
+            assert module.prepare_config(module.parse_args([config, *arguments])).load_from == __file__
+
+
+WRONG_SETTINGS = [
+    ('train.py', 'mmpretrain', '', 'default_hooks=3'),
+    ('train.py', 'mmpretrain', '', 'default_hooks.checkpoint=3'),
+    ('train.py', 'mmpretrain', '', 'model=3'),
+    ('train.py', 'mmpretrain', '--amp', 'optim_wrapper=3'),
+    ('train.py', 'mmpretrain', '--auto-scale-lr', 'auto_scale_lr=3'),
+    ('test.py', 'mmpretrain', '--amp', 'test_cfg=3'),
+    ('test.py', 'mmpretrain', '--amp', 'test_cfg=None'),
+    ('test.py', 'mmpretrain', '--show-dir=x', 'default_hooks=3'),
+    ('test.py', 'mmpretrain', '--tta', 'test_dataloader.dataset.pipeline=3'),
+    ('test.py', 'mmseg', '--show-dir=x', 'visualizer=None'),
+    ('test.py', 'mmseg', '--tta', 'tta_model=3'),
+    ('test.py', 'mmdet', '--tta', 'model.roi_head=3'),
+]
+
+
+@pytest.mark.parametrize('name, scope, option, setting', WRONG_SETTINGS, ids=lambda value: value)
+def test_settings_of_another_type_are_named(name, scope, option, setting, tool, user_folder, monkeypatch, capsys):
+    monkeypatch.chdir(user_folder)
+    arguments = [str(ROOT / DEMO[scope]), *([__file__] if name == 'test.py' else []), *option.split()]
+    assert tool(name).main([*arguments, '--cfg-options', setting]) == 2
+    key = setting.partition('=')[0]
+    assert re.match(rf'error: .*\b{re.escape(key)}\b.*expected a ', capsys.readouterr().err)
+
+
+def test_hooks_that_a_config_switches_off_stay_off(tool, user_folder, monkeypatch):
+    monkeypatch.chdir(user_folder)
+    train = tool('train.py')
+
+    def hooks(setting):
+        return train.prepare_config(
+            train.parse_args([str(ROOT / DEMO['mmseg']), '--cfg-options', setting])
+        ).default_hooks
+
+    assert hooks('default_hooks.checkpoint=None').checkpoint is None
+    assert hooks('default_hooks=None').checkpoint.type == 'mmvmamba.AtomicCheckpointHook'
 
 
 @pytest.mark.parametrize(

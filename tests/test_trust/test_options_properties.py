@@ -1,13 +1,15 @@
 """Any options of the backbone and any command line: a model or a run, or one documented error that names the option."""
 
+import io
 import re
 import string
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from contextlib import redirect_stderr, redirect_stdout
+from copy import deepcopy
 
 import pytest
 import torch
 from hypothesis import strategies as st
+from mmengine.config import Config
 
 from mmvmamba.launch import CODEBASES, LaunchError
 from mmvmamba.layers.options import CHOICES, SS2DOptions
@@ -190,8 +192,29 @@ def test_any_arch_name(name):
 
 
 # ---- command lines --------------------------------------------------------------------------------------------------
-CONFIG = (ROOT / 'configs/demo/vmamba-nano_1xb64_digits-32px.py').read_text()
+PATH = ROOT / 'configs/demo/vmamba-nano_1xb64_digits-32px.py'
+CONFIG, LOADED = PATH.read_text(), Config.fromfile(PATH)
 _CONFIGS = ('good.py', 'broken.py', 'folder', 'missing.py', '', 'noext', 'data.json', '\0')
+# settings of the config, and what each may be
+SETTINGS = {
+    **dict.fromkeys(('model', 'train_dataloader', 'test_dataloader', 'optim_wrapper', 'auto_scale_lr'), (dict,)),
+    **dict.fromkeys(('train_cfg', 'test_cfg', 'default_hooks', 'visualizer', 'tta_model'), (dict,)),
+    **dict.fromkeys(('default_hooks.checkpoint', 'default_hooks.visualization', 'default_hooks.mine'), (dict,)),
+    **dict.fromkeys(('custom_hooks', 'tta_pipeline', 'test_dataloader.dataset.pipeline'), (list,)),
+    **dict.fromkeys(('test_evaluator', 'param_scheduler'), (dict, list)),
+    **dict.fromkeys(('load_from', 'work_dir'), (str,)),
+    'resume': (bool,),
+}
+VALUES = {'3': 3, 'None': None, '[1]': [1], 'abc': 'abc', 'True': True}
+FLAGS = {
+    'train.py': ('--amp', '--auto-scale-lr', '--resume', '--no-validate'),
+    'test.py': ('--amp', '--tta', '--show-dir=x', '--out=out.pkl'),
+}
+NEEDED = {
+    'train.py': ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'),
+    'test.py': ('model', 'test_dataloader', 'test_cfg', 'test_evaluator'),
+}
+_ASSIGNED = st.tuples(st.sampled_from(tuple(SETTINGS)), st.sampled_from(tuple(VALUES)))
 _WORDS = st.one_of(
     st.sampled_from(
         (
@@ -227,32 +250,83 @@ _WORDS = st.one_of(
 )
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _user_folder(tmp_path_factory):
+    """A folder with the data that the demo's config names; the current one while a command line is prepared."""
+    global FOLDER
+    FOLDER = tmp_path_factory.mktemp('user')
+    (FOLDER / 'data/digits/classification').mkdir(parents=True)
+    (FOLDER / 'folder').mkdir()
+    (FOLDER / 'data.json').write_text('{"default_scope": "mmdet"}')
+    (FOLDER / 'broken.py').write_text('model = dict(\n')
+    (FOLDER / 'noext').write_text(CONFIG)
+
+
+def prepare(tool, config, words) -> tuple:
+    """The config, or what is printed instead: an error, or nothing for the usage."""
+    module, output = load_tool(tool), io.StringIO()
+    arguments = [config, *(['noext'] if tool == 'test.py' else []), *words]
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(output), redirect_stdout(io.StringIO()):
+        patch.chdir(FOLDER)
+        cfg, message = attempt(lambda: module.prepare_config(module.parse_args(arguments)), SystemExit, LaunchError)
+    if message == '2':  # from argparse, which prints the usage first
+        message = output.getvalue().partition('.py: error: ')[2]
+        assert message, output.getvalue()
+    return cfg, message
+
+
+def names(message, words) -> bool:
+    """Whether a message names one of these options, settings or values, or a setting that mmengine knows."""
+    if message.startswith('unrecognized arguments: '):  # argparse names them, even if they are blank
+        return True
+    known = {word.partition('=')[0] for word in words} | {part for word in words for part in (word, repr(word))}
+    return any(re.search(rf'(?<!\w){re.escape(name)}(?!\w)', message) for name in {*known, *SETTINGS} if name)
+
+
 @cases(
-    quick=15,
-    full=200,
-    tool=st.sampled_from(('train.py', 'test.py')),
+    quick=40,
+    full=1000,
+    tool=st.sampled_from(tuple(FLAGS)),
     config=st.sampled_from(_CONFIGS),
     words=st.lists(_WORDS, max_size=5),
+    assigned=st.lists(_ASSIGNED, max_size=2),
     edits=st.lists(st.tuples(st.integers(0, len(CONFIG) - 1), st.sampled_from('(){}[]=,\'" \nx0')), max_size=2),
 )
-def test_any_command_line_is_prepared_or_refused(tool, config, words, edits):
-    with TemporaryDirectory() as folder:
-        path = Path(folder)
-        (path / 'folder').mkdir()
-        (path / 'data.json').write_text('{"default_scope": "mmdet"}')
-        (path / 'noext').write_text(CONFIG)
-        (path / 'broken.py').write_text('model = dict(\n')
-        text = list(CONFIG)
-        for place, character in edits:
-            text[place] = character
-        (path / 'good.py').write_text(''.join(text))
-        arguments = [
-            str(path / config) if config else '',
-            *([str(path / 'noext')] if tool == 'test.py' else []),
-            *words,
-        ]
-        module = load_tool(tool)
-        # argparse ends the program with usage and a message, 2; or 0 for -h
-        prepare = lambda: module.prepare_config(module.parse_args(arguments))  # noqa: E731
-        cfg, message = attempt(prepare, SystemExit, LaunchError)
-        assert message in ('0', '2') or ' ' in message if message is not None else cfg.default_scope in CODEBASES
+def test_any_command_line_is_prepared_or_refused(tool, config, words, assigned, edits):
+    text = list(CONFIG)
+    for place, character in edits:
+        text[place] = character
+    (FOLDER / 'good.py').write_text(''.join(text))
+    if assigned:
+        words = [*words, '--cfg-options', *map('='.join, assigned)]
+    cfg, message = prepare(tool, config, words)
+    if message is None:
+        assert cfg.default_scope in CODEBASES and all(isinstance(cfg[key], dict) for key in NEEDED[tool][:3])
+    else:
+        assert message == '0' or names(message, [config, *words]), message
+
+
+@cases(
+    quick=200,
+    full=2000,
+    tool=st.sampled_from(tuple(FLAGS)),
+    assigned=_ASSIGNED,
+    flags=st.sets(st.integers(0, 3)),
+)
+def test_a_setting_of_another_type_is_named(tool, assigned, flags):
+    (key, text), words = assigned, [FLAGS[tool][flag] for flag in flags]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Config, 'fromfile', lambda _: deepcopy(LOADED))  # which takes most of the time
+        _, message = prepare(tool, 'noext', [*words, '--cfg-options', f'{key}={text}'])
+    if message is not None:
+        # an option may need a setting that the config does not have, whatever it is set to
+        assert re.search(rf'(?<!\w){re.escape(key)}(?!\w)', message) or names_missing(message, words), message
+    elif VALUES[text] is None:
+        assert key not in NEEDED[tool]
+    elif key != 'test_dataloader.dataset.pipeline' or '--tta' in words:  # else the data set's own business
+        assert isinstance(VALUES[text], SETTINGS[key]), f'{key}={text} was prepared'
+
+
+def names_missing(message, words) -> bool:
+    """Whether a message says that the config lacks what one of these options needs."""
+    return 'the config has no ' in message and any(word.partition('=')[0] in message for word in words)
