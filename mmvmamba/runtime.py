@@ -1,15 +1,21 @@
 """What importing mmvmamba sets up in the process: safe checkpoint loading, and the ops' lines in mmengine's log."""
 
+import codecs
 import logging
+import os
 import pickle
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner import CheckpointLoader, checkpoint
+
+from mmvmamba.checkpoint_file import read_checkpoint
 
 
 def setup_runtime() -> None:
-    """Make mmengine's own checkpoints loadable under torch's safe loading, and forward the ops' log lines."""
+    """Make mmengine load checkpoints safely, and its own ones so, and forward the ops' log lines."""
+    _load_safely()
     _allow_checkpoint_classes()
     logger = logging.getLogger('mmvmamba.ops')
     if not any(isinstance(handler, _MMEngineHandler) for handler in logger.handlers):
@@ -18,20 +24,36 @@ def setup_runtime() -> None:
         logger.propagate = False
 
 
+def _load_safely() -> None:
+    """Let no loader of mmengine run code in a checkpoint.
+
+    mmengine leaves that to torch's default, which is safe from torch 2.6 on; before, an environment variable makes it
+    so, and ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=0`` keeps it as it was.  Downloads it would load by torch.hub, which runs
+    code in any version of torch and does not look at the hash.
+    """
+    if torch.__version__ < (2, 6):
+        os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
+    checkpoint.load_from_http = load_from_http  # other schemes look a URL up and call this one
+
+
+def load_from_http(filename: str, map_location=None):
+    """:func:`mmvmamba.checkpoint_file.read_checkpoint` for mmengine, which names a loader in the log by its name."""
+    return read_checkpoint(filename, map_location)
+
+
 def _allow_checkpoint_classes() -> None:
     """Allow-list the data classes that mmengine 0.10 saves in its message hub.
 
-    torch >= 2.6 loads with ``weights_only=True`` and refuses any class it was not told of.  These hold numbers only;
-    loading stays safe.
+    Loading with ``weights_only=True`` refuses any class that torch was not told of.  These hold numbers only; loading
+    stays safe.
     """
-    if torch.__version__ < (2, 6):  # loads these anyway
-        return
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,
-            (_history_statistic, 'builtins.getattr'),
+            _history_statistic,
             multiarray._reconstruct,
             multiarray.scalar,
             np.ndarray,
@@ -39,6 +61,8 @@ def _allow_checkpoint_classes() -> None:
             *dtypes,
         ]
     )
+    if torch.__version__ < (2, 5):  # how bytes are saved; later versions know it
+        torch.serialization.add_safe_globals([codecs.encode])
 
 
 def _history_statistic(owner, name: str):
@@ -46,6 +70,11 @@ def _history_statistic(owner, name: str):
     if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
         raise pickle.UnpicklingError(f'a checkpoint asks for the attribute {name!r} of {owner!r}, which is not safe')
     return getattr(HistoryBuffer, name)
+
+
+# torch < 2.6 knows what it allows by these alone
+_history_statistic.__module__, _history_statistic.__qualname__ = 'builtins', 'getattr'
+_history_statistic.__name__ = 'getattr'
 
 
 class _MMEngineHandler(logging.Handler):

@@ -1,15 +1,23 @@
 """What the sources must not hold, where downloads may come from, and files that would run code."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.request import Request
 
 import pytest
 import torch
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch.torch_version import TorchVersion
 
-import mmvmamba  # noqa: F401
+from mmvmamba import checkpoint_file
 from mmvmamba.checkpoint import CheckpointError, read_checkpoint
+from mmvmamba.launch import LaunchError, download
+from mmvmamba.runtime import setup_runtime
 from tests.test_tools.conftest import ROOT
 
 from .toy import Writes
@@ -24,6 +32,11 @@ FORBIDDEN = re.compile(
     r'^(eval|exec|compile|__import__|(c?[pP]ickle|dill|joblib|marshal)\.(load|loads|Unpickler)'
     r'|os\.(system|popen)|subprocess\.(getoutput|getstatusoutput)|yaml\.(load|unsafe_load)|torch\.hub\.load)$'
 )
+LOADERS = {
+    'read_checkpoint': read_checkpoint,
+    'mmengine': CheckpointLoader.load_checkpoint,
+    'the tools': download,
+}
 
 
 def calls(path):
@@ -55,14 +68,60 @@ def test_the_search_finds_what_it_looks_for(tmp_path):
     assert found[2][2] == {'shell': True} and found[3][2] == {}
 
 
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """An empty download folder, and a test that fails when something is downloaded."""
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    monkeypatch.setattr(checkpoint_file, '_download', lambda *_: pytest.fail('downloaded'))
+
+
 @pytest.mark.parametrize(
     'url', ['http://example.com/a.pth', 'http://10.0.0.1/a-12345678.pth', 'HTTP://EXAMPLE.COM/a.pth']
 )
-def test_downloads_over_open_connections_are_refused(url, monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda *_, **__: pytest.fail('downloaded'))
-    with pytest.raises(CheckpointError, match=r'not downloaded over an open connection; expected https'):
+@pytest.mark.parametrize('load', LOADERS)
+def test_downloads_over_open_connections_are_refused(load, url, no_network):
+    errors, words = (CheckpointError, LaunchError), r'not downloaded over an open connection; expected https'
+    if load == 'mmengine' and url.startswith('HTTP'):
+        errors, words = FileNotFoundError, re.escape(url)  # to mmengine, a path
+    with pytest.raises(errors, match=words):
+        LOADERS[load](url)
+
+
+@pytest.mark.parametrize(
+    'url', ['https://[', 'https://', 'https:///a.pth', 'https://example.com', 'https://example.com/', 'https://a/..']
+)
+def test_urls_that_name_no_file(url, no_network):
+    with pytest.raises(CheckpointError, match=rf'{re.escape(repr(url))}.* expected https://HOST/FILE'):
         read_checkpoint(url)
+
+
+@pytest.mark.parametrize('target', ['http://example.com/a.pth', 'http://localhost/a.pth', 'ftp://a/b', 'file:///a'])
+def test_redirects_do_not_leave_https(target):
+    request = Request('https://example.com/a.pth')
+    with pytest.raises(OSError, match='an open connection'):
+        checkpoint_file._SafeRedirects().redirect_request(request, None, 302, 'Found', {}, target)
+    further = checkpoint_file._SafeRedirects().redirect_request(request, None, 302, 'Found', {}, 'https://b/a.pth')
+    assert further.full_url == 'https://b/a.pth'
+
+
+def test_redirects_of_a_server_are_followed_by_the_rules(monkeypatch, tmp_path):
+    """From this machine elsewhere, too."""
+
+    class Redirects(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(302)
+            self.send_header('Location', 'http://example.com/a.pth')
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    with ThreadingHTTPServer(('127.0.0.1', 0), Redirects) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        with pytest.raises(CheckpointError, match=r'http://example\.com/a\.pth.*open connection'):
+            read_checkpoint(f'http://127.0.0.1:{server.server_port}/a.pth')
+        server.shutdown()
 
 
 def test_the_hash_is_that_of_the_file_name(monkeypatch, tmp_path):
@@ -70,11 +129,12 @@ def test_the_hash_is_that_of_the_file_name(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'run-deadbeef01.d'))
     asked = []
 
-    def download(url, path, digest, progress):
+    def download(url, path, digest):
         asked.append(digest)
         torch.save({}, path)
 
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    monkeypatch.setattr(checkpoint_file, '_download', download)
+    monkeypatch.setattr(checkpoint_file, '_sha256', lambda path: '0123abcd' + 56 * '0')
     read_checkpoint('https://example.com/plain.pth')
     read_checkpoint('https://example.com/named-0123abcd.pth')
     assert asked == [None, '0123abcd']
@@ -86,10 +146,43 @@ def test_other_schemes(scheme):
         read_checkpoint(f'{scheme}://a/b.pth')
 
 
-def test_mmengine_loads_safely_too(tmp_path):
-    """``mim test`` and ``--resume`` load by mmengine, with whatever torch takes for the default."""
+@pytest.fixture
+def evil(tmp_path):
+    """A checkpoint that would write a file, and that file."""
     path, trace = tmp_path / 'evil.pth', tmp_path / 'trace'
     torch.save({'state_dict': {}, 'meta': Writes(trace)}, path)
+    return path, trace
+
+
+@pytest.mark.parametrize('prefix', ['https://example.com/', 'torchvision://', 'openmmlab://', 'mmcls://'])
+def test_what_mmengine_downloads_is_loaded_safely(prefix, evil, monkeypatch):
+    """torch.hub, which mmengine has for this, would run code in it in any version of torch."""
+    path, trace = evil
+    monkeypatch.setattr(checkpoint_file, '_download', lambda url, target, digest: shutil.copy(path, target))
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(path.parent))
+    for models in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):
+        monkeypatch.setattr(f'mmengine.runner.checkpoint.{models}', lambda: {'evil.pth': 'https://example.com/e.pth'})
+    with pytest.raises(CheckpointError, match='could run code'):
+        CheckpointLoader.load_checkpoint(f'{prefix}evil.pth', map_location='cpu')
+    assert not trace.exists()
+
+
+def test_older_torch_is_told_to_load_safely(monkeypatch):
+    """Before 2.6 that is not its default."""
+    monkeypatch.delenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', raising=False)
+    setup_runtime()
+    assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ or torch.__version__ < (2, 6)
+    monkeypatch.setattr(torch, '__version__', TorchVersion('2.5.1+cpu'))
+    setup_runtime()
+    assert os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '1'
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')  # the user's word stands
+    setup_runtime()
+    assert os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '0'
+
+
+def test_mmengine_loads_safely_too(evil):
+    """``mim test`` and ``--resume`` load by mmengine, with whatever torch takes for the default."""
+    path, trace = evil
     with pytest.raises(Exception, match=r'[Ww]eights.only'):
         CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
     assert not trace.exists()
@@ -99,6 +192,7 @@ def test_only_data_classes_are_allowed_in_checkpoints():
     """The allow-list is global in torch: what mmvmamba adds to it must not be able to do anything."""
     allowed = torch.serialization.get_safe_globals()
     names = {item[1] if isinstance(item, tuple) else f'{item.__module__}.{item.__qualname__}' for item in allowed}
+    # the function under getattr's name is mmvmamba's, for four methods of HistoryBuffer
     harmless = (
         r'(numpy|torch)\..*|mmengine\.logging\.history_buffer\.HistoryBuffer|builtins\.getattr|yacs\.config\.CfgNode'
     )
