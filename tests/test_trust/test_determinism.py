@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from mmvmamba.models import VSSMBackbone
+from tests.test_tools.conftest import ROOT, run, user_folder  # noqa: F401  (fixtures)
+from tests.test_tools.test_launch import DEMO
+from tests.test_tools.test_train_test import QUICK, SMALL_CLASSES
 
 DEVICES = [
     'cpu',
@@ -44,3 +47,46 @@ def test_two_runs_end_with_the_same_bits(device, dtype, arch):
     second = train(device, arch, dtype)
     assert all(torch.equal(one, two) for one, two in zip(first, second))
     assert all(value.isfinite().all() for value in first)
+
+
+# the documented settings
+CONFIG = f"""
+_base_ = ['{ROOT / DEMO['mmpretrain']}']
+custom_hooks = [dict(type='mmvmamba.ExactResumeHook')]
+randomness = dict(seed=0, deterministic=True)
+train_cfg = dict(max_epochs=2)
+default_hooks = dict(checkpoint=dict(interval=2))
+param_scheduler = [dict(type='LinearLR', start_factor=0.04, end=2, convert_to_iter_based=True)]
+"""
+
+
+def leaves(content, name=''):
+    """What nested containers hold, by its place."""
+    if isinstance(content, (dict, list, tuple)):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        return {place: leaf for key, item in items for place, leaf in leaves(item, f'{name}/{key}').items()}
+    return {name: content}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('device', DEVICES)
+def test_two_trainings_write_the_same_bits(device, run, user_folder):  # noqa: F811
+    """In processes of their own, through tools/train.py: weights, the optimizer's state and the schedule."""
+    (user_folder / 'deterministic.py').write_text(CONFIG)
+    hidden = {} if device == 'cuda' else dict(CUDA_VISIBLE_DEVICES='')
+    checkpoints = []
+    for name in ('first', 'second'):
+        command = f'python {ROOT}/tools/train.py deterministic.py --work-dir {device}-{name} --no-validate'
+        run(command, *QUICK, *SMALL_CLASSES, **hidden)
+        path = user_folder / f'{device}-{name}/epoch_2.pth'
+        checkpoints.append(torch.load(path, map_location='cpu', weights_only=True))
+    first, second = ({key: file[key] for key in file.keys() - {'meta', 'message_hub'}} for file in checkpoints)
+    assert {'state_dict', 'optimizer', 'param_schedulers'} == first.keys()
+    first, second = leaves(first), leaves(second)
+    assert first.keys() == second.keys()
+    tensors = [place for place, value in first.items() if isinstance(value, torch.Tensor)]
+    moments = [place for place in tensors if place.endswith(('exp_avg', 'exp_avg_sq')) and first[place].any()]
+    assert len(tensors) > 100 and len(moments) > 100
+    for place, value in first.items():
+        same = torch.equal(value, second[place]) if place in tensors else value == second[place]
+        assert same, place

@@ -2,9 +2,11 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from tests.test_tools.conftest import ROOT, run, user_folder  # noqa: F401  (fixtures)
 from tests.test_tools.test_launch import DEMO
-from tests.test_tools.test_train_test import metrics
+from tests.test_tools.test_train_test import QUICK, metrics
 
 PATHS = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', 'PYTHONPATH': PATHS}
@@ -72,6 +74,71 @@ def test_a_worker_that_dies_ends_the_run(tmp_path):
     assert time.time() - float((tmp_path / 'out.died').read_text()) < 60
     assert result.returncode != 0 and not (tmp_path / 'out').exists()
     assert re.search(r'exitcode\s*: 7', result.stderr), result.stderr[-3000:]
+
+
+PIDS = """
+import os
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class WriteProcess(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 3:
+            with open(f'process{get_rank()}.part', 'w') as file:
+                file.write(str(os.getpid()))
+            os.rename(f'process{get_rank()}.part', f'process{get_rank()}')
+"""
+
+
+def wait_for(condition, seconds):
+    """Wait until a condition holds; returns whether it does."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rank', [0, 1])
+def test_kill_9_of_one_process_ends_a_training(user_folder, rank):  # noqa: F811
+    """As the system does when memory runs out. The training would go on for days."""
+    folder = user_folder / f'killed{rank}'
+    folder.mkdir()
+    (folder / 'data').symlink_to(user_folder / 'data')
+    (folder / 'write_process.py').write_text(PIDS)
+    (folder / 'long.py').write_text(
+        f"_base_ = ['{ROOT / DEMO['mmseg']}']\n"
+        "custom_imports = dict(imports=['write_process'])\n"
+        "custom_hooks = [dict(type='WriteProcess')]\n"
+        'train_cfg = dict(max_iters=1000000, val_interval=1000000)\n'
+        'param_scheduler = None\n'
+    )
+    command = ['bash', f'{ROOT}/tools/dist_train.sh', 'long.py', '2', '--work-dir', 'work', *QUICK]
+    environment = {**ENVIRONMENT, 'PYTHON': sys.executable, 'PORT': str(29641 + rank)}
+    environment['PYTHONPATH'] = os.pathsep.join([str(folder), PATHS])
+    with open(folder / 'output.txt', 'w') as output:
+        launcher = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            trains = lambda: all((folder / f'process{i}').exists() for i in (0, 1))  # noqa: E731
+            assert wait_for(lambda: trains() or launcher.poll() is not None, 300) and launcher.poll() is None
+            processes = [int((folder / f'process{i}').read_text()) for i in (0, 1)]
+            start = time.monotonic()
+            os.kill(processes[rank], signal.SIGKILL)
+            assert launcher.wait(60) != 0 and time.monotonic() - start < 60
+        finally:
+            if launcher.poll() is None:
+                os.killpg(launcher.pid, signal.SIGKILL)
+                launcher.wait()
+    text = (folder / 'output.txt').read_text()
+    failure = rf'rank\s*: {rank} \(local_rank: {rank}\)\s+exitcode\s*: -9 \(pid: {processes[rank]}\)'
+    assert re.search(failure, text), text[-4000:]
+    # nor is the other process left behind
+    assert wait_for(lambda: not Path(f'/proc/{processes[1 - rank]}').exists(), 10)
 
 
 @pytest.mark.slow
