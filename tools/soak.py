@@ -15,12 +15,16 @@ import gc
 import importlib
 import importlib.util
 import json
+import os
 import random
 import resource
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+
+# each new size is compiled anew on CPU; a small cache of those kernels is full before the warm-up ends
+os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '64')
 
 import torch
 from mmengine.config import Config
