@@ -40,31 +40,33 @@ def die() -> None:
 
 
 def die_at(moment: str) -> None:
-    """Let this process be killed at a moment of its second checkpoint."""
-    put, commit, write_whole, calls = LocalBackend.put, saving.commit, saving.write_whole, dict.fromkeys('pcwr', 0)
+    """Let this process be killed at a moment of saving the second epoch that it trains."""
+    put, commit, write_whole, seen = LocalBackend.put, saving.commit, saving.write_whole, {}
 
-    def second(key):
-        calls[key] += 1
-        return calls[key] == 2
+    def second(moment, path):
+        name = Path(path).name
+        if name.startswith('epoch_'):  # and not the best
+            seen.setdefault(moment, set()).add(name)
+        return len(seen.get(moment, ())) == 2
 
     def half(self, content, path):
-        if second('p'):
+        if second('writing', path):
             Path(path).write_bytes(content[: len(content) // 2])
             die()
         put(self, content, path)
 
-    def before(key, call):
-        return lambda *arguments: die() if second(key) else call(*arguments)
+    def before(call, path_of):
+        return lambda *arguments: die() if second(moment, path_of(*arguments)) else call(*arguments)
 
     if moment == 'writing':
         LocalBackend.put = half
     elif moment == 'rename':
-        saving.commit = before('c', commit)
+        saving.commit = before(commit, lambda part, final: final)
     elif moment == 'pointer':
-        saving.write_whole = before('w', write_whole)
+        saving.write_whole = before(write_whole, lambda pointer, path: path.decode())
     elif moment == 'removal':
-        remove = saving.AtomicCheckpointHook._remove
-        saving.AtomicCheckpointHook._remove = lambda *arguments: die() if second('r') else remove(*arguments)
+        hook = saving.AtomicCheckpointHook
+        hook._remove = before(hook._remove, lambda self, path: path)
     else:
         raise ValueError(f'moment is {moment!r}, expected writing, rename, pointer, removal or a number')
 
@@ -109,6 +111,16 @@ def compare(first: Path, second: Path, epochs: int) -> None:
     assert info['best_score'] == other['best_score']
 
 
+def newest(folder: Path) -> int:
+    """The number of epochs in the newest checkpoint of a folder, 0 without one."""
+    return max((int(path.stem.rpartition('_')[2]) for path in folder.glob('epoch_*.pth')), default=0)
+
+
+def starts(log: Path) -> list:
+    """The epochs that the runs in a log had resumed from."""
+    return [int(epoch) for epoch in re.findall(r'resumed epoch: (\d+)', log.read_text())] if log.exists() else []
+
+
 def main(folder: str, epochs: str, *kills: str) -> None:
     folder, epochs, killed, resumed = Path(folder), int(epochs), 0, 0
     start = time.monotonic()
@@ -117,9 +129,11 @@ def main(folder: str, epochs: str, *kills: str) -> None:
     assert status == 0, (folder / 'whole.log').read_text()[-3000:]
     for kill in kills:
         resumed += any((folder / 'killed').glob('*.pth'))
-        start = time.monotonic()
+        start, last, log = time.monotonic(), newest(folder / 'killed'), folder / 'killed.log'
+        before = starts(log)
         status = train(folder, 'killed', epochs, kill, duration)
-        assert status in (0, -9), (folder / 'killed.log').read_text()[-3000:]
+        assert status in (0, -9), log.read_text()[-3000:]
+        assert starts(log)[len(before) :] in ([], [last]), f'{starts(log)}: the last is not of epoch {last}'
         killed += status == -9
         for path in (folder / 'killed').glob('*.pth'):
             assert not find_damage(str(path)), path  # a file with a checkpoint's name is whole
