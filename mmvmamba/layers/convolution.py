@@ -4,12 +4,13 @@ import torch
 from torch import nn
 
 from mmvmamba.ops import conv2d_channel_last, depthwise_conv_silu
+from mmvmamba.ops.checks import autocast_enabled
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype that a convolution or Linear of ``x`` has: autocast's, or that of ``x``."""
     device = x.device.type
-    enabled = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    enabled = autocast_enabled(device) and x.dtype != torch.float64
     return torch.get_autocast_dtype(device) if enabled else x.dtype
 
 

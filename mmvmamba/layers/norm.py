@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from mmvmamba.ops import add_layer_norm, layer_norm
+from mmvmamba.ops.checks import autocast_enabled
 
 from .convolution import DepthwiseConv
 
@@ -39,7 +40,7 @@ class LayerNorm(nn.LayerNorm):
 
     def _out_dtype(self, x):
         device = x.device.type
-        if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        if x.dtype == torch.float64 or not autocast_enabled(device):
             return x.dtype
         return torch.get_autocast_dtype(device) if self.autocast_output else torch.float32
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mmvmamba.ops import ss2d_scan
+from mmvmamba.ops.checks import autocast_enabled
 
 from .cascade import cascade_scan
 from .convolution import DepthwiseConv
@@ -68,10 +69,10 @@ class SS2D(nn.Module):
 
     def _scan(self, x: torch.Tensor) -> torch.Tensor:
         if self.options.force_fp32 and x.dtype != torch.float64:
-            autocast = torch.is_autocast_enabled(x.device.type)
+            if not autocast_enabled(x.device.type):
+                return self._scan_routes(x.float()).to(x.dtype)
             with torch.autocast(x.device.type, enabled=False):
-                y = self._scan_routes(x.float())
-            return y if autocast else y.to(x.dtype)
+                return self._scan_routes(x.float())
         return self._scan_routes(x)
 
     def _scan_routes(self, x: torch.Tensor) -> torch.Tensor:

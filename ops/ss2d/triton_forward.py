@@ -34,7 +34,7 @@ def _scan(us, xs, words, bias, A, dtype: tl.constexpr, HALF: tl.constexpr, T: tl
         B, C = unpack(words[i], dtype)
         d2 = softplus2(us[i].to(tl.float32) + bias, HALF)
         decay = tl.exp2(A * d2)
-        state = decay * state + d2 * (xs[i].to(tl.float32) * B)
+        state = decay * state + d2 * xs[i].to(tl.float32) * B  # in this order: x B alone may overflow
         product *= decay
         outputs = outputs + (C * state,)
         gains = gains + (C * product,)

@@ -211,3 +211,12 @@ def test_bad_options(kwargs, error, words):
 def test_bad_images(shape):
     with pytest.raises(ValueError, match='x has shape'):
         VSSMBackbone('nano')(torch.randn(shape))
+
+
+@pytest.mark.parametrize('arch', ['nano', 'tiny-v0'])
+def test_a_model_on_meta_gives_its_shapes(arch):
+    with torch.device('meta'):
+        model = VSSMBackbone(dict(ARCHS[arch], depths=(1, 1), dims=16), out_indices=(0, 1))
+        maps = model(torch.empty(2, 3, 64, 96))
+    assert [map.shape for map in maps] == [(2, 16, 16, 24), (2, 32, 8, 12)]
+    assert all(map.is_meta for map in maps)
