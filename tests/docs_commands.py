@@ -88,7 +88,7 @@ TABLE = {
     # ---- installing
     'pip install --no-build-isolation .': Row('installs', tests='tests/test_packaging.py'),
     'pip install .': Row('installs', tests='tests/test_packaging.py'),
-    'pip install -e .': Row('installs', tests='tests/test_packaging.py'),
+    'pip install --no-build-isolation -e .': Row('installs', tests='tests/test_packaging.py'),
     'pip install onnx onnxruntime': Row('reduced', '--dry-run --no-index', says='already satisfied: onnxruntime'),
     'pip install seaborn': Row('installs'),
     'pip install --no-deps --require-hashes -r requirements/hashes.txt': Row('installs'),
