@@ -25,6 +25,7 @@ import torch
 BACKENDS = ('naive', 'cpu', 'triton', 'cuda')
 ENV_VARIABLE = 'MMVMAMBA_BACKEND'
 SHORT = 128  # steps, between the 49 where cuda scans faster than triton and the 196 where it does not
+LONG = 16384  # steps, between the 3136 where cuda trains faster than triton and the 67200 where it does not
 _FOLDER = Path(__file__).parent
 _REBUILD = 'pip install --no-build-isolation --force-reinstall --no-deps mmvmamba'
 _DEVICES = {'naive': ('any',), 'cpu': ('cpu',), 'triton': ('cuda',), 'cuda': ('cuda',)}
@@ -205,7 +206,7 @@ def resolve(
     training: bool = False,
     d_state: int = 1,
     double: bool = False,
-    short: bool = False,
+    steps: str = 'medium',
 ) -> str:
     """Choose the backend for one call.
 
@@ -217,7 +218,7 @@ def resolve(
         d_state (int): State size N, for the rule of ``auto``; any number above 1 means all of them.
         double (bool): Whether the op's arithmetic is in float64, which the GPU kernels don't have: ``auto`` then takes
             ``naive``, the reference. Default: False.
-        short (bool): Whether sequences are shorter than :data:`SHORT`, for the rule of ``auto``. Default: False.
+        steps (str): How long sequences are, by :func:`classify_length`, for the rule of ``auto``. Default: ``medium``.
 
     Returns:
         str: A backend that runs on this device.
@@ -233,7 +234,7 @@ def resolve(
     else:
         chosen = _check_name(os.environ.get(ENV_VARIABLE, '') or 'auto', f'environment variable {ENV_VARIABLE}')
     if chosen == 'auto':
-        chosen = 'naive' if double and device_type != 'cpu' else _choose(op, device_type, training, d_state, short)
+        chosen = 'naive' if double and device_type != 'cpu' else _choose(op, device_type, training, d_state, steps)
     else:
         status = _status(chosen)
         if not status.available:
@@ -249,8 +250,8 @@ def resolve(
     return chosen
 
 
-def _choose(op: str, device_type: str, training: bool, d_state: int, short: bool) -> str:
-    for name in _preference(op, device_type, training, d_state, short):
+def _choose(op: str, device_type: str, training: bool, d_state: int, steps: str) -> str:
+    for name in _preference(op, device_type, training, d_state, steps):
         if _status(name).available:
             return name
     if device_type == 'cuda' and training:
@@ -262,7 +263,12 @@ def _choose(op: str, device_type: str, training: bool, d_state: int, short: bool
     return 'naive'
 
 
-def _preference(op: str, device_type: str, training: bool, d_state: int, short: bool) -> tuple:
+def classify_length(length: int) -> str:
+    """``short``, ``medium`` or ``long``: all that the rule of ``auto`` asks of the number of steps."""
+    return 'short' if length < SHORT else 'long' if length >= LONG else 'medium'
+
+
+def _preference(op: str, device_type: str, training: bool, d_state: int, steps: str) -> tuple:
     """The rule of ``auto``: compiled backends for a device, the faster first.
 
     Milliseconds on an H200, float16 in, float32 out (tools/benchmark/ops.py, one run):
@@ -279,13 +285,20 @@ def _preference(op: str, device_type: str, training: bool, d_state: int, short: 
     cross_scan + cross_merge, (128, 96, 56, 56)
     float16, channel-first                   0.13 + 0.14   0.71 + 0.22
     float16, channel-last                    0.11 + 0.10   0.12 + 0.12
+    on an H100, forward + backward, N = 1
+    (128, 384, 3136)                         0.56 + 1.21   0.52 + 1.68
+    (128, 768, 784)                          0.33 + 0.76   0.28 + 1.06
+    (128, 1536, 196)                         0.20 + 0.56   0.22 + 1.31
+    (128, 3072, 49)                          0.10 + 0.39   0.14 + 0.80
+    (2, 384, 67200)                          0.51 + 1.28   0.37 + 1.09
     =======================================  ============  ============
     """
     if device_type == 'cpu':
         return ('cpu',)
     if device_type == 'cuda':
-        forward_of_one_state = op == 'selective_scan' and not training and d_state == 1 and not short
-        return ('triton', 'cuda') if forward_of_one_state else ('cuda', 'triton')
+        one_state = op == 'selective_scan' and d_state == 1
+        triton_first = one_state and (steps == 'long' if training else steps != 'short')
+        return ('triton', 'cuda') if triton_first else ('cuda', 'triton')
     return ()
 
 

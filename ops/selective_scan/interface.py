@@ -5,7 +5,7 @@ from typing import Optional
 import torch
 
 from .. import library
-from ..backend import SHORT, resolve
+from ..backend import classify_length, resolve
 from ..checks import (
     MAX_STATE,
     autocast_enabled,
@@ -102,10 +102,10 @@ def selective_scan(
         check_values(op, dict(A=A, D=D, delta_bias=delta_bias))
 
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values())
-    # the rule only asks whether N is 1 and L short; a traced program must not depend on L, which may be a symbol there
+    # the rule only asks whether N is 1, and L short or long; a traced program must not depend on L, perhaps a symbol there
     d_state = 1 if A.shape[1] == 1 else 2
-    short = not torch.compiler.is_compiling() and u.shape[2] < SHORT
-    backend = resolve(op, u.device.type, backend, training, d_state, u.dtype == torch.float64, short)
+    steps = 'medium' if torch.compiler.is_compiling() else classify_length(u.shape[2])
+    backend = resolve(op, u.device.type, backend, training, d_state, u.dtype == torch.float64, steps)
     if backend == 'naive':
         out, last_state = naive.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype)
     else:

@@ -209,7 +209,13 @@ def test_auto_takes_a_compiled_backend_on_a_gpu(available, status):
 
 @pytest.mark.parametrize(
     'options, expected',
-    [({}, 'triton'), (dict(short=True), 'cuda'), (dict(training=True), 'cuda'), (dict(d_state=2), 'cuda')],
+    [
+        ({}, 'triton'),
+        (dict(steps='short'), 'cuda'),
+        (dict(training=True), 'cuda'),
+        (dict(training=True, steps='long'), 'triton'),
+        (dict(d_state=2), 'cuda'),
+    ],
     ids=str,
 )
 def test_auto_takes_the_faster_scan_on_a_gpu(options, expected, status):
