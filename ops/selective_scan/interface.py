@@ -102,7 +102,7 @@ def selective_scan(
         check_values(op, dict(A=A, D=D, delta_bias=delta_bias))
 
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values())
-    # the rule only asks whether N is 1, and L short or long; a traced program must not depend on L, perhaps a symbol there
+    # the rule only asks whether N is 1, and L short or long; a traced program must not depend on L, maybe a symbol
     d_state = 1 if A.shape[1] == 1 else 2
     steps = 'medium' if torch.compiler.is_compiling() else classify_length(u.shape[2])
     backend = resolve(op, u.device.type, backend, training, d_state, u.dtype == torch.float64, steps)
