@@ -88,7 +88,7 @@ def test_soak_finds_a_leak_and_a_changed_answer(monkeypatch, capsys, tmp_path):
             return torch.tensor(len(held) > 150)
 
     monkeypatch.setattr(soak, 'make_subjects', lambda device: dict(leaking=Leaking()))
-    assert soak.main(['--minutes', '0.001', '--report', str(tmp_path / 'soak.json')]) == 1
+    assert soak.main(['--minutes', '0.000001', '--report', str(tmp_path / 'soak.json')]) == 1
     report, text = json.loads((tmp_path / 'soak.json').read_text()), capsys.readouterr().err
     assert (report['iterations'], report['warm_up_turns'], report['errors']) == (200, 100, 5)
     assert 'turn 160, leaking: ArithmeticError: leaking answers its question in another way' in text
