@@ -22,7 +22,7 @@ template <typename T, int Rank> struct ImageMemory {
   char *scratch, *maps;
   float* y;      // [warps * kSegment][kRow]: the scratch of all warps
 
-  static constexpr int kRow = 40;
+  static constexpr int kRow = 40;  // floats from a pixel to the next, as in the tiles of u2
   static constexpr int kScratch = kSegment * kRow * sizeof(float);
   static_assert(kScratch >= Projected<T, Rank>::kTileBytes);
   static constexpr int kShared = 2 * 32 * sizeof(Carry) + 2 * kSegment * sizeof(int) + Segment<T>::kSize * sizeof(T);

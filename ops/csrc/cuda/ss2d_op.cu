@@ -1,7 +1,8 @@
 // The fused SS2D core, mmvmamba::ss2d_scan and ss2d_scan_backward on CUDA (N = 1; cross2d, unidi, bidi).
 //
 // Forward: prepare parameters; one GEMM for the maps of all routes; for float with a dt rank above 12 a batched GEMM
-// for u; then for each pair of routes the block carries (if an image has too many blocks to wait for) and the scan.
+// for u; then for each pair of routes the block carries (if an image has too many blocks to wait for) and the scan; both
+// pairs at once if one block holds an image.
 // Backward: the same maps, the scans' adjoint a pair, then dx += dmaps Wx, and weight sums by chunked GEMMs.
 
 #include <ATen/core/Tensor.h>
