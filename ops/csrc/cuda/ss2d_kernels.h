@@ -119,17 +119,18 @@ struct Prepare {
 };
 void launch_prepare(Type type, const Prepare& args, cudaStream_t stream);
 
-// Gradients of the parameters from the partial sums.
+// Gradients of the parameters from the partial sums, of blocks and of GEMMs.
 struct Finish {
-  const float* partial[2];    // of each pair, (blocks, groups, outputs)
-  const float* dprojection;   // (4, map_columns, channels), sums of dmaps^T x
-  const float* ddt_matrix;    // (4 * map_columns, 4 * channels), maps^T du2; null unless rank = 0
-  const float *A;             // (4, padded)
+  const float* partial;      // (2, blocks, groups, outputs), the pairs one after the other
+  const void* dprojection;   // (projection_parts, 4, map_columns, channels): their sum is dmaps^T x
+  const void* ddt_matrix;    // (matrix_parts, 4 * map_columns, 4 * channels): of maps^T du2; null unless rank = 0
+  const float* A;            // (4, padded)
   float *dx_proj, *ddt_proj, *ddt_bias, *dA_logs, *dDs;
-  int64_t blocks;
+  int blocks, projection_parts, matrix_parts;
   int channels, padded, groups, dt_rank, rank, map_columns;
+  Divisor by_channels, by_columns;
 };
-void launch_finish(const Finish& args, cudaStream_t stream);
+void launch_finish(Type type, const Finish& args, cudaStream_t stream);
 
 // dmaps[..., B and C] = sum over splits of dmaps_part.
 void launch_add_parts(Type type, const Args& args, cudaStream_t stream);

@@ -1,24 +1,29 @@
 // The fused SS2D core, mmvmamba::ss2d_scan and ss2d_scan_backward on CUDA (N = 1; cross2d, unidi, bidi).
 //
 // Forward: prepare parameters; one GEMM for the maps of all routes; for float with a dt rank above 12 a batched GEMM
-// for u; then for each pair of routes the block carries (if an image has too many blocks to wait for) and the scan; both
-// pairs at once if one block holds an image.
-// Backward: the same maps, the scans' adjoint a pair, then dx += dmaps Wx, and weight sums by chunked GEMMs.
+// for u; then for each pair of routes the block carries (if an image has too many blocks to wait for) and the scan;
+// both pairs at once if one block holds an image.
+// Backward: the same maps, the scans' adjoint a pair, then dx += dmaps Wx, weight sums by chunked GEMMs, and one kernel
+// that adds the chunks' and the blocks' sums.
+//
+// To spare the host: what only the kernels here read is one allocation, a view is one call, and the calls go past
+// autograd, which would also refuse the outputs given to GEMMs when second derivatives are asked for.
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <string>
 
-#include "dense.h"
 #include "ss2d_kernels.h"
 
 namespace mmvmamba {
@@ -51,11 +56,14 @@ struct Problem {
   int warps;          // segments of a block
   bool column_second;
   cudaStream_t stream;
-  Tensor projection, dt_matrix, floats, fragment, operand;
-  Tensor carries;     // of both pairs' blocks
+  int64_t pixels, blocks;        // of all images
+  int64_t carries;               // of a pair's blocks
+  Tensor projection, dt_matrix;  // what GEMMs read
+  Tensor workspace;              // what only the kernels here read, all of it, because every allocation costs the host
+  float *partial, *dmaps_part;   // in it, of backward
 
   Problem(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias, const Tensor& A_logs,
-          const Tensor& Ds, const std::string& scan_mode)
+          const Tensor& Ds, const std::string& scan_mode, bool backward)
       : type(type_of(x)), stream(at::cuda::getCurrentCUDAStream()) {
     TORCH_CHECK(A_logs.size(1) == 1, "ss2d_scan: the fused kernels take d_state N = 1, got ", A_logs.size(1));
     TORCH_CHECK(scan_mode == "cross2d" || scan_mode == "unidi" || scan_mode == "bidi", "ss2d_scan: scan_mode is '",
@@ -78,44 +86,63 @@ struct Problem {
     args.second_reversed = scan_mode != "unidi";
     column_second = scan_mode == "cross2d" && args.height > 1 && args.width > 1;  // else both orders are one
 
-    const auto options = x.options();
-    projection = at::empty({4 * args.map_columns, args.channels}, options);
-    floats = at::empty({(4 * std::max(rank, 1) + 9), args.padded}, options.dtype(at::kFloat));
+    choose_chain();
+    pixels = args.batch * length, blocks = args.batch * args.chain;
+    const int64_t most = std::min<int64_t>(args.groups, ceil_div(1056, blocks));  // splits: 8 blocks a processor do
+    args.splits = rank > 0 ? 1 : ceil_div(args.groups, ceil_div(args.groups, most));
+    args.by_splits = Divisor(args.splits);
+
     prepare.x_proj = x_proj.data_ptr<float>(), prepare.dt_proj = dt_proj.data_ptr<float>();
     prepare.dt_bias = dt_bias.data_ptr<float>(), prepare.A_logs = A_logs.data_ptr<float>();
     prepare.Ds = Ds.data_ptr<float>();
-    prepare.projection = projection.data_ptr();
-    if (type != Type::kFloat) {
-      operand = at::empty({4, args.groups, 128 + 64 * args.map_columns}, options.dtype(at::kByte));
-      prepare.dt_operand = operand.data_ptr();
-    }
-    if (rank > 0) {
-      fragment = at::empty({4, args.map_columns, args.padded}, options);
-      prepare.dt_fragment = fragment.data_ptr();
-    } else {
-      dt_matrix = at::empty({4, args.map_columns, args.channels}, options);
-      prepare.dt_matrix = dt_matrix.data_ptr();
-    }
-    prepare.skip = floats.data_ptr<float>(), prepare.bias = prepare.skip + args.padded;
-    prepare.A = prepare.bias + 4 * args.padded, prepare.dt_weight = prepare.A + 4 * args.padded;
     prepare.channels = args.channels, prepare.padded = args.padded, prepare.dt_rank = dt_rank;
     prepare.rank = rank, prepare.map_columns = args.map_columns;
     prepare.by_padded = Divisor(args.padded), prepare.by_columns = Divisor(args.map_columns);
-    choose_chain();
-    if (args.chaining != Chain::kNone) {
-      carries = at::empty({2, args.batch * args.chain * 2 * args.padded * 2}, options.dtype(at::kFloat));
-      prepare.carries = static_cast<uint2*>(carries.data_ptr());
-      prepare.num_carries = args.chaining == Chain::kLookBack ? carries.numel() / 2 : 0;
+    projection = at::empty({4 * args.map_columns, args.channels}, x.options());
+    prepare.projection = projection.data_ptr();
+    if (rank == 0) {
+      dt_matrix = at::empty({4, args.map_columns, args.channels}, x.options());
+      prepare.dt_matrix = dt_matrix.data_ptr();
     }
+    allocate(x.options(), backward);
     launch_prepare(type, prepare, stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     args.skip = prepare.skip, args.bias = prepare.bias, args.A = prepare.A, args.dt_weight = prepare.dt_weight;
     args.dt_fragment = prepare.dt_fragment, args.dt_operand = prepare.dt_operand;
   }
 
+  // Lay out the workspace.
+  void allocate(const at::TensorOptions& options, bool backward) {
+    int64_t size = 0;
+    const auto reserve = [&size](bool needed, int64_t bytes) {
+      const int64_t at = size;
+      if (needed) size += ceil_div(bytes, 256) * 256;
+      return at;
+    };
+    const bool fused = rank > 0, chained = args.chaining != Chain::kNone, tensor_cores = type != Type::kFloat;
+    carries = blocks * 2 * args.padded;
+    const int64_t floats_at = reserve(true, (4 * std::max(rank, 1) + 9) * args.padded * sizeof(float));
+    const int64_t operand_at = reserve(tensor_cores, 4 * args.groups * (128 + 64 * args.map_columns));
+    const int64_t fragment_at = reserve(fused, 4 * args.map_columns * args.padded * options.dtype().itemsize());
+    const int64_t carries_at = reserve(chained, 2 * carries * sizeof(uint2));
+    const int64_t partial_at = reserve(backward, 2 * blocks * args.groups * partial_size(rank) * sizeof(float));
+    const int64_t part_at = reserve(backward && !fused, args.splits * pixels * 8 * sizeof(float));
+    workspace = at::empty({size}, options.dtype(at::kByte));
+    char* base = static_cast<char*>(workspace.data_ptr());
+
+    prepare.skip = reinterpret_cast<float*>(base + floats_at), prepare.bias = prepare.skip + args.padded;
+    prepare.A = prepare.bias + 4 * args.padded, prepare.dt_weight = prepare.A + 4 * args.padded;
+    if (tensor_cores) prepare.dt_operand = base + operand_at;
+    if (fused) prepare.dt_fragment = base + fragment_at;
+    if (chained) prepare.carries = reinterpret_cast<uint2*>(base + carries_at);
+    prepare.num_carries = args.chaining == Chain::kLookBack ? 2 * carries : 0;
+    partial = reinterpret_cast<float*>(base + partial_at), dmaps_part = reinterpret_cast<float*>(base + part_at);
+  }
+
   void select_pair(int pair) {
     args.pair = pair;
-    if (carries.defined()) args.block_carries = carries[pair].data_ptr();
+    if (prepare.carries != nullptr) args.block_carries = prepare.carries + pair * carries;
+    args.partial = partial + pair * blocks * args.groups * partial_size(rank);
     args.column_order = pair == 1 && column_second;
   }
 
@@ -136,33 +163,41 @@ struct Problem {
     args.by_warps = Divisor(warps), args.by_parts = Divisor(args.map_columns / 4);
   }
 
-  // For rank 0 memory for du2, (batch * length, 4, channels), and for float u2 without bias in it, by a batched GEMM.
+  // For rank 0 memory for du2, (batch * length, 4, channels) as a batch of routes, and for float u2 without bias in it,
+  // by a batched GEMM.
   Tensor make_u(const Tensor& maps) const {
-    const int64_t pixels = args.batch * args.length;
-    Tensor u = at::empty({pixels, 4, args.channels}, maps.options());
-    if (type != Type::kFloat) return u;
-    Tensor by_route = u.transpose(0, 1);
-    at::bmm_out(by_route, maps.view({pixels, 4, args.map_columns}).transpose(0, 1), dt_matrix);
+    Tensor u = at::empty_strided({4, pixels, args.channels}, {args.channels, 4 * args.channels, 1}, maps.options());
+    if (type == Type::kFloat) at::bmm_out(u, by_route(maps), dt_matrix);
     return u;
   }
+  Tensor by_route(const Tensor& maps) const {
+    return maps.as_strided({4, pixels, args.map_columns}, {args.map_columns, 4 * args.map_columns, 1});
+  }
+  // A map with channels last as a matrix.
+  Tensor rows(const Tensor& map) const { return map.as_strided({pixels, args.channels}, {args.channels, 1}); }
 };
 
-Tensor channel_last(const Tensor& x) { return dense(x.permute({0, 2, 3, 1})); }
+// `x` with its channels last, at a multiple of 16 bytes: itself or a copy.
+Tensor channel_last(const Tensor& x) {
+  const Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast);
+  return reinterpret_cast<std::uintptr_t>(map.data_ptr()) % 16 ? map.clone() : map;
+}
 
 std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj,
                                                 const Tensor& dt_bias, const Tensor& A_logs, const Tensor& Ds,
                                                 std::string scan_mode, at::ScalarType out_dtype, bool save) {
   const c10::cuda::CUDAGuard guard(x.device());
-  Problem problem(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode);
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  Problem problem(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, false);
   Args& args = problem.args;
   const auto options = x.options().memory_format(at::MemoryFormat::Contiguous);
   const Tensor image = channel_last(x);
-  const int64_t pixels = args.batch * args.length;
-  Tensor maps = at::empty({pixels, 4 * args.map_columns}, options);
-  at::mm_out(maps, image.view({pixels, args.channels}), problem.projection.t());
+  Tensor maps = at::empty({problem.pixels, 4 * args.map_columns}, options);
+  at::mm_out(maps, problem.rows(image),
+             problem.projection.as_strided({args.channels, 4 * args.map_columns}, {1, args.channels}));
   Tensor u;
   if (problem.rank == 0 && problem.type == Type::kFloat) u = problem.make_u(maps);
-  Tensor y = at::empty({args.batch, args.height, args.width, args.channels}, options.dtype(out_dtype));
+  Tensor y = at::empty(x.sizes(), options.dtype(out_dtype).memory_format(at::MemoryFormat::ChannelsLast));
   Tensor states = at::empty({save ? args.batch * args.segments * 4 * args.channels : 0}, options.dtype(at::kFloat));
 
   args.x = image.data_ptr(), args.maps = maps.data_ptr(), args.y = y.data_ptr();
@@ -178,54 +213,53 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x
     launch_forward(problem.type, problem.rank, problem.warps, args, problem.stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  return {y.permute({0, 3, 1, 2}), maps, states};
+  return {y, maps, states};
 }
 
-// a^T b for tall matrices, in float: chunks of rows as a batch, then their sum, so that the GEMM fills the GPU.
-Tensor tall_product(const Tensor& a, const Tensor& b, int64_t chunks) {
-  const int64_t rows = a.size(0), length = rows / chunks, whole = length * chunks;
-  Tensor sum;
-  if (length > 0) {
-    const Tensor left = a.narrow(0, 0, whole).view({chunks, length, a.size(1)}).transpose(1, 2);
-    sum = at::bmm(left, b.narrow(0, 0, whole).view({chunks, length, b.size(1)})).sum(0, false, at::kFloat);
+// Parts of a^T b, to be added in float, of dense matrices of many rows: those of chunks of rows as a batch, so that the
+// GEMM fills the GPU, then that of the rows left over.
+Tensor tall_product(const Tensor& a, int64_t a_columns, const Tensor& b, int64_t b_columns, int64_t rows,
+                    int64_t chunks) {
+  const int64_t length = rows / chunks, whole = length * chunks, rest = rows - whole, size = a_columns * b_columns;
+  if (length == 0) chunks = 0;
+  Tensor parts = at::empty({chunks + (rest > 0), a_columns, b_columns}, a.options());
+  if (chunks > 0) {
+    Tensor first = rest > 0 ? parts.as_strided({chunks, a_columns, b_columns}, {size, b_columns, 1}) : parts;
+    at::bmm_out(first, a.as_strided({chunks, a_columns, length}, {length * a_columns, 1, a_columns}),
+                b.as_strided({chunks, length, b_columns}, {length * b_columns, b_columns, 1}));
   }
-  if (whole == rows) return sum;
-  const Tensor rest =
-      at::mm(a.narrow(0, whole, rows - whole).t(), b.narrow(0, whole, rows - whole)).to(at::kFloat);
-  return sum.defined() ? sum.add_(rest) : rest;
+  if (rest > 0) {
+    Tensor last = parts.as_strided({a_columns, b_columns}, {b_columns, 1}, chunks * size);
+    at::mm_out(last, a.as_strided({a_columns, rest}, {1, a_columns}, a.storage_offset() + whole * a_columns),
+               b.as_strided({rest, b_columns}, {b_columns, 1}, b.storage_offset() + whole * b_columns));
+  }
+  return parts;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
     const Tensor& dy_in, const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias,
     const Tensor& A_logs, const Tensor& Ds, const Tensor& maps, const Tensor& states, std::string scan_mode) {
   const c10::cuda::CUDAGuard guard(x.device());
-  Problem problem(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode);
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  Problem problem(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, true);
   Args& args = problem.args;
   const auto options = x.options().memory_format(at::MemoryFormat::Contiguous);
-  const auto float_options = options.dtype(at::kFloat);
-  const Tensor image = channel_last(x), dy = channel_last(dy_in.to(x.scalar_type()));
-  const int64_t pixels = args.batch * args.length;
+  const Tensor image = channel_last(x);
+  const Tensor dy = channel_last(dy_in.scalar_type() == x.scalar_type() ? dy_in : dy_in.to(x.scalar_type()));
   TORCH_CHECK(states.numel() == args.batch * args.segments * 4 * args.channels,
               "ss2d_scan_backward: the forward was run without saving its states");
   const bool fused = problem.rank > 0;
   Tensor u;
   if (!fused) u = problem.make_u(maps);
 
-  const int64_t blocks = args.batch * args.chain;
-  const int64_t most = std::min<int64_t>(args.groups, ceil_div(1056, blocks));  // splits: 8 blocks a processor do
-  args.splits = fused ? 1 : ceil_div(args.groups, ceil_div(args.groups, most));
-  args.by_splits = Divisor(args.splits);
-  Tensor dmaps = at::empty({pixels, 4 * args.map_columns}, options);
-  Tensor parts = at::empty({fused ? 0 : args.splits * pixels * 8}, float_options);
-  Tensor dx = at::empty({pixels, args.channels}, options);
-  Tensor partial = at::empty({2, blocks * args.groups * partial_size(problem.rank)}, float_options);
+  Tensor dmaps = at::empty({problem.pixels, 4 * args.map_columns}, options);
+  Tensor dx = at::empty(x.sizes(), options.memory_format(at::MemoryFormat::ChannelsLast));
   args.x = image.data_ptr(), args.dy = dy.data_ptr(), args.maps = maps.data_ptr(), args.y = dx.data_ptr();
   args.u = fused ? nullptr : u.data_ptr();
   args.states = states.data_ptr<float>();
-  args.dmaps = dmaps.data_ptr(), args.dmaps_part = parts.data_ptr<float>();
+  args.dmaps = dmaps.data_ptr(), args.dmaps_part = problem.dmaps_part;
   for (int pair = 0; pair < 2; ++pair) {
     problem.select_pair(pair);
-    args.partial = partial[pair].data_ptr<float>();
     if (args.chaining == Chain::kPrefix) {
       launch_backward_carries(problem.type, problem.rank, problem.warps, args, problem.stream);
       launch_combine(args, true, !args.second_reversed, problem.stream);
@@ -234,36 +268,40 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
+  const int64_t chunks = ceil_div(problem.pixels, 256);
   Tensor ddt_matrix;
   if (!fused) {
     // du2 lies in u. Its products with the block-diagonal dt projection, one well-shaped GEMM each.
-    const Tensor du = u.view({pixels, 4 * args.channels});
-    Tensor by_route = dmaps.view({pixels, 4, args.map_columns}).transpose(0, 1);
-    at::bmm_out(by_route, u.transpose(0, 1), problem.dt_matrix.transpose(1, 2));
+    Tensor by_route = problem.by_route(dmaps);
+    const int64_t columns = args.map_columns, channels = args.channels;
+    at::bmm_out(by_route, u, problem.dt_matrix.as_strided({4, channels, columns}, {columns * channels, 1, channels}));
     launch_add_parts(problem.type, args, problem.stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
-    ddt_matrix = tall_product(maps, du, std::min<int64_t>(8, ceil_div(pixels, 256)));
+    ddt_matrix = tall_product(maps, 4 * args.map_columns, u, 4 * args.channels, problem.pixels,
+                              std::min<int64_t>(8, chunks));
   }
-  const Tensor dprojection =
-      tall_product(dmaps, image.view({pixels, args.channels}), std::min<int64_t>(128, ceil_div(pixels, 256)));
-  dx.addmm_(dmaps, problem.projection);
+  const Tensor dprojection = tall_product(dmaps, 4 * args.map_columns, image, args.channels, problem.pixels,
+                                          std::min<int64_t>(128, chunks));
+  problem.rows(dx).addmm_(dmaps, problem.projection);
 
-  Tensor dx_proj = at::empty_like(x_proj), ddt_proj = at::empty_like(dt_proj), ddt_bias = at::empty_like(dt_bias);
-  Tensor dA_logs = at::empty_like(A_logs), dDs = at::empty_like(Ds);
+  const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
+  Tensor dx_proj = like(x_proj), ddt_proj = like(dt_proj), ddt_bias = like(dt_bias);
+  Tensor dA_logs = like(A_logs), dDs = like(Ds);
   Finish finish{};
-  finish.partial[0] = partial[0].data_ptr<float>(), finish.partial[1] = partial[1].data_ptr<float>();
-  finish.dprojection = dprojection.data_ptr<float>();
-  finish.ddt_matrix = fused ? nullptr : ddt_matrix.data_ptr<float>();
+  finish.partial = problem.partial;
+  finish.dprojection = dprojection.data_ptr(), finish.projection_parts = dprojection.size(0);
+  if (!fused) finish.ddt_matrix = ddt_matrix.data_ptr(), finish.matrix_parts = ddt_matrix.size(0);
   finish.A = args.A;
   finish.dx_proj = dx_proj.data_ptr<float>(), finish.ddt_proj = ddt_proj.data_ptr<float>();
   finish.ddt_bias = ddt_bias.data_ptr<float>(), finish.dA_logs = dA_logs.data_ptr<float>();
   finish.dDs = dDs.data_ptr<float>();
-  finish.blocks = blocks, finish.channels = args.channels, finish.padded = args.padded, finish.groups = args.groups;
-  finish.dt_rank = problem.dt_rank, finish.rank = problem.rank, finish.map_columns = args.map_columns;
-  launch_finish(finish, problem.stream);
+  finish.blocks = problem.blocks, finish.channels = args.channels, finish.padded = args.padded;
+  finish.groups = args.groups, finish.dt_rank = problem.dt_rank, finish.rank = problem.rank;
+  finish.map_columns = args.map_columns, finish.by_columns = problem.prepare.by_columns;
+  finish.by_channels = Divisor(args.channels);
+  launch_finish(problem.type, finish, problem.stream);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return {dx.view({args.batch, args.height, args.width, args.channels}).permute({0, 3, 1, 2}), dx_proj, ddt_proj,
-          ddt_bias, dA_logs, dDs};
+  return {dx, dx_proj, ddt_proj, ddt_bias, dA_logs, dDs};
 }
 
 }  // namespace

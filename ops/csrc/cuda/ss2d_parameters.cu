@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ss2d_common.cuh"
+#include "vector.cuh"
 
 namespace mmvmamba {
 namespace ss2d {
@@ -61,23 +62,63 @@ template <typename T> __global__ void prepare_kernel(const __grid_constant__ Pre
   }
 }
 
-// A block adds 32 neighbouring partial sums over all blocks of the scan: 16 warps take every 16th, in a fixed order.
-__global__ void __launch_bounds__(512) finish_sums_kernel(const __grid_constant__ Finish p) {
-  __shared__ float sums[16][32];
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, pair = blockIdx.y;
-  const int columns = p.rank == 0 ? 1 : p.rank == 6 ? 8 : 16, outputs = 32 * (2 * columns + 3);
-  const int64_t stride = static_cast<int64_t>(p.groups) * outputs;
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * 32 + lane;
-  float sum = 0.f;
-#pragma unroll 8
-  for (int64_t block = warp; block < p.blocks; block += 16) sum += p.partial[pair][block * stride + at];
-  sums[warp][lane] = sum;
-  __syncthreads();
-  if (warp > 0) return;
-  for (int w = 1; w < 16; ++w) sum += sums[w][lane];
+// ---- gradients of the parameters ------------------------------------------------------------------------------------
+constexpr int kFinishWarps = 16;  // of a block
+constexpr int kAtOnce = 9;        // rows that a thread asks for at once: as many parts as ddt_matrix has
+constexpr int kPartWarps = 4;     // that share the parts of the same values of dprojection
 
-  const int output = at % outputs, group = at / outputs;
-  const int rest = output - 64 * columns;
+// What a lane reads at once: a float or two neighbours of a 16-bit type.
+template <typename T> struct FourBytes { using Type = typename Pair<T>::Type; };
+template <> struct FourBytes<float> { using Type = float; };
+
+__device__ __forceinline__ void add(float& sum, float value) { sum += value; }
+__device__ __forceinline__ void add(float2& sum, const float2& value) { sum.x += value.x, sum.y += value.y; }
+
+// In float: rows `first`, `first` + `step` and so on of those that begin at `from`, one after the other.
+template <typename Word>
+__device__ __forceinline__ auto add_rows(const Word* from, int64_t stride, int rows, int first, int step) {
+  decltype(widen(*from)) sum = {};
+  const int64_t ahead = step * stride;
+  from += first * stride;
+#pragma unroll 1  // 32 registers, so that a processor holds 4 blocks
+  for (int row = first; row < rows; row += kAtOnce * step) {
+    Word words[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i, from += ahead) words[i] = row + i * step < rows ? *from : Word{};
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) add(sum, widen(words[i]));
+  }
+  return sum;
+}
+
+// A block adds neighbouring values over rows, 32 words to a warp: `Warps` warps take every such row of the same words,
+// in a fixed order. `from` is the thread's word. Thread i gets the sum of the i-th value, if there are as many.
+template <int Warps, typename Word>
+__device__ __forceinline__ float add_rows_of_block(const Word* from, int64_t stride, int rows) {
+  using Sum = decltype(widen(*from));
+  constexpr int values = 32 * sizeof(Sum) / sizeof(float);  // of a warp
+  __shared__ Sum sums[kFinishWarps][32];
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  sums[warp][lane] = add_rows(from, stride, rows, warp % Warps, Warps);
+  __syncthreads();
+  float sum = 0.f;
+  if (threadIdx.x < kFinishWarps / Warps * values) {
+    const float* of = reinterpret_cast<const float*>(sums[threadIdx.x / values * Warps]) + threadIdx.x % values;
+#pragma unroll
+    for (int w = 0; w < Warps; ++w) sum += of[w * values];
+  }
+  return sum;
+}
+
+// The sums that the blocks of the scan left: 32 neighbours a block.
+__device__ __forceinline__ void finish_sums(const Finish& p, int block) {
+  const int columns = p.rank == 0 ? 1 : p.rank == 6 ? 8 : 16, outputs = 32 * (2 * columns + 3);
+  const int size = p.groups * outputs, pair = block >= size / 32, at = (block - pair * (size / 32)) * 32;
+  const float* from = p.partial + static_cast<int64_t>(pair) * p.blocks * size + at + threadIdx.x % 32;
+  const float sum = add_rows_of_block<kFinishWarps>(from, size, p.blocks);
+  if (threadIdx.x >= 32) return;
+
+  const int group = at / outputs, output = at % outputs + threadIdx.x, rest = output - 64 * columns;
   const int channel = group * 32 + (rest < 0 ? output % (32 * columns) / columns : rest % 32);
   if (channel >= p.channels) return;
   const int which = rest < 0 ? output / (32 * columns) : rest / 32;  // route of the pair; 2 is dD
@@ -96,23 +137,68 @@ __global__ void __launch_bounds__(512) finish_sums_kernel(const __grid_constant_
   }
 }
 
-// Unpack the gradients that GEMMs computed.
-__global__ void finish_matrices_kernel(const __grid_constant__ Finish p) {
-  const int rows = p.dt_rank + 2;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= 4ll * rows * p.channels) return;
-  const int channel = i % p.channels, row = i / p.channels % rows, q = i / (static_cast<int64_t>(p.channels) * rows);
-  const int route = route_of(q), column = row < p.dt_rank ? row : p.map_columns - 2 + row - p.dt_rank;
-  const float value = p.dprojection[(static_cast<int64_t>(q) * p.map_columns + column) * p.channels + channel];
-  p.dx_proj[(static_cast<int64_t>(route) * rows + row) * p.channels + channel] =
-      row == p.dt_rank ? kLn2 * value : value;
-  if (p.ddt_matrix != nullptr && row < p.dt_rank) {
-    const int64_t matrix_row = static_cast<int64_t>(q) * p.map_columns + row;
-    p.ddt_proj[(static_cast<int64_t>(route) * p.channels + channel) * p.dt_rank + row] =
-        kLog2e * p.ddt_matrix[(matrix_row * 4 + q) * p.channels + channel];
+// Values of dprojection that a block of the finish kernel adds.
+template <typename T> constexpr int kProjectionValues = kFinishWarps / kPartWarps * 32 * 4 / sizeof(T);
+
+// The parts of dprojection, without the rows that only pad the maps.
+template <typename T> __device__ __forceinline__ void finish_projection(const Finish& p, int block) {
+  using Word = typename FourBytes<T>::Type;
+  constexpr int width = sizeof(Word) / sizeof(T);
+  const int size = 4 * p.map_columns * p.channels, first = block * kProjectionValues<T>;
+  const auto wanted = [&](int value) {
+    const int row = p.by_channels.quotient(value), column = p.by_columns.remainder(row, p.by_columns.quotient(row));
+    return value < size && (column < p.dt_rank || column >= p.map_columns - 2);
+  };
+  const int own = first + (threadIdx.x / (32 * kPartWarps) * 32 + threadIdx.x % 32) * width;
+  const bool read = wanted(own) || wanted(own + width - 1);
+  const Word* from = static_cast<const Word*>(p.dprojection) + own / width;
+  const float sum = add_rows_of_block<kPartWarps>(from, size / width, read ? p.projection_parts : 0);
+
+  const int value = first + threadIdx.x;
+  if (threadIdx.x >= kProjectionValues<T> || !wanted(value)) return;
+  const int row = p.by_channels.quotient(value), channel = p.by_channels.remainder(value, row);
+  const int q = p.by_columns.quotient(row), column = p.by_columns.remainder(row, q);
+  const int to = column < p.dt_rank ? column : column - (p.map_columns - 2) + p.dt_rank;
+  p.dx_proj[(static_cast<int64_t>(route_of(q)) * (p.dt_rank + 2) + to) * p.channels + channel] =
+      to == p.dt_rank ? kLn2 * sum : sum;
+}
+
+// The parts of ddt_matrix, of which there are few: a thread adds those of a value, on the diagonal of the routes.
+template <typename T> __device__ __forceinline__ void finish_matrix(const Finish& p, int block) {
+  const int value = block * kFinishWarps * 32 + threadIdx.x;
+  if (value >= 4 * p.dt_rank * p.channels) return;
+  const int both = p.by_channels.quotient(value), channel = p.by_channels.remainder(value, both);
+  const int q = both / p.dt_rank, row = both % p.dt_rank;
+  const int64_t stride = 16ll * p.map_columns * p.channels;
+  const T* from = static_cast<const T*>(p.ddt_matrix) + ((q * p.map_columns + row) * 4 + q) * p.channels + channel;
+  p.ddt_proj[(static_cast<int64_t>(route_of(q)) * p.channels + channel) * p.dt_rank + row] =
+      kLog2e * add_rows(from, stride, p.matrix_parts, 0, 1);
+}
+
+// The first `sums` blocks add the partial sums, the next `projections` blocks dprojection, the others ddt_matrix.
+template <typename T>
+__global__ void __launch_bounds__(kFinishWarps * 32)
+    finish_kernel(const __grid_constant__ Finish p, int sums, int projections) {
+  const int block = blockIdx.x;
+  if (block < sums) {
+    finish_sums(p, block);
+  } else if (block < sums + projections) {
+    finish_projection<T>(p, block - sums);
+  } else {
+    finish_matrix<T>(p, block - sums - projections);
   }
 }
 
+template <typename T> void run_finish(const Finish& args, cudaStream_t stream) {
+  const auto blocks = [](int64_t values, int of_block) { return static_cast<int>((values + of_block - 1) / of_block); };
+  const int sums = 2 * args.groups * partial_size(args.rank) / 32;
+  const int projections = blocks(4ll * args.map_columns * args.channels, kProjectionValues<T>);
+  const int matrices =
+      args.ddt_matrix != nullptr ? blocks(4ll * args.dt_rank * args.channels, kFinishWarps * 32) : 0;
+  finish_kernel<T><<<sums + projections + matrices, kFinishWarps * 32, 0, stream>>>(args, sums, projections);
+}
+
+// ---- around the scans -----------------------------------------------------------------------------------------------
 template <typename T> __global__ void add_parts_kernel(const __grid_constant__ Args p) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t size = p.batch * p.length * 8;
@@ -164,10 +250,14 @@ void launch_prepare(Type type, const Prepare& args, cudaStream_t stream) {
   }
 }
 
-void launch_finish(const Finish& args, cudaStream_t stream) {
-  const dim3 blocks(args.groups * partial_size(args.rank) / 32, 2);
-  finish_sums_kernel<<<blocks, 512, 0, stream>>>(args);
-  finish_matrices_kernel<<<blocks_for(4ll * (args.dt_rank + 2) * args.channels), 256, 0, stream>>>(args);
+void launch_finish(Type type, const Finish& args, cudaStream_t stream) {
+  if (type == Type::kHalf) {
+    run_finish<__half>(args, stream);
+  } else if (type == Type::kBfloat16) {
+    run_finish<__nv_bfloat16>(args, stream);
+  } else {
+    run_finish<float>(args, stream);
+  }
 }
 
 void launch_add_parts(Type type, const Args& args, cudaStream_t stream) {
