@@ -28,9 +28,10 @@ class ConvChannelLast(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int = 0):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        stride, padding = self.stride[0], self.padding[0]
-        return conv2d_channel_last(x, self.weight, self.bias, stride, padding, autocast_dtype(x))
+    def forward(self, x: torch.Tensor, add_bias: bool = True) -> torch.Tensor:
+        """Convolve; without ``add_bias`` the bias is left to the layer that follows."""
+        bias = self.bias if add_bias else None
+        return conv2d_channel_last(x, self.weight, bias, self.stride[0], self.padding[0], autocast_dtype(x))
 
 
 class DepthwiseConv(nn.Conv2d):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .conv_norm import ConvNorms
 from .convolution import ConvChannelLast
 from .norm import build_norm
 
@@ -30,9 +31,9 @@ class HalvingConv(ConvChannelLast):
     def __init__(self, channels: int, out_channels: int):
         super().__init__(channels, out_channels, kernel_size=2, stride=2)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, add_bias: bool = True) -> torch.Tensor:
         height, width = x.shape[1:3]
-        return super().forward(F.pad(x, (0, 0, 0, max(0, 2 - width), 0, max(0, 2 - height))))
+        return super().forward(F.pad(x, (0, 0, 0, max(0, 2 - width), 0, max(0, 2 - height))), add_bias)
 
 
 def build_downsample(downsample: str, channels: int, out_channels: int, norm_layer: str) -> nn.Module:
@@ -53,4 +54,4 @@ def build_downsample(downsample: str, channels: int, out_channels: int, norm_lay
         conv = HalvingConv(channels, out_channels)
     else:
         conv = ConvChannelLast(channels, out_channels, kernel_size=3, stride=2, padding=1)
-    return nn.Sequential(nn.Identity(), conv, nn.Identity(), build_norm(norm_layer, out_channels))
+    return ConvNorms(nn.Identity(), conv, nn.Identity(), build_norm(norm_layer, out_channels))

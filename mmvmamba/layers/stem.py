@@ -3,12 +3,13 @@
 import torch
 from torch import nn
 
+from .conv_norm import ConvNorms
 from .convolution import ConvChannelLast
 from .norm import build_norm
 
 
-class Stem(nn.Sequential):
-    """Layers on channel-last maps, after an image: (B, in_channels, H, W) to (B, H', W', channels)."""
+class Stem(ConvNorms):
+    """Convolutions and norms on channel-last maps, after an image: (B, in_channels, H, W) to (B, H', W', channels)."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return super().forward(image.permute(0, 2, 3, 1))
@@ -32,12 +33,13 @@ def build_stem(stem: str, in_channels: int, channels: int, norm_layer: str) -> S
             nn.Identity(),
             build_norm(norm_layer, channels),
         )
+    fused = norm_layer != 'bn'  # a layer norm applies GELU itself
     return Stem(
         ConvChannelLast(in_channels, channels // 2, kernel_size=3, stride=2, padding=1),
         nn.Identity(),
-        build_norm(norm_layer, channels // 2, autocast_output=True),
+        build_norm(norm_layer, channels // 2, autocast_output=True, gelu=fused),
         nn.Identity(),
-        nn.GELU(),
+        nn.Identity() if fused else nn.GELU(),
         ConvChannelLast(channels // 2, channels, kernel_size=3, stride=2, padding=1),
         nn.Identity(),
         build_norm(norm_layer, channels),

@@ -1,10 +1,11 @@
 // Autograd of the fused SS2D core, in C++, because a gradient function in Python costs the host more than the kernels
 // cost the GPU. The schemas are those of ops/ss2d/library.py.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <string>
+
+#include "autograd.h"
 
 namespace mmvmamba {
 namespace {
@@ -18,10 +19,6 @@ using Forward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
 using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
     const Tensor&, const Tensor&, std::string);
-
-template <typename Signature> auto find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 // The gradient as a function whose own gradient is refused rather than wrong.
 struct ScanBackward : torch::autograd::Function<ScanBackward> {
@@ -66,6 +63,7 @@ struct Scan : torch::autograd::Function<Scan> {
     if (!grads[0].defined()) return result;
     static const auto op = find_op<Backward>("mmvmamba::ss2d_scan_backward");
     const variable_list saved = ctx->get_saved_variables();
+    const FirstDerivative guard;
     std::tie(result[0], result[1], result[2], result[3], result[4], result[5]) =
         op.call(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], saved[6], saved[7],
                 ctx->saved_data["scan_mode"].toStringRef());

@@ -12,6 +12,7 @@ from . import library
 
 KERNEL_DTYPES = ('float32', 'float16', 'bfloat16')
 MAX_CHANNELS = 1024  # what the kernel's registers hold
+VECTORS = ('weight', 'bias', 'shift')  # arguments with an element a channel
 
 
 def layer_norm(
@@ -20,12 +21,15 @@ def layer_norm(
     bias: torch.Tensor,
     eps: float = 1e-5,
     out_dtype: Optional[torch.dtype] = None,
+    shift: Optional[torch.Tensor] = None,
+    gelu: bool = False,
 ) -> torch.Tensor:
     """Normalise the last dimension, `Layer Normalization <https://arxiv.org/abs/1607.06450>`_, equation 4.
 
     Statistics and arithmetic are float32 for half-precision input.  For a backbone's rows the CUDA kernel is
     several times faster than torch's, and than what Inductor makes of the backward.  All give the same numbers up to
-    rounding, so there is no choice of backend.
+    rounding, so there is no choice of backend.  After a convolution the kernel adds its bias and applies the activation
+    in the same pass.
 
     Args:
         x (Tensor): (..., C), floating point.
@@ -33,6 +37,8 @@ def layer_norm(
         bias (Tensor): (C,).
         eps (float): Added to the variance. Default: 1e-5.
         out_dtype (torch.dtype, optional): Dtype of the result. Default: that of ``x``.
+        shift (Tensor, optional): (C,), added to ``x`` first: the bias of the layer before. Default: None.
+        gelu (bool): Whether to apply GELU to the normalised values. Default: False.
 
     Returns:
         Tensor: (..., C) in ``out_dtype``.
@@ -41,13 +47,20 @@ def layer_norm(
         TypeError: If an argument is of another type than these.
         ValueError: If shapes or devices do not fit together, or a value is out of range.
     """
-    _check('layer_norm', dict(x=x, weight=weight, bias=bias), eps, out_dtype)
+    tensors = dict(x=x, weight=weight, bias=bias) if shift is None else dict(x=x, weight=weight, bias=bias, shift=shift)
+    _check('layer_norm', tensors, eps, out_dtype)
+    if not isinstance(gelu, bool):
+        raise TypeError(f'layer_norm: gelu is {gelu!r}, expected True or False')
     out_dtype = x.dtype if out_dtype is None else out_dtype
-    if _fused(x, weight, bias, out_dtype):
-        training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad)
-        return library.layer_norm(x, weight, bias, float(eps), out_dtype, training)[0]
+    after_conv = gelu or shift is not None  # whose map has the type of the output, or less
+    if _fused(x, weight, bias, out_dtype) and (not after_conv or out_dtype in (x.dtype, torch.float32)):
+        training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors.values())
+        shift = None if shift is None else shift.float()
+        return library.layer_norm(x, shift, weight, bias, float(eps), out_dtype, gelu, training)[0]
     dtype = torch.promote_types(x.dtype, weight.dtype)  # torch wants one dtype
-    return F.layer_norm(x.to(dtype), x.shape[-1:], weight.to(dtype), bias.to(dtype), eps).to(out_dtype)
+    x = x.to(dtype) if shift is None else x.to(dtype) + shift.to(dtype)
+    y = F.layer_norm(x, x.shape[-1:], weight.to(dtype), bias.to(dtype), eps)
+    return (F.gelu(y) if gelu else y).to(out_dtype)
 
 
 def add_layer_norm(
@@ -103,11 +116,12 @@ def add_layer_norm(
 def _check(op, tensors, eps, out_dtype) -> None:
     x = tensors['x']
     for name, value in tensors.items():
-        check_float(op, name, value, 'C' if name in ('weight', 'bias') else '..., C')
+        check_float(op, name, value, 'C' if name in VECTORS else '..., C')
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f'{op}: x must have the dimensions (..., C) with C from 1, got shape {tuple(x.shape)}')
-    for name in ('weight', 'bias'):
-        check_shape(op, name, tensors[name], x.shape[-1:], 'the last dimension of x')
+    for name in VECTORS:
+        if name in tensors:
+            check_shape(op, name, tensors[name], x.shape[-1:], 'the last dimension of x')
     check_same_device(op, 'x', tensors)
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise TypeError(f'{op}: eps is {eps!r}, expected a number from 0')

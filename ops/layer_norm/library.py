@@ -13,10 +13,13 @@ def _define(schema: str) -> None:
 
 
 _define(
-    'layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType out_dtype, bool training) '
-    '-> (Tensor, Tensor)'
+    'layer_norm(Tensor x, Tensor? shift, Tensor weight, Tensor bias, float eps, ScalarType out_dtype, bool gelu, '
+    'bool training) -> (Tensor, Tensor)'
 )
-_define('layer_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor statistics) -> (Tensor, Tensor, Tensor)')
+_define(
+    'layer_norm_backward(Tensor dy, Tensor x, Tensor? shift, Tensor weight, Tensor bias, Tensor statistics, bool gelu) '
+    '-> (Tensor, Tensor, Tensor, Tensor)'
+)
 _define(
     'add_layer_norm(Tensor x, Tensor branch, Tensor? factors, Tensor weight, Tensor bias, float eps, '
     'ScalarType out_dtype, bool training) -> (Tensor, Tensor, Tensor)'
@@ -39,13 +42,14 @@ def _statistics(x, weight, training):
 
 
 @torch.library.register_fake('mmvmamba::layer_norm', lib=_library)
-def _(x, weight, bias, eps, out_dtype, training):
+def _(x, shift, weight, bias, eps, out_dtype, gelu, training):
     return _like(x, out_dtype), _statistics(x, weight, training)
 
 
 @torch.library.register_fake('mmvmamba::layer_norm_backward', lib=_library)
-def _(dy, x, weight, statistics):
-    return _like(x), _like(weight), _like(weight)
+def _(dy, x, shift, weight, bias, statistics, gelu):
+    dshift = weight.new_empty(weight.shape if shift is not None else (0,))
+    return _like(x), dshift, _like(weight), _like(weight)
 
 
 @torch.library.register_fake('mmvmamba::add_layer_norm', lib=_library)

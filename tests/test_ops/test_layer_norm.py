@@ -24,6 +24,28 @@ def test_cpu_is_torchs_own():
     assert layer_norm(x, weight, bias, out_dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
+def after_conv(x, weight, bias, shift=None, gelu=False):
+    """What ``layer_norm`` does after a convolution, in steps."""
+    y = F.layer_norm(x if shift is None else x + shift, x.shape[-1:], weight, bias)
+    return F.gelu(y) if gelu else y
+
+
+@pytest.mark.parametrize('gelu', [False, True])
+@pytest.mark.parametrize('shifted', [False, True])
+def test_cpu_after_a_convolution_is_the_steps(shifted, gelu):
+    x, (weight, bias), dy = make_inputs(5, 12)
+    shift = dy[0] if shifted else None
+    assert torch.equal(layer_norm(x, weight, bias, shift=shift, gelu=gelu), after_conv(x, weight, bias, shift, gelu))
+
+
+def test_bad_options_after_a_convolution():
+    x, (weight, bias), _ = make_inputs(5, 12)
+    with pytest.raises(ValueError, match=r'layer_norm: shift has shape \(11,\), expected \(12,\)'):
+        layer_norm(x, weight, bias, shift=torch.ones(11))
+    with pytest.raises(TypeError, match="layer_norm: gelu is 'exact', expected True or False"):
+        layer_norm(x, weight, bias, gelu='exact')
+
+
 @pytest.mark.parametrize(
     'eps',
     [float('inf'), float('nan'), -1e-5, 10**400, -(10**400), 10**5000],
@@ -55,10 +77,39 @@ def test_gpu_output_and_gradients(shape, dtypes):
 
 
 @pytest.mark.skipif(not CUDA.available, reason=CUDA.reason)
-def test_is_a_well_behaved_op():
+@pytest.mark.parametrize('gelu', [False, True])
+@pytest.mark.parametrize('shifted', [False, True])
+@pytest.mark.parametrize(
+    'dtypes', [(a, b) for a in LIMITS for b in LIMITS], ids=lambda pair: f'{pair}'.replace('torch.', '')
+)
+@pytest.mark.parametrize('shape', [(1, 4), (33, 36), (1001, 48), (777, 96), (65, 384), (50, 768), (20, 1024), (9, 30)])
+def test_gpu_after_a_convolution(shape, dtypes, shifted, gelu):
+    x, parameters, dy = make_inputs(*shape, dtypes[0], 'cuda')
+    if shifted:
+        parameters.append(torch.linspace(-1, 2, shape[1], device='cuda'))
+    dy = dy.to(dtypes[1])
+
+    def op(x, weight, bias, shift=None):
+        return layer_norm(x, weight, bias, 1e-5, dtypes[1], shift, gelu)
+
+    results, again = (run(op, x, parameters, dy) for _ in range(2))
+    expected = run(
+        lambda *values: after_conv(*values, gelu=gelu), x.double(), [p.double() for p in parameters], dy.double()
+    )
+    assert results[0].dtype == dtypes[1] and results[1].dtype == dtypes[0]
+    for value, truth, second in zip(results, expected, again):
+        assert relative_error(value, truth) < max(LIMITS[dtypes[0]], LIMITS[dtypes[1]])
+        assert torch.equal(value, second)
+
+
+@pytest.mark.skipif(not CUDA.available, reason=CUDA.reason)
+@pytest.mark.parametrize('shifted', [False, True])
+def test_is_a_well_behaved_op(shifted):
     x, parameters, _ = make_inputs(10, 32, device='cuda')
-    leaves = [value.requires_grad_() for value in (x, *parameters)]
-    torch.library.opcheck(torch.ops.mmvmamba.layer_norm.default, (*leaves, 1e-5, torch.float16, True))
+    x, weight, bias = (value.requires_grad_() for value in (x, *parameters))
+    shift = torch.ones(32, device='cuda', requires_grad=True) if shifted else None
+    arguments = (x, shift, weight, bias, 1e-5, torch.float32, shifted, True)
+    torch.library.opcheck(torch.ops.mmvmamba.layer_norm.default, arguments)
 
 
 def sum_inputs(samples, rows, channels, dtype, device):

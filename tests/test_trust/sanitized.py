@@ -118,7 +118,9 @@ def main():
         ):
             leaves = [torch.randn(shape, device=DEVICE) for shape in ((rows, channels), (channels,), (channels,))]
             leaves[0] = leaves[0].to(dtype)
-            layer_norm(*[leaf.requires_grad_() for leaf in leaves], out_dtype=out).float().sum().backward()
+            leaves = [leaf.requires_grad_() for leaf in (*leaves, torch.randn(channels, device=DEVICE))]
+            layer_norm(*leaves[:3], out_dtype=out).float().sum().backward()
+            layer_norm(*leaves[:3], out_dtype=out, shift=leaves[3], gelu=True).float().sum().backward()
             cases += 1
         cases += layers()
     print(f'{cases} cases through the kernels beside {mmvmamba.ops.__file__}')

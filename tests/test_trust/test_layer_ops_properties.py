@@ -1,5 +1,7 @@
 """Any arguments of the ops around the scan give torch's own numbers, or one error that names the argument."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,8 +22,8 @@ def _no_tf32():
         yield
 
 
-def reference_norm(x, weight, bias):
-    return F.layer_norm(x, x.shape[-1:], weight, bias)
+def reference_norm(x, weight, bias, shift=None):
+    return F.layer_norm(x if shift is None else x + shift, x.shape[-1:], weight, bias)
 
 
 def reference_sum(x, branch, weight, bias, factors=None):
@@ -45,6 +47,7 @@ def reference_conv(x, weight, bias=None, stride=1, padding=0):
 
 OPS = dict(
     layer_norm=(layer_norm, reference_norm),
+    gelu_layer_norm=(partial(layer_norm, gelu=True), lambda **arguments: F.gelu(reference_norm(**arguments))),
     add_layer_norm=(lambda **arguments: add_layer_norm(**arguments)[1], reference_sum),
     mlp=(mlp, reference_mlp),
     depthwise_conv_silu=(depthwise_conv_silu, reference_depthwise),
@@ -60,13 +63,20 @@ def layer_arguments(draw):
     kernel = draw(st.sampled_from((1, 3)))
     maps = dict(x=(batch, height + 2, width + 2, channels))
     shapes = dict(
-        layer_norm=dict(maps, weight=(channels,), bias=(channels,)),
+        layer_norm=dict(maps, weight=(channels,), bias=(channels,), shift=(channels,)),
+        gelu_layer_norm=dict(maps, weight=(channels,), bias=(channels,), shift=(channels,)),
         add_layer_norm=dict(maps, branch=maps['x'], weight=(channels,), bias=(channels,), factors=(batch,)),
         mlp=dict(maps, weight1=(out, channels), bias1=(out,), weight2=(channels, out), bias2=(channels,)),
         depthwise_conv_silu=dict(maps, weight=(channels, 1, kernel, kernel), bias=(channels,)),
         conv2d_channel_last=dict(maps, weight=(out, channels, kernel, kernel), bias=(out,)),
     )[op]
-    optional = dict(add_layer_norm='factors', depthwise_conv_silu='bias', conv2d_channel_last='bias').get(op)
+    optional = dict(
+        layer_norm='shift',
+        gelu_layer_norm='shift',
+        add_layer_norm='factors',
+        depthwise_conv_silu='bias',
+        conv2d_channel_last='bias',
+    ).get(op)
     if optional and draw(st.booleans()):
         del shapes[optional]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
@@ -116,7 +126,7 @@ def test_refuses_one_broken_argument(case, fault, which):
     op, arguments = case
     names = list(arguments)
     name = names[which % len(names)]
-    any_dimensions = op in ('layer_norm', 'add_layer_norm', 'mlp') and name == 'x'
+    any_dimensions = (op.endswith('layer_norm') or op == 'mlp') and name == 'x'
     if (fault == 'dtype' and op != 'mlp') or (any_dimensions and fault == 'dimension'):
         fault = 'text'  # for most other dtypes are right, and for some any number of dimensions
     if fault in ELSEWHERE and name == 'x':
@@ -124,6 +134,7 @@ def test_refuses_one_broken_argument(case, fault, which):
     arguments[name] = broken(arguments[name], fault, -1)
     function = dict(
         layer_norm=layer_norm,
+        gelu_layer_norm=layer_norm,
         add_layer_norm=add_layer_norm,
         mlp=mlp,
         depthwise_conv_silu=depthwise_conv_silu,

@@ -17,28 +17,36 @@ namespace {
 constexpr int kColumns = 32, kRows = 32;  // of a block of add_rows_kernel
 constexpr int kMostParts = 4;
 
+struct Part {
+  const float* from;
+  float* to;
+  int rows, pitch, columns;
+  unsigned first_block;
+};
 struct Parts {
-  float* of[kMostParts];
-  int columns;  // of each
+  Part of[kMostParts];
+  int count;
 };
 
-__global__ void __launch_bounds__(kColumns* kRows)
-    add_rows_kernel(const float* partial, Parts parts, int rows, int columns) {
+__global__ void __launch_bounds__(kColumns* kRows) add_rows_kernel(const Parts parts) {
   __shared__ float sums[kRows][kColumns + 1];
-  const int column = blockIdx.x * kColumns + threadIdx.x;
+  int which = 0;
+  while (which + 1 < parts.count && blockIdx.x >= parts.of[which + 1].first_block) ++which;
+  const Part& part = parts.of[which];
+  const int column = (blockIdx.x - part.first_block) * kColumns + threadIdx.x;
   float sum = 0.f;
-  if (column < columns) {
-#pragma unroll 4
-    for (int row = threadIdx.y; row < rows; row += kRows) sum += partial[static_cast<int64_t>(row) * columns + column];
+  if (column < part.columns) {
+#pragma unroll 8
+    for (int row = threadIdx.y; row < part.rows; row += kRows) {
+      sum += part.from[static_cast<int64_t>(row) * part.pitch + column];
+    }
   }
   sums[threadIdx.y][threadIdx.x] = sum;
   for (int half = kRows / 2; half > 0; half /= 2) {
     __syncthreads();
     if (threadIdx.y < half) sums[threadIdx.y][threadIdx.x] += sums[threadIdx.y + half][threadIdx.x];
   }
-  if (threadIdx.y == 0 && column < columns) {
-    parts.of[column / parts.columns][column % parts.columns] = sums[0][threadIdx.x];
-  }
+  if (threadIdx.y == 0 && column < part.columns) part.to[column] = sums[0][threadIdx.x];
 }
 
 template <typename T, int Width>
@@ -58,14 +66,14 @@ __global__ void __launch_bounds__(kSumThreads)
   place.leave(sum, partial, columns);
 }
 
-template <typename T, int Width> at::Tensor run_column_sum(const at::Tensor& x) {
+template <typename T, int Width> Columns run_column_sum(const at::Tensor& x) {
   const int64_t columns = x.size(-1), rows = x.numel() / columns;
   const SumShape shape = sum_shape<Width>(rows, columns, resident_blocks(column_sum_kernel<T, Width>, kSumThreads));
   at::Tensor partial = at::empty({shape.row_blocks, columns}, x.options().dtype(at::kFloat));
   column_sum_kernel<T, Width><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
       static_cast<const T*>(x.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(columns), shape);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return add_rows(partial, 1)[0];
+  return {partial, 0, columns};
 }
 
 template <typename T, int Width>
@@ -97,25 +105,26 @@ template <typename T> void run_add_bias(const at::Tensor& x, const at::Tensor& b
   x.size(-1) % 8 == 0 ? run_add_bias<T, 8>(x, bias) : run_add_bias<T, 4>(x, bias);
 }
 
-template <typename T> at::Tensor run_column_sum(const at::Tensor& x) {
+template <typename T> Columns run_column_sum(const at::Tensor& x) {
   return x.size(-1) % 8 == 0 ? run_column_sum<T, 8>(x) : run_column_sum<T, 4>(x);
 }
 
 }  // namespace
 
-std::vector<at::Tensor> add_rows(const at::Tensor& partial, int64_t parts) {
-  const int64_t rows = partial.size(0), columns = partial.numel() / rows;
-  TORCH_CHECK(parts <= kMostParts && columns % parts == 0, "add_rows: ", columns, " columns in ", parts, " parts");
+std::vector<at::Tensor> add_rows(const std::vector<Columns>& columns) {
+  TORCH_CHECK(columns.size() <= kMostParts, "add_rows: ", columns.size(), " parts, expected at most ", kMostParts);
   std::vector<at::Tensor> sums;
-  Parts to{};
-  to.columns = static_cast<int>(columns / parts);
-  for (int64_t part = 0; part < parts; ++part) {
-    sums.push_back(at::empty({columns / parts}, partial.options()));
-    to.of[part] = sums.back().data_ptr<float>();
+  Parts parts{};
+  unsigned blocks = 0;
+  for (const Columns& c : columns) {
+    sums.push_back(at::empty({c.count}, c.partial.options()));
+    const int64_t rows = c.partial.size(0);
+    parts.of[parts.count++] = {c.partial.data_ptr<float>() + c.first, sums.back().data_ptr<float>(),
+                               static_cast<int>(rows), static_cast<int>(c.partial.numel() / rows),
+                               static_cast<int>(c.count), blocks};
+    blocks += static_cast<unsigned>((c.count + kColumns - 1) / kColumns);
   }
-  add_rows_kernel<<<static_cast<unsigned>((columns + kColumns - 1) / kColumns), dim3(kColumns, kRows), 0,
-                    at::cuda::getCurrentCUDAStream()>>>(partial.data_ptr<float>(), to, static_cast<int>(rows),
-                                                        static_cast<int>(columns));
+  add_rows_kernel<<<blocks, dim3(kColumns, kRows), 0, at::cuda::getCurrentCUDAStream()>>>(parts);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return sums;
 }
@@ -130,12 +139,17 @@ void check(const at::Tensor& x) {
 
 }  // namespace
 
-at::Tensor column_sum(const at::Tensor& x) {
+Columns partial_column_sum(const at::Tensor& x) {
   const c10::cuda::CUDAGuard guard(x.device());
   check(x);
   if (x.scalar_type() == at::kHalf) return run_column_sum<__half>(x);
   if (x.scalar_type() == at::kBFloat16) return run_column_sum<__nv_bfloat16>(x);
   return run_column_sum<float>(x);
+}
+
+at::Tensor column_sum(const at::Tensor& x) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  return add_rows({partial_column_sum(x)})[0];
 }
 
 void add_bias_(const at::Tensor& x, const at::Tensor& bias) {

@@ -8,10 +8,20 @@
 
 namespace mmvmamba {
 
-// Sums over the rows of `partial`, (rows, parts * columns) contiguous float: `parts` tensors of `columns` elements.
-std::vector<at::Tensor> add_rows(const at::Tensor& partial, int64_t parts);
+// Columns of a contiguous float matrix, the partial sums that the blocks of a kernel left.
+struct Columns {
+  at::Tensor partial;
+  int64_t first, count;
+};
 
-// Sum over all dimensions of `x` but the last, in float. Contiguous; the last dimension a multiple of 4.
+// The sums over rows of up to four of them, each a tensor of `count` elements, by one kernel.
+std::vector<at::Tensor> add_rows(const std::vector<Columns>& parts);
+
+// All columns of the partial sums of `x` over all its dimensions but the last. Contiguous; the last dimension a multiple
+// of 4.
+Columns partial_column_sum(const at::Tensor& x);
+
+// Those sums themselves, in float.
 at::Tensor column_sum(const at::Tensor& x);
 
 // Add `bias` (columns) float to every row of `x`, in place. Contiguous; the last dimension a multiple of 4.

@@ -2,7 +2,6 @@
 // compiler changes; and the autograd of this op and of mmvmamba::depthwise_conv_silu. The schemas are those of
 // ops/convolution/library.py.
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
@@ -15,6 +14,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../autograd.h"
 #include "column_sum.h"
 #include "dense.h"
 
@@ -72,10 +72,6 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_channel_last_backward(const Tensor& dy
 }
 
 // ---- autograd -------------------------------------------------------------------------------------------------------
-template <typename Signature> auto find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 using ThreeGrads = std::tuple<Tensor, Tensor, Tensor>;
 using DepthwiseForward = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&);
 using DepthwiseBackward = ThreeGrads(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&);
@@ -95,6 +91,7 @@ struct DepthwiseConvSilu : torch::autograd::Function<DepthwiseConvSilu> {
     if (!grads[0].defined()) return result;
     static const auto op = find_op<DepthwiseBackward>("mmvmamba::depthwise_conv_silu_backward");
     const variable_list saved = ctx->get_saved_variables();
+    const FirstDerivative guard;
     const auto bias = saved[2].defined() ? std::optional<Tensor>(saved[2]) : std::nullopt;
     Tensor db;
     std::tie(result[0], result[1], db) = op.call(grads[0], saved[0], saved[1], bias);
@@ -130,6 +127,7 @@ struct ConvChannelLast : torch::autograd::Function<ConvChannelLast> {
     if (!grads[0].defined()) return result;
     static const auto op = find_op<ConvBackward>("mmvmamba::conv2d_channel_last_backward");
     const variable_list saved = ctx->get_saved_variables();
+    const FirstDerivative guard;
     const bool x_grad = ctx->saved_data["x_grad"].toBool(), has_bias = ctx->saved_data["bias"].toBool();
     const auto [dx, dw, db] = op.call(grads[0], saved[0], saved[1], ctx->saved_data["stride"].toInt(),
                                       ctx->saved_data["padding"].toInt(), x_grad, has_bias);

@@ -376,8 +376,10 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_silu_backward(const Tensor& dy
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   launch_conv<true>(dz, inputs.weight, nullptr, dx);
-  return {dx, add_rows(weight_sums, 1)[0].view(weight.sizes()),
-          bias ? add_rows(bias_sums, 1)[0] : at::empty({0}, weight.options())};
+  std::vector<Columns> sums = {{weight_sums, 0, kTaps * channels}};
+  if (bias) sums.push_back({bias_sums, 0, channels});
+  const std::vector<Tensor> grads = add_rows(sums);
+  return {dx, grads[0].view(weight.sizes()), bias ? grads[1] : at::empty({0}, weight.options())};
 }
 
 }  // namespace

@@ -1,11 +1,12 @@
 // Autograd of the fused ops layer_norm, add_layer_norm and mlp on CUDA. In C++, because a gradient function
 // in Python costs the host more than these kernels cost the GPU. The schemas are those of ops/*/library.py.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <optional>
+
+#include "../autograd.h"
 
 namespace mmvmamba {
 namespace {
@@ -14,40 +15,46 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-template <typename Signature> auto find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 // ---- layer_norm -----------------------------------------------------------------------------------------------------
-using NormForward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, at::ScalarType,
-                                               bool);
-using NormBackward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&);
+using NormForward = std::tuple<Tensor, Tensor>(const Tensor&, const std::optional<Tensor>&, const Tensor&,
+                                               const Tensor&, double, at::ScalarType, bool, bool);
+using NormBackward = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
+                                                                const std::optional<Tensor>&, const Tensor&,
+                                                                const Tensor&, const Tensor&, bool);
 
 struct LayerNorm : torch::autograd::Function<LayerNorm> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
-                               double eps, at::ScalarType out_dtype, bool training) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const std::optional<Tensor>& shift,
+                               const Tensor& weight, const Tensor& bias, double eps, at::ScalarType out_dtype,
+                               bool gelu, bool training) {
     static const auto op = find_op<NormForward>("mmvmamba::layer_norm");
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [y, statistics] = op.call(x, weight, bias, eps, out_dtype, training);
-    ctx->save_for_backward({x, weight, statistics});
+    const auto [y, statistics] = op.call(x, shift, weight, bias, eps, out_dtype, gelu, training);
+    ctx->save_for_backward({x, shift.value_or(Tensor()), weight, bias, statistics});
+    ctx->saved_data["gelu"] = gelu;
     ctx->mark_non_differentiable({statistics});
     ctx->set_materialize_grads(false);
     return {y, statistics};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list result(6);
+    variable_list result(8);
     if (!grads[0].defined()) return result;
     static const auto op = find_op<NormBackward>("mmvmamba::layer_norm_backward");
     const variable_list saved = ctx->get_saved_variables();
-    std::tie(result[0], result[1], result[2]) = op.call(grads[0], saved[0], saved[1], saved[2]);
+    const FirstDerivative guard;
+    const auto shift = saved[1].defined() ? std::optional<Tensor>(saved[1]) : std::nullopt;
+    const auto [dx, dshift, dweight, dbias] =
+        op.call(grads[0], saved[0], shift, saved[2], saved[3], saved[4], ctx->saved_data["gelu"].toBool());
+    result[0] = dx, result[2] = dweight, result[3] = dbias;
+    if (shift) result[1] = dshift;
     return result;
   }
 };
 
-std::tuple<Tensor, Tensor> layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps,
-                                      at::ScalarType out_dtype, bool training) {
-  const auto out = LayerNorm::apply(x, weight, bias, eps, out_dtype, training);
+std::tuple<Tensor, Tensor> layer_norm(const Tensor& x, const std::optional<Tensor>& shift, const Tensor& weight,
+                                      const Tensor& bias, double eps, at::ScalarType out_dtype, bool gelu,
+                                      bool training) {
+  const auto out = LayerNorm::apply(x, shift, weight, bias, eps, out_dtype, gelu, training);
   return {out[0], out[1]};
 }
 
@@ -76,6 +83,7 @@ struct AddLayerNorm : torch::autograd::Function<AddLayerNorm> {
     if (!grads[0].defined() && !grads[1].defined()) return result;
     static const auto op = find_op<AddNormBackward>("mmvmamba::add_layer_norm_backward");
     const variable_list saved = ctx->get_saved_variables();
+    const FirstDerivative guard;
     const Tensor dsum = grads[0].defined() ? grads[0] : at::zeros_like(saved[0]);
     const Tensor dy = grads[1].defined() ? grads[1] : at::zeros_like(saved[4]);
     const auto factors = saved[1].defined() ? std::optional<Tensor>(saved[1]) : std::nullopt;
@@ -115,6 +123,7 @@ struct Mlp : torch::autograd::Function<Mlp> {
     if (!grads[0].defined()) return result;
     static const auto op = find_op<MlpBackward>("mmvmamba::mlp_backward");
     const variable_list saved = ctx->get_saved_variables();
+    const FirstDerivative guard;
     std::tie(result[0], result[1], result[2], result[3], result[4]) =
         op.call(grads[0], saved[0], saved[1], saved[2], saved[3]);
     return result;

@@ -4,9 +4,9 @@
 // torch's kernel gives a whole block to each row, which starves for rows of 48 to 1024 channels, and under autocast it
 // writes float. Here `Lanes` lanes own a row, values stay in registers, and the output has the dtype that its reader
 // wants. Forward moves x in and y out; backward x and dy in, dx out. add_layer_norm has the residual addition on the
-// way: the branch in and the sum out as well, and in backward the sum's gradient in and the branch's out. The sums over
-// rows for weight and bias are kept in registers over all rows of a thread, added over the block in a fixed order, and
-// leave as one partial sum a block.
+// way: the branch in and the sum out as well, and in backward the sum's gradient in and the branch's out; layer_norm can
+// have the bias of the convolution before it and the GELU after it. The sums over rows for weight and bias are kept in
+// registers over all rows of a thread, added over the block in a fixed order, and leave as one partial sum a block.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
@@ -28,10 +28,12 @@ namespace mmvmamba {
 namespace {
 
 using at::Tensor;
+using norm::AfterConv;
 using norm::Branch;
 using norm::BranchGrad;
 using norm::Factors;
 using norm::kThreads;
+using norm::Plain;
 
 int64_t blocks_for(int64_t rows, int lanes, int blocks_a_processor) {
   const int processors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
@@ -71,15 +73,31 @@ template <typename F> void with_types(at::ScalarType in, at::ScalarType out, F f
 template <typename In, typename Out>
 constexpr bool kCanAdd = std::is_same<In, Out>::value || std::is_same<In, float>::value;
 
-void check(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  const int64_t channels = x.size(-1);
-  TORCH_CHECK(channels % 4 == 0 && channels <= 1024, "layer_norm: ", channels,
-              " channels, expected a multiple of 4 up to 1024");
-  for (const Tensor* t : {&weight, &bias}) {
-    TORCH_CHECK(t->scalar_type() == at::kFloat && t->numel() == channels && t->is_cuda(),
-                "layer_norm: weight and bias must be float32 CUDA tensors of ", channels, " elements");
+// The map after a convolution has the convolution's type; the norm keeps it or gives float.
+template <typename In, typename Out>
+constexpr bool kCanFollow = std::is_same<In, Out>::value || std::is_same<Out, float>::value;
+
+// Weight, bias and perhaps a convolution's bias.
+struct Parameters {
+  Tensor weight, bias, shift;
+  bool gelu;
+
+  Parameters(const Tensor& x, const Tensor& weight_in, const Tensor& bias_in, const std::optional<Tensor>& shift_in,
+             bool gelu)
+      : gelu(gelu) {
+    const int64_t channels = x.size(-1);
+    TORCH_CHECK(channels % 4 == 0 && channels <= 1024, "layer_norm: ", channels,
+                " channels, expected a multiple of 4 up to 1024");
+    for (const Tensor* t : {&weight_in, &bias_in, shift_in ? &*shift_in : &bias_in}) {
+      TORCH_CHECK(t->scalar_type() == at::kFloat && t->numel() == channels && t->is_cuda(),
+                  "layer_norm: weight, bias and shift must be float32 CUDA tensors of ", channels, " elements");
+    }
+    weight = dense(weight_in), bias = dense(bias_in);
+    if (shift_in) shift = dense(*shift_in);
   }
-}
+  bool after_conv() const { return shift.defined() || gelu; }
+  AfterConv beside() const { return {shift.defined() ? shift.data_ptr<float>() : nullptr, gelu}; }
+};
 
 Factors factors_of(const std::optional<Tensor>& factors, int64_t rows) {
   if (!factors.has_value()) return {nullptr, 1};
@@ -90,109 +108,144 @@ Factors factors_of(const std::optional<Tensor>& factors, int64_t rows) {
   return {factors->data_ptr<float>(), static_cast<unsigned>(rows / samples)};
 }
 
+// A residual branch and its factors.
+struct Addend {
+  const Tensor& branch;
+  const std::optional<Tensor>& factors;
+};
+
 // y and statistics; with a branch also the sum, which is normalised.
 struct Result {
   Tensor sum, y, statistics;
 };
 
-Result forward(const Tensor& x_in, const Tensor* branch_in, const std::optional<Tensor>& factors,
-               const Tensor& weight_in, const Tensor& bias_in, double eps, at::ScalarType out_dtype, bool save) {
-  const c10::cuda::CUDAGuard guard(x_in.device());
-  check(x_in, weight_in, bias_in);
-  const Tensor x = dense(x_in), weight = dense(weight_in), bias = dense(bias_in);
+Result forward(const Tensor& x_in, const Addend* addend, const Parameters& parameters, double eps,
+               at::ScalarType out_dtype, bool save) {
+  const Tensor x = dense(x_in);
   const int64_t channels = x.size(-1), rows = x.numel() / channels;
   Result result;
   result.y = at::empty_like(x, x.options().dtype(out_dtype));
-  result.statistics = at::empty({save ? rows : 0, 2}, weight.options());
+  result.statistics = at::empty({save ? rows : 0, 2}, parameters.weight.options());
   Tensor branch;
-  if (branch_in != nullptr) {
-    TORCH_CHECK(branch_in->sizes() == x.sizes() && branch_in->scalar_type() == out_dtype &&
+  Factors factors{};
+  if (addend != nullptr) {
+    TORCH_CHECK(addend->branch.sizes() == x.sizes() && addend->branch.scalar_type() == out_dtype &&
                     (out_dtype == x.scalar_type() || x.scalar_type() == at::kFloat) && rows < (1ll << 32),
                 "add_layer_norm: branch must have the shape of x and the dtype of the output");
-    branch = dense(*branch_in);
+    branch = dense(addend->branch), factors = factors_of(addend->factors, rows);
     result.sum = at::empty_like(x);
   }
   with_types(x.scalar_type(), out_dtype, [&](auto in, auto out) {
     using In = decltype(in);
     using Out = decltype(out);
     with_shape(channels, [&](auto lanes, auto chunks) {
-      const bool add = branch.defined();
-      const Branch<In, Out> residual = {add ? static_cast<const Out*>(branch.data_ptr()) : nullptr,
-                                        add ? static_cast<In*>(result.sum.data_ptr()) : nullptr,
-                                        factors_of(factors, rows)};
-      const auto kernel = add ? norm::forward_kernel<In, Out, lanes, chunks, kCanAdd<In, Out>>
-                              : norm::forward_kernel<In, Out, lanes, chunks, false>;
-      const int64_t blocks = blocks_for(rows, lanes, resident_blocks(kernel, kThreads));
-      kernel<<<blocks, kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-          static_cast<const In*>(x.data_ptr()), residual, weight.data_ptr<float>(), bias.data_ptr<float>(),
-          static_cast<Out*>(result.y.data_ptr()),
-          save ? reinterpret_cast<float2*>(result.statistics.data_ptr()) : nullptr, rows, static_cast<int>(channels),
-          static_cast<float>(eps));
-      C10_CUDA_KERNEL_LAUNCH_CHECK();
+      const auto launch = [&](auto beside) {
+        const auto kernel = norm::forward_kernel<In, Out, lanes, chunks, decltype(beside)>;
+        const int64_t blocks = blocks_for(rows, lanes, resident_blocks(kernel, kThreads));
+        kernel<<<blocks, kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
+            static_cast<const In*>(x.data_ptr()), beside, parameters.weight.template data_ptr<float>(),
+            parameters.bias.template data_ptr<float>(), static_cast<Out*>(result.y.data_ptr()),
+            save ? reinterpret_cast<float2*>(result.statistics.data_ptr()) : nullptr, rows, static_cast<int>(channels),
+            static_cast<float>(eps));
+        C10_CUDA_KERNEL_LAUNCH_CHECK();
+      };
+      if constexpr (kCanAdd<In, Out>) {
+        if (addend != nullptr) {
+          return launch(Branch<In, Out>{static_cast<const Out*>(branch.data_ptr()),
+                                        static_cast<In*>(result.sum.data_ptr()), factors});
+        }
+      }
+      if constexpr (kCanFollow<In, Out>) {
+        if (parameters.after_conv()) return launch(parameters.beside());
+      }
+      TORCH_CHECK(!parameters.after_conv(), "layer_norm: with shift or gelu the output is ", out_dtype, " for ",
+                  x.scalar_type(), " x, expected the same or float32");
+      launch(Plain{});
     });
   });
   return result;
 }
 
 struct Grads {
-  Tensor dx, dbranch, dweight, dbias;
+  Tensor dx, dbranch, dshift, dweight, dbias;
 };
 
-Grads backward(const Tensor* dsum_in, const Tensor& dy_in, const Tensor& x_in, const std::optional<Tensor>& factors,
-               const Tensor& weight_in, const Tensor& statistics) {
-  const c10::cuda::CUDAGuard guard(x_in.device());
-  check(x_in, weight_in, weight_in);
-  const Tensor x = dense(x_in), dy = dense(dy_in), weight = dense(weight_in);
+// `dsum_in` is the gradient of the sum, null without a branch.
+Grads backward(const Tensor* dsum_in, const Tensor& dy_in, const Tensor& x_in, const std::optional<Tensor>& factors_in,
+               const Parameters& parameters, const Tensor& statistics) {
+  const Tensor x = dense(x_in), dy = dense(dy_in);
   const int64_t channels = x.size(-1), rows = x.numel() / channels;
   TORCH_CHECK(statistics.size(0) == rows, "layer_norm_backward: the forward was run without saving its statistics");
   Grads grads;
   grads.dx = at::empty_like(x);
   Tensor dsum, partial;
+  Factors factors{};
   if (dsum_in != nullptr) {
-    dsum = dense(dsum_in->to(x.scalar_type()));
+    dsum = dense(dsum_in->to(x.scalar_type())), factors = factors_of(factors_in, rows);
     grads.dbranch = at::empty_like(dy);
   }
   with_types(x.scalar_type(), dy.scalar_type(), [&](auto in, auto out) {
     using In = decltype(in);
     using Out = decltype(out);
     with_shape(channels, [&](auto lanes, auto chunks) {
-      const bool add = dsum.defined();
-      const BranchGrad<In, Out> residual = {add ? static_cast<const In*>(dsum.data_ptr()) : nullptr,
-                                            add ? static_cast<Out*>(grads.dbranch.data_ptr()) : nullptr,
-                                            factors_of(factors, rows)};
-      const auto kernel = add ? norm::backward_kernel<In, Out, lanes, chunks, kCanAdd<In, Out>>
-                              : norm::backward_kernel<In, Out, lanes, chunks, false>;
-      const size_t shared = 2 * channels * sizeof(float);
-      const int64_t blocks = blocks_for(rows, lanes, resident_blocks(kernel, kThreads, shared));
-      partial = at::empty({blocks, 2, channels}, weight.options());
-      kernel<<<blocks, kThreads, shared, at::cuda::getCurrentCUDAStream()>>>(
-          static_cast<const Out*>(dy.data_ptr()), static_cast<const In*>(x.data_ptr()), residual,
-          weight.data_ptr<float>(), reinterpret_cast<const float2*>(statistics.data_ptr()),
-          static_cast<In*>(grads.dx.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(channels));
-      C10_CUDA_KERNEL_LAUNCH_CHECK();
+      const auto launch = [&](auto beside) {
+        const auto kernel = norm::backward_kernel<In, Out, lanes, chunks, decltype(beside)>;
+        constexpr int sums = norm::kSums<decltype(beside)>;
+        const size_t shared = sums * channels * sizeof(float);
+        const int64_t blocks = blocks_for(rows, lanes, resident_blocks(kernel, kThreads, shared));
+        partial = at::empty({blocks, sums * channels}, parameters.weight.options());
+        kernel<<<blocks, kThreads, shared, at::cuda::getCurrentCUDAStream()>>>(
+            static_cast<const Out*>(dy.data_ptr()), static_cast<const In*>(x.data_ptr()), beside,
+            parameters.weight.template data_ptr<float>(), parameters.bias.template data_ptr<float>(),
+            reinterpret_cast<const float2*>(statistics.data_ptr()), static_cast<In*>(grads.dx.data_ptr()),
+            partial.data_ptr<float>(), rows, static_cast<int>(channels));
+        C10_CUDA_KERNEL_LAUNCH_CHECK();
+      };
+      if constexpr (kCanAdd<In, Out>) {
+        if (dsum.defined()) {
+          return launch(BranchGrad<In, Out>{static_cast<const In*>(dsum.data_ptr()),
+                                            static_cast<Out*>(grads.dbranch.data_ptr()), factors});
+        }
+      }
+      if constexpr (kCanFollow<In, Out>) {
+        if (parameters.after_conv()) return launch(parameters.beside());
+      }
+      launch(Plain{});
     });
   });
-  const std::vector<Tensor> sums = add_rows(partial, 2);
-  grads.dweight = sums[0], grads.dbias = sums[1];
+  const bool shifted = parameters.shift.defined();
+  std::vector<Columns> sums = {{partial, 0, channels}, {partial, channels, channels}};
+  if (shifted) sums.push_back({partial, 2 * channels, channels});
+  const std::vector<Tensor> rows_sums = add_rows(sums);
+  grads.dweight = rows_sums[0], grads.dbias = rows_sums[1];
+  grads.dshift = shifted ? rows_sums[2] : at::empty({0}, parameters.weight.options());
   return grads;
 }
 
-std::tuple<Tensor, Tensor> layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps,
-                                      at::ScalarType out_dtype, bool save) {
-  const Result result = forward(x, nullptr, std::nullopt, weight, bias, eps, out_dtype, save);
+std::tuple<Tensor, Tensor> layer_norm(const Tensor& x, const std::optional<Tensor>& shift, const Tensor& weight,
+                                      const Tensor& bias, double eps, at::ScalarType out_dtype, bool gelu, bool save) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const Result result = forward(x, nullptr, Parameters(x, weight, bias, shift, gelu), eps, out_dtype, save);
   return {result.y, result.statistics};
 }
 
-std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& weight,
-                                                       const Tensor& statistics) {
-  const Grads grads = backward(nullptr, dy, x, std::nullopt, weight, statistics);
-  return {grads.dx, grads.dweight, grads.dbias};
+std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy, const Tensor& x,
+                                                               const std::optional<Tensor>& shift, const Tensor& weight,
+                                                               const Tensor& bias, const Tensor& statistics,
+                                                               bool gelu) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const Grads grads =
+      backward(nullptr, dy, x, std::nullopt, Parameters(x, weight, bias, shift, gelu), statistics);
+  return {grads.dx, grads.dshift, grads.dweight, grads.dbias};
 }
 
 std::tuple<Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor& branch,
                                                   const std::optional<Tensor>& factors, const Tensor& weight,
                                                   const Tensor& bias, double eps, at::ScalarType out_dtype, bool save) {
-  const Result result = forward(x, &branch, factors, weight, bias, eps, out_dtype, save);
+  const c10::cuda::CUDAGuard guard(x.device());
+  const Addend addend{branch, factors};
+  const Result result =
+      forward(x, &addend, Parameters(x, weight, bias, std::nullopt, false), eps, out_dtype, save);
   return {result.sum, result.y, result.statistics};
 }
 
@@ -200,7 +253,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_backward(const Tensor&
                                                                    const Tensor& sum,
                                                                    const std::optional<Tensor>& factors,
                                                                    const Tensor& weight, const Tensor& statistics) {
-  const Grads grads = backward(&dsum, dy, sum, factors, weight, statistics);
+  const c10::cuda::CUDAGuard guard(sum.device());
+  const Grads grads =
+      backward(&dsum, dy, sum, factors, Parameters(sum, weight, weight, std::nullopt, false), statistics);
   return {grads.dx, grads.dbranch, grads.dweight, grads.dbias};
 }
 

@@ -22,6 +22,7 @@
 #include "column_sum.cuh"
 #include "column_sum.h"
 #include "dense.h"
+#include "gelu.cuh"
 #include "occupancy.cuh"
 #include "vector.cuh"
 
@@ -32,34 +33,6 @@ using at::Tensor;
 
 constexpr int kWidth = 8;  // values of a thread
 constexpr int kThreads = 256;
-
-// erfc(|x| / sqrt 2) / 2 and exp(-x^2 / 2), by formula 7.1.26 of Abramowitz and Stegun, absolute error below 3e-7;
-// float inputs get the exact function.
-template <bool Exact> __device__ __forceinline__ float half_erfc(float x, float& gauss) {
-  gauss = exp2f(-0.72134752f * x * x);
-  if constexpr (Exact) return 0.5f * erfcf(0.70710678f * fabsf(x));
-  const float t = __fdividef(1.f, fmaf(0.23164189f, fabsf(x), 1.f));
-  float poly = fmaf(0.530702715f, t, -0.726576014f);
-  poly = fmaf(poly, t, 0.710706870f);
-  poly = fmaf(poly, t, -0.142248368f);
-  poly = fmaf(poly, t, 0.127414796f);
-  return poly * t * gauss;
-}
-
-// GELU(x) = x Phi(x), with Phi(-|x|) = half_erfc.
-template <bool Exact> __device__ __forceinline__ float gelu(float x) {
-  float gauss;
-  const float tail = half_erfc<Exact>(x, gauss);
-  return fmaf(-fabsf(x), tail, fmaxf(x, 0.f));
-}
-
-// GELU and its derivative Phi(x) + x phi(x).
-template <bool Exact> __device__ __forceinline__ float2 gelu_and_slope(float x) {
-  float gauss;
-  const float tail = half_erfc<Exact>(x, gauss);
-  const float slope = fmaf(0.39894228f * x, gauss, x < 0.f ? tail : 1.f - tail);
-  return make_float2(fmaf(-fabsf(x), tail, fmaxf(x, 0.f)), slope);
-}
 
 template <typename T> __global__ void __launch_bounds__(kThreads) gelu_kernel(const T* x, T* y, int64_t vectors) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
@@ -219,8 +192,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(const Tensor& dy
   const at::ScalarType weight_type = weight1.scalar_type();
   const Tensor dweight1 = at::mm(dhidden.t(), x.view({rows, channels})), dweight2 = at::mm(dy_rows.t(), activated);
   const auto dweights = cast({dweight1, dweight2}, weight_type);
-  const Tensor dbias1 = add_rows(partial, 1)[0].to(weight_type), dbias2 = column_sum(dy).to(weight_type);
-  return {at::mm(dhidden, cast_weights[0]).view(x.sizes()), dweights[0], dbias1, dweights[1], dbias2};
+  const auto dbiases = add_rows({{partial, 0, width}, partial_column_sum(dy)});
+  return {at::mm(dhidden, cast_weights[0]).view(x.sizes()), dweights[0], dbiases[0].to(weight_type), dweights[1],
+          dbiases[1].to(weight_type)};
 }
 
 }  // namespace
