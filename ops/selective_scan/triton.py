@@ -46,6 +46,14 @@ def _softplus(x):
 
 
 @triton.jit
+def _base_two(A):
+    """A for powers of two; beyond float32 it stays finite, so that a step of 0 keeps the state.  NaN stays NaN."""
+    A = A * 1.4426950408889634
+    A = tl.where(A > 3.4028234663852886e38, 3.4028234663852886e38, A)
+    return tl.where(A < -3.4028234663852886e38, -3.4028234663852886e38, A)
+
+
+@triton.jit
 def _load_steps(delta, bias, at, channel, mask, HAS_BIAS: tl.constexpr):
     """delta + bias of a tile, in float32."""
     x = tl.load(delta + at, mask, 0.0).to(tl.float32)
@@ -69,7 +77,7 @@ def _forward(
     row = pair * channels + own
     lane = tl.arange(0, BLOCK_L)
     for n in range(0, 1 if SINGLE else states):
-        A_n = tl.load(A + channel * states + n) * 1.4426950408889634
+        A_n = _base_two(tl.load(A + channel * states + n))
         state = tl.zeros([BLOCK_D], tl.float32)
         saved = carries + row * (chunks + 1) * states + n
         tl.store(saved, state, valid)
@@ -144,7 +152,7 @@ def _backward(
                     dt = x
                 dt = tl.where(inside[None, :], dt, 0.0)
                 A_n = tl.load(A + channel * states + n)[:, None]
-                a = tl.exp2(dt * (A_n * 1.4426950408889634))
+                a = tl.exp2(dt * _base_two(A_n))
                 b = dt * u_t * B_t
                 carry = tl.load(carries + (row * (chunks + 1) + chunk) * states + n)
                 decay, drive = tl.associative_scan((a, b), axis=1, combine_fn=_combine)

@@ -34,11 +34,11 @@ def sanitize(tmp_path):
 def test_all_tools_run_to_the_end(sanitize, tmp_path):
     assert sanitize([CLOSING], 0).returncode == 0
     calls = (tmp_path / 'calls').read_text().splitlines()
-    assert [call.split()[1] for call in calls] == ['memcheck', 'racecheck', 'synccheck', 'initcheck']
+    assert [call.split()[1] for call in calls] == ['memcheck', 'racecheck', 'synccheck']
     assert all('--error-exitcode 9' in call and 'tests/test_trust/sanitized.py cuda' in call for call in calls)
 
 
-@pytest.mark.parametrize('tool', ['memcheck', 'racecheck', 'synccheck', 'initcheck'])
+@pytest.mark.parametrize('tool', ['memcheck', 'racecheck', 'synccheck'])
 @pytest.mark.parametrize('code', [0, 9])
 def test_a_program_that_dies_midway_is_no_success(sanitize, tool, code):
     result = sanitize([LIBRARY, 'RuntimeError: no kernel image'], code, tool)

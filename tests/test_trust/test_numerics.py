@@ -8,13 +8,16 @@ import pytest
 import torch
 from scipy.signal import lfilter
 
-from mmvmamba.ops import selective_scan, ss2d_scan
+from mmvmamba.ops import backend_report, selective_scan, ss2d_scan
 from tests.test_ops.scan_inputs import relative_error
 
 from .oracle import oracle
 
 HALF = (torch.float16, torch.bfloat16)
 ROUTES, CHANNELS, RANK, HEIGHT, WIDTH = 4, 6, 2, 5, 7
+COMPILED = [
+    (kind, status.name) for status in backend_report() if status.available for kind in status.devices if kind != 'any'
+]
 
 
 @pytest.fixture(params=('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',))
@@ -43,19 +46,25 @@ def run(arguments, **options):
     return out.detach(), {name: value.grad for name, value in leaves.items()}
 
 
+@pytest.mark.parametrize('device, backend', COMPILED)
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize('delta', [1e-8, 1e-3, 1.0, 1e3])
 @pytest.mark.parametrize('A', [-1e-30, -1e-4, -1.0, -1e4, -3e38])
-def test_any_step_and_decay_is_finite_and_right(device, dtype, delta, A):
+def test_any_step_and_decay_is_finite_and_right(device, backend, dtype, delta, A):
     """A near 0 never forgets, A very negative forgets at once; both for steps up to 1e3 and in every dtype."""
     arguments = inputs(130, device, dtype, delta=delta, A=A)
-    out, gradients = run(arguments, out_dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    if dtype == torch.float64 and device != 'cpu':
+        backend = 'naive'  # the others have no float64
+    out_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    out, gradients = run(arguments, out_dtype=out_dtype, backend=backend)
     expected, *_ = oracle(**arguments)
     assert relative_error(out, torch.from_numpy(expected)) < 2e-5
     assert all(value.isfinite().all() for name, value in gradients.items() if value.dtype not in HALF)
     # a gradient in half precision is that in float32, rounded: infinite where it is beyond 65504
     for name, value in gradients.items():
-        exact = run({key: item.float() for key, item in arguments.items()})[1][name] if dtype in HALF else value
+        exact = value
+        if dtype in HALF:
+            exact = run({key: item.float() for key, item in arguments.items()}, backend=backend)[1][name]
         representable = exact.abs() <= torch.finfo(value.dtype).max
         assert value[representable].isfinite().all(), name
 
@@ -183,3 +192,20 @@ def test_ss2d_scan_beyond_the_range_is_not_finite_or_right(device, dtype):
     beyond = expected.abs() > torch.finfo(dtype).max + slack
     assert beyond.any() and not finite[beyond].any()
     assert ((out.double() - expected).abs()[finite] <= slack).all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize('rank', [RANK, 20])
+def test_ss2d_scan_closes_steps_by_infinite_weights(device, dtype, rank):
+    """Steps of softplus(-inf) = 0 leave D x alone, also where a kernel's segments reach beyond the image."""
+    x = -torch.arange(1.0, 1 + CHANNELS * HEIGHT * WIDTH).view(1, CHANNELS, HEIGHT, WIDTH) / 200
+    arguments = dict(
+        x=x.to(dtype),
+        x_proj_weight=torch.ones(ROUTES, rank + 2, CHANNELS, dtype=dtype),
+        dt_projs_weight=torch.full((ROUTES, CHANNELS, rank), float('inf'), dtype=dtype),
+        dt_projs_bias=torch.zeros(ROUTES, CHANNELS),
+        A_logs=torch.zeros(ROUTES * CHANNELS, 1),
+        Ds=torch.full((ROUTES * CHANNELS,), 0.25),
+    )
+    out = ss2d_scan(**{name: value.to(device) for name, value in arguments.items()}, out_dtype=torch.float32)
+    assert torch.equal(out.cpu(), arguments['x'].float())

@@ -91,11 +91,11 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) backward_kernel(const Args 
         }
         const float(&dt)[kSteps] = x;
 
-        const float A = p.A[static_cast<int64_t>(channel) * N + n];
+        const float A = p.A[static_cast<int64_t>(channel) * N + n], A2 = base_two(A);
         float a[kSteps], before[kSteps], decay = 1.f, drive = 0.f, back = 0.f;
 #pragma unroll
         for (int j = 0; j < kSteps; ++j) {
-          a[j] = exp2f(dt[j] * (A * kLog2e));
+          a[j] = exp2f(dt[j] * A2);
           drive = fmaf(a[j], drive, dt[j] * u[j] * to_float(raw_B.values[j]));
           decay *= a[j];
         }

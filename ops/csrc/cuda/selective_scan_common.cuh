@@ -4,6 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cfloat>
+
 #include "selective_scan.h"
 
 namespace mmvmamba {
@@ -84,6 +86,13 @@ __device__ inline float log1p_ratio(float z) {
   p = fmaf(p, z, 3.331909776e-1f);
   p = fmaf(p, z, -4.999949336e-1f);
   return fmaf(p, z, 9.999999404e-1f);
+}
+
+// A for powers of two. Beyond float it stays finite, so that a step of 0, like those beyond the end, keeps the state
+// instead of making NaN of it; NaN itself stays NaN.
+__device__ inline float base_two(float A) {
+  const float A2 = A * kLog2e;
+  return fabsf(A2) > FLT_MAX ? copysignf(FLT_MAX, A2) : A2;
 }
 
 // softplus(x) = max(x, 0) + log1p(exp(-|x|)); z is that exponential

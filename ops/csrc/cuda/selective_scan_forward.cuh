@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps) forward_kernel(const Args p) {
           raw_B = load(B + n * static_cast<int64_t>(p.length), t, p.length, p.vector);
           raw_C = load(C + n * static_cast<int64_t>(p.length), t, p.length, p.vector);
         }
-        const float A = p.A[static_cast<int64_t>(channel) * N + n] * kLog2e;
+        const float A = base_two(p.A[static_cast<int64_t>(channel) * N + n]);
         float a[kSteps], b[kSteps], decay = 1.f, drive = 0.f;
 #pragma unroll
         for (int j = 0; j < kSteps; ++j) {

@@ -14,7 +14,8 @@ namespace ss2d {
 static_assert(2 * kSegment == 32, "a lane has a row of maps: a pixel of the segment and a route of the pair");
 
 // ---- maps -----------------------------------------------------------------------------------------------------------
-// Rows beyond the image are zero, which makes the steps there inert (no drive, no output, no gradient).
+// Rows beyond the image repeat its last one: x and dy are zero there, which makes the steps inert (no drive, no output,
+// no gradient), and zeros in the maps as well would meet an infinite weight as NaN.
 template <typename T, int Rank> struct Maps {
   static constexpr bool kHalf = sizeof(T) == 2;
   // a row in float: dt zero padded, B, C; only B and C if dt is projected elsewhere
@@ -49,21 +50,19 @@ template <typename T, int Rank> struct Maps {
       for (int i = at.lane; i < kSegment * per_pixel; i += 32) {
         const int t = Rank == 0 ? p.by_parts.quotient(i) : i / per_pixel, part = i - t * per_pixel;
         const int route = part >= per_row;
-        const bool valid = t < at.count;
-        const uint32_t pixel = at.pixel(p, valid ? at.first + t : 0);
+        const uint32_t pixel = at.pixel(p, min(at.first + t, p.length - 1));
         copy_async<16>(rows + (route * kSegment + t) * stride + (part - route * per_row) * 8,
-                       image + pixel * 4 * p.map_columns + part * 8, valid);
+                       image + pixel * 4 * p.map_columns + part * 8, true);
       }
     } else {
       const int route = at.lane / kSegment, t = at.lane % kSegment;
-      const bool valid = t < at.count;
-      const uint32_t pixel = at.pixel(p, valid ? at.first + t : 0);
+      const uint32_t pixel = at.pixel(p, min(at.first + t, p.length - 1));
       const T* from = image + (pixel * 4 + route) * p.map_columns;
       if constexpr (Rank == 0) {
-        copy_async<8>(floats + at.lane * 2, from + p.map_columns - 2, valid);
+        copy_async<8>(floats + at.lane * 2, from + p.map_columns - 2, true);
       } else {
 #pragma unroll
-        for (int i = 0; i < kColumns; i += 4) copy_async<16>(floats + at.lane * kColumns + i, from + i, valid);
+        for (int i = 0; i < kColumns; i += 4) copy_async<16>(floats + at.lane * kColumns + i, from + i, true);
       }
     }
   }
