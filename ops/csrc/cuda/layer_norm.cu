@@ -82,10 +82,13 @@ struct Parameters {
   Tensor weight, bias, shift;
   bool gelu;
 
-  Parameters(const Tensor& x, const Tensor& weight_in, const Tensor& bias_in, const std::optional<Tensor>& shift_in,
-             bool gelu)
+  Parameters(const Tensor& x, at::ScalarType out_dtype, const Tensor& weight_in, const Tensor& bias_in,
+             const std::optional<Tensor>& shift_in = std::nullopt, bool gelu = false)
       : gelu(gelu) {
     const int64_t channels = x.size(-1);
+    TORCH_CHECK((!shift_in && !gelu) || out_dtype == x.scalar_type() || out_dtype == at::kFloat,
+                "layer_norm: with shift or gelu the output is ", out_dtype, " for ", x.scalar_type(),
+                " x, expected the same or float32");
     TORCH_CHECK(channels % 4 == 0 && channels <= 1024, "layer_norm: ", channels,
                 " channels, expected a multiple of 4 up to 1024");
     for (const Tensor* t : {&weight_in, &bias_in, shift_in ? &*shift_in : &bias_in}) {
@@ -158,8 +161,6 @@ Result forward(const Tensor& x_in, const Addend* addend, const Parameters& param
       if constexpr (kCanFollow<In, Out>) {
         if (parameters.after_conv()) return launch(parameters.beside());
       }
-      TORCH_CHECK(!parameters.after_conv(), "layer_norm: with shift or gelu the output is ", out_dtype, " for ",
-                  x.scalar_type(), " x, expected the same or float32");
       launch(Plain{});
     });
   });
@@ -225,7 +226,7 @@ Grads backward(const Tensor* dsum_in, const Tensor& dy_in, const Tensor& x_in, c
 std::tuple<Tensor, Tensor> layer_norm(const Tensor& x, const std::optional<Tensor>& shift, const Tensor& weight,
                                       const Tensor& bias, double eps, at::ScalarType out_dtype, bool gelu, bool save) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Result result = forward(x, nullptr, Parameters(x, weight, bias, shift, gelu), eps, out_dtype, save);
+  const Result result = forward(x, nullptr, Parameters(x, out_dtype, weight, bias, shift, gelu), eps, out_dtype, save);
   return {result.y, result.statistics};
 }
 
@@ -234,8 +235,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy,
                                                                const Tensor& bias, const Tensor& statistics,
                                                                bool gelu) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const Grads grads =
-      backward(nullptr, dy, x, std::nullopt, Parameters(x, weight, bias, shift, gelu), statistics);
+  const Parameters parameters(x, dy.scalar_type(), weight, bias, shift, gelu);
+  const Grads grads = backward(nullptr, dy, x, std::nullopt, parameters, statistics);
   return {grads.dx, grads.dshift, grads.dweight, grads.dbias};
 }
 
@@ -244,8 +245,7 @@ std::tuple<Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor&
                                                   const Tensor& bias, double eps, at::ScalarType out_dtype, bool save) {
   const c10::cuda::CUDAGuard guard(x.device());
   const Addend addend{branch, factors};
-  const Result result =
-      forward(x, &addend, Parameters(x, weight, bias, std::nullopt, false), eps, out_dtype, save);
+  const Result result = forward(x, &addend, Parameters(x, out_dtype, weight, bias), eps, out_dtype, save);
   return {result.sum, result.y, result.statistics};
 }
 
@@ -254,8 +254,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_backward(const Tensor&
                                                                    const std::optional<Tensor>& factors,
                                                                    const Tensor& weight, const Tensor& statistics) {
   const c10::cuda::CUDAGuard guard(sum.device());
-  const Grads grads =
-      backward(&dsum, dy, sum, factors, Parameters(sum, weight, weight, std::nullopt, false), statistics);
+  const Grads grads = backward(&dsum, dy, sum, factors, Parameters(sum, dy.scalar_type(), weight, weight), statistics);
   return {grads.dx, grads.dbranch, grads.dweight, grads.dbias};
 }
 
