@@ -14,7 +14,7 @@ from tests.test_tools.conftest import load_tool
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def tool(monkeypatch):
     """The script, with shapes small enough for the naive loop."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / 'tools/benchmark')
     module = load_tool('benchmark/ops.py')
@@ -37,19 +37,19 @@ class _NaNGradient(torch.autograd.Function):
         return torch.full_like(grad, math.nan)
 
 
-def test_a_nan_gradient_is_an_error(benchmark):
+def test_a_nan_gradient_is_an_error(tool):
     inputs, dout = [torch.ones(3), torch.ones(3)], torch.ones(3)
-    error = benchmark.error_against(lambda a, b: a + _NaNGradient.apply(b), lambda a, b: a + b, inputs, dout)
+    error = tool.error_against(lambda a, b: a + _NaNGradient.apply(b), lambda a, b: a + b, inputs, dout)
     assert math.isnan(error)
     for wrong in (error, math.inf, 1e-4):
         with pytest.raises(SystemExit, match='op 1x2: fast is wrong'):
-            benchmark.check_error('op', (1, 2), 'fast', wrong, torch.float32)
-    benchmark.check_error('op', (1, 2), 'fast', 1e-6, torch.float32)
+            tool.check_error('op', (1, 2), 'fast', wrong, torch.float32)
+    tool.check_error('op', (1, 2), 'fast', 1e-6, torch.float32)
 
 
 @pytest.mark.parametrize('op', ['selective_scan', 'ss2d_scan'])
-def test_a_wrong_backend_is_refused_before_it_is_timed(benchmark, op, monkeypatch):
-    right = getattr(benchmark, op)
+def test_a_wrong_backend_is_refused_before_it_is_timed(tool, op, monkeypatch):
+    right = getattr(tool, op)
 
     def wrong(*arguments, backend, **options):
         out = right(*arguments, backend='naive', **options)
@@ -58,42 +58,42 @@ def test_a_wrong_backend_is_refused_before_it_is_timed(benchmark, op, monkeypatc
     def time_ms(*arguments, **options):
         raise AssertionError('timed')
 
-    monkeypatch.setattr(benchmark, op, wrong)
-    monkeypatch.setattr(benchmark.timing, 'time_ms', time_ms)
+    monkeypatch.setattr(tool, op, wrong)
+    monkeypatch.setattr(tool.timing, 'time_ms', time_ms)
     with pytest.raises(SystemExit, match=f'{op} .*: cpu.* is wrong, relative error nan'):
-        list(benchmark.CASES[op]('cpu', torch.float32, ['cpu'], 1.0, 1))
+        list(tool.CASES[op]('cpu', torch.float32, ['cpu'], 1.0, 1))
 
 
-def test_a_wrong_map_is_refused(benchmark, monkeypatch):
-    monkeypatch.setattr(benchmark, 'cross_merge', lambda y, *arguments: torch.full((1, 3, 4, 5), math.nan))
+def test_a_wrong_map_is_refused(tool, monkeypatch):
+    monkeypatch.setattr(tool, 'cross_merge', lambda y, *arguments: torch.full((1, 3, 4, 5), math.nan))
     with pytest.raises(SystemExit, match='naive is wrong, relative error nan'):
-        next(benchmark.cross_cases('cpu', torch.float32, ['naive'], 1.0, 1))
+        next(tool.cross_cases('cpu', torch.float32, ['naive'], 1.0, 1))
 
 
-def test_runs_without_the_compiled_backend(benchmark, tmp_path, capsys):
+def test_runs_without_the_compiled_backend(tool, tmp_path, capsys):
     file = tmp_path / 'rows.json'
-    benchmark.main(['--device', 'cpu', '--backends', 'naive', '--repeats', '1', '--json', str(file)])
+    tool.main(['--device', 'cpu', '--backends', 'naive', '--repeats', '1', '--json', str(file)])
     report = json.loads(file.read_text())
     rows = [(row['op'].split(',')[0], row['backend']) for row in report['rows']]
     assert {op for op, backend in rows if backend == 'naive'} == {'selective_scan', 'ss2d_scan', 'cross_scan'}
     assert len(rows) == 3 + 1 + 2 and report['cpu_faster_by'] == {}
     assert all(row['error'] < 5e-5 and row['total_ms'] > 0 for row in report['rows'])
     with pytest.raises(SystemExit):
-        benchmark.main(['--device', 'cpu', '--backends', 'cuda'])
+        tool.main(['--device', 'cpu', '--backends', 'cuda'])
     assert '--backends cuda: none can run on cpu' in capsys.readouterr().err
 
 
-def test_ratios(benchmark):
+def test_ratios(tool):
     times = {'cpu': 2.0, 'naive': 40.0, 'torch chunked': 8.0, 'torch log_step': 6.0}
     rows = [dict(op='selective_scan', backend=name, forward_ms=t, total_ms=2 * t) for name, t in times.items()]
     expected = dict(naive=20.0, best_torch=3.0)
-    assert benchmark.ratios(rows) == dict(forward_ms=expected, total_ms=expected)
-    assert benchmark.ratios(rows[1:]) == {} == benchmark.ratios([])
+    assert tool.ratios(rows) == dict(forward_ms=expected, total_ms=expected)
+    assert tool.ratios(rows[1:]) == {} == tool.ratios([])
 
 
-def test_the_loop_is_not_timed_on_large_maps(benchmark):
-    assert benchmark.timed_backends(['cuda', 'naive'], 56, 56) == ['cuda', 'naive']
-    assert benchmark.timed_backends(['cuda', 'naive'], 200, 336) == ['cuda']
+def test_the_loop_is_not_timed_on_large_maps(tool):
+    assert tool.timed_backends(['cuda', 'naive'], 56, 56) == ['cuda', 'naive']
+    assert tool.timed_backends(['cuda', 'naive'], 200, 336) == ['cuda']
 
 
 @pytest.mark.parametrize('length', [1, 55, 56, 57, 300])

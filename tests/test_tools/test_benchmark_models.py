@@ -11,19 +11,19 @@ PATH = Path(__file__).parents[2] / 'tools/benchmark/models.py'
 
 
 @pytest.fixture(scope='module')
-def benchmark():
+def tool():
     spec = importlib.util.spec_from_file_location('benchmark_models', PATH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_measures_writes_and_compares(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setitem(benchmark.SETTINGS, '224', (1, 32, 32, 'classify'))
+def test_measures_writes_and_compares(tool, tmp_path, monkeypatch):
+    monkeypatch.setitem(tool.SETTINGS, '224', (1, 32, 32, 'classify'))
     arguments = (
         '--device cpu --models nano unfused:nano --baseline unfused:nano --precisions fp32 bf16 --executions eager'
     )
-    rows = benchmark.main([*arguments.split(), '--repeats', '2', '--calls', '1', '--out', str(tmp_path)])
+    rows = tool.main([*arguments.split(), '--repeats', '2', '--calls', '1', '--out', str(tmp_path)])
     assert len(rows) == 8
     assert all(row.images_per_second > 0 and row.spread >= 0 for row in rows)
     assert all(row.ratio == 1 for row in rows if row.model == 'unfused:nano')
@@ -31,26 +31,26 @@ def test_measures_writes_and_compares(benchmark, tmp_path, monkeypatch):
     assert [row['model'] for row in report['rows']] == [row.model for row in rows]
 
 
-def test_ratios_are_within_a_setting(benchmark):
+def test_ratios_are_within_a_setting(tool):
     def row(model, mode, speed):
-        return benchmark.Row(model, '224', 'fp16', mode, 'eager', speed, 0.0, 0.0)
+        return tool.Row(model, '224', 'fp16', mode, 'eager', speed, 0.0, 0.0)
 
     rows = [row('a', 'infer', 30), row('b', 'infer', 20), row('a', 'train', 5)]
-    benchmark.add_ratios(rows, 'b')
+    tool.add_ratios(rows, 'b')
     assert [entry.ratio for entry in rows] == [1.5, 1.0, None]
-    assert '| 1.50 |' in benchmark.format_table(rows)
+    assert '| 1.50 |' in tool.format_table(rows)
 
 
-def test_shows_how_much_of_a_call_is_launching(benchmark, monkeypatch):
-    monkeypatch.setattr(benchmark.torch.cuda, 'synchronize', lambda: None)
-    seconds = benchmark.Timer('cuda', 3, 1).launching(lambda: time.sleep(0.01))
+def test_shows_how_much_of_a_call_is_launching(tool, monkeypatch):
+    monkeypatch.setattr(tool.torch.cuda, 'synchronize', lambda: None)
+    seconds = tool.Timer('cuda', 3, 1).launching(lambda: time.sleep(0.01))
     assert 0.01 <= seconds < 1
-    row = benchmark.Row('a', '224', 'fp16', 'train', 'eager', 100.0, 0.0, 0.0, host=0.25)
-    assert '| 25% |' in benchmark.format_table([row])
+    row = tool.Row('a', '224', 'fp16', 'train', 'eager', 100.0, 0.0, 0.0, host=0.25)
+    assert '| 25% |' in tool.format_table([row])
 
 
-def test_unknown_models_are_named(benchmark):
+def test_unknown_models_are_named(tool):
     with pytest.raises(ValueError, match='huge'):
-        benchmark.build_model('huge', 'classify', (32, 32))
+        tool.build_model('huge', 'classify', (32, 32))
     with pytest.raises(ValueError, match='zoo'):
-        benchmark.build_model('zoo:x', 'classify', (32, 32))
+        tool.build_model('zoo:x', 'classify', (32, 32))
