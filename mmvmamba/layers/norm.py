@@ -1,7 +1,6 @@
 """Normalisation layers on channel-last maps."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mmvmamba.ops import add_layer_norm, layer_norm
@@ -17,12 +16,11 @@ class LayerNorm(nn.LayerNorm):
         channels (int): C.
         autocast_output (bool): Under autocast, whether to give autocast's dtype instead of float32: for a norm whose
             only reader, a Linear, would round its input to that dtype anyway. Default: False.
-        gelu (bool): Whether to apply GELU to the normalised map, in the same pass. Default: False.
     """
 
-    def __init__(self, channels: int, autocast_output: bool = False, gelu: bool = False):
+    def __init__(self, channels: int, autocast_output: bool = False):
         super().__init__(channels)
-        self.autocast_output, self.gelu = autocast_output, gelu
+        self.autocast_output = autocast_output
 
     def forward(
         self,
@@ -30,23 +28,29 @@ class LayerNorm(nn.LayerNorm):
         branch: torch.Tensor = None,
         factors: torch.Tensor = None,
         shift: torch.Tensor = None,
+        gelu: bool = False,
     ):
-        """Normalise ``x``, or the sum of ``x`` and a residual branch, or of ``x`` and the bias of the layer before.
+        """Normalise ``x``, or the sum of ``x`` and a residual branch, or what lies between a convolution and GELU.
 
         Args:
             x (Tensor): (B, ..., C).
             branch (Tensor, optional): (B, ..., C). Default: None.
             factors (Tensor, optional): (B,), what the branch is multiplied by. Default: 1.
-            shift (Tensor, optional): (C,), added to ``x``; not together with a branch. Default: None.
+            shift (Tensor, optional): (C,), the bias of the convolution before, added to ``x``. Default: None.
+            gelu (bool): Whether to apply GELU to the normalised map. Default: False.
 
         Returns:
             Tensor | tuple[Tensor]: The normalised map; with a branch, the sum and its normalised map.
+
+        Raises:
+            ValueError: If a branch comes together with ``shift`` or ``gelu``.
         """
         out_dtype = self._out_dtype(x)
         if branch is None:
-            return layer_norm(x, self.weight, self.bias, self.eps, out_dtype, shift, self.gelu)
-        x, y = add_layer_norm(x, branch, self.weight, self.bias, self.eps, out_dtype, factors)
-        return x, F.gelu(y) if self.gelu else y
+            return layer_norm(x, self.weight, self.bias, self.eps, out_dtype, shift, gelu)
+        if shift is not None or gelu:
+            raise ValueError('shift and gelu stand between a convolution and its activation, got a branch as well')
+        return add_layer_norm(x, branch, self.weight, self.bias, self.eps, out_dtype, factors)
 
     def _out_dtype(self, x):
         device = x.device.type
@@ -56,7 +60,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class BatchNormChannelLast(nn.BatchNorm2d):
-    """Batch normalisation of a channel-last map, (B, H, W, C) to (B, H, W, C); arguments as in :class:`LayerNorm`."""
+    """Batch normalisation of a channel-last map, (B, H, W, C) to (B, H, W, C); a branch as in :class:`LayerNorm`."""
 
     def forward(self, x: torch.Tensor, branch: torch.Tensor = None, factors: torch.Tensor = None):
         if branch is not None:
@@ -77,16 +81,15 @@ class SpatialSoftmax(nn.Module):
         return x.flatten(1, 2).softmax(dim=1).view_as(x)
 
 
-def build_norm(norm_layer: str, channels: int, autocast_output: bool = False, gelu: bool = False) -> nn.Module:
+def build_norm(norm_layer: str, channels: int, autocast_output: bool = False) -> nn.Module:
     """Build a norm: ``ln`` and ``ln2d`` are one layer here, since every map is channel-last inside.
 
     Args:
         norm_layer (str): ``ln``, ``ln2d`` or ``bn``.
         channels (int): Channels of the map.
         autocast_output (bool): See :class:`LayerNorm`. Default: False.
-        gelu (bool): See :class:`LayerNorm`; a batch norm has none. Default: False.
     """
-    return BatchNormChannelLast(channels) if norm_layer == 'bn' else LayerNorm(channels, autocast_output, gelu)
+    return BatchNormChannelLast(channels) if norm_layer == 'bn' else LayerNorm(channels, autocast_output)
 
 
 def build_out_norm(out_norm: str, channels: int) -> nn.Module:

@@ -33,13 +33,12 @@ def build_stem(stem: str, in_channels: int, channels: int, norm_layer: str) -> S
             nn.Identity(),
             build_norm(norm_layer, channels),
         )
-    fused = norm_layer != 'bn'  # a layer norm applies GELU itself
     return Stem(
         ConvChannelLast(in_channels, channels // 2, kernel_size=3, stride=2, padding=1),
         nn.Identity(),
-        build_norm(norm_layer, channels // 2, autocast_output=True, gelu=fused),
+        build_norm(norm_layer, channels // 2, autocast_output=True),
         nn.Identity(),
-        nn.Identity() if fused else nn.GELU(),
+        nn.GELU(),
         ConvChannelLast(channels // 2, channels, kernel_size=3, stride=2, padding=1),
         nn.Identity(),
         build_norm(norm_layer, channels),

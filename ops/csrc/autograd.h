@@ -13,7 +13,8 @@ template <typename Signature> auto find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-// The calls of a gradient function go past autograd, which costs the host, unless second derivatives are asked for.
+// The calls of a gradient function go past autograd, which costs the host, unless second derivatives are asked for: these
+// autograd refuses.
 // To be made after the saved tensors are taken: under activation checkpointing taking them runs the forward again.
 class FirstDerivative {
  public:

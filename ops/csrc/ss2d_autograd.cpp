@@ -86,7 +86,10 @@ TORCH_LIBRARY_IMPL(mmvmamba, AutogradCPU, m) {
 }
 
 #ifdef MMVMAMBA_WITH_CUDA
-TORCH_LIBRARY_IMPL(mmvmamba, AutogradCUDA, m) { m.impl("ss2d_scan", &scan); }
+TORCH_LIBRARY_IMPL(mmvmamba, AutogradCUDA, m) {
+  m.impl("ss2d_scan", &scan);
+  m.impl("ss2d_scan_backward", &scan_backward);
+}
 #endif
 
 }  // namespace mmvmamba

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ..backend import has_cuda_kernel
-from ..checks import FLOAT_DTYPES, check_float, check_range, check_same_device, check_shape, dtype_name
+from ..checks import FLOAT_DTYPES, check_flag, check_float, check_range, check_same_device, check_shape, dtype_name
 from . import library
 
 KERNEL_DTYPES = ('float32', 'float16', 'bfloat16')
@@ -47,10 +47,11 @@ def layer_norm(
         TypeError: If an argument is of another type than these.
         ValueError: If shapes or devices do not fit together, or a value is out of range.
     """
-    tensors = dict(x=x, weight=weight, bias=bias) if shift is None else dict(x=x, weight=weight, bias=bias, shift=shift)
+    tensors = dict(x=x, weight=weight, bias=bias)
+    if shift is not None:
+        tensors['shift'] = shift
     _check('layer_norm', tensors, eps, out_dtype)
-    if not isinstance(gelu, bool):
-        raise TypeError(f'layer_norm: gelu is {gelu!r}, expected True or False')
+    check_flag('layer_norm', 'gelu', gelu)
     out_dtype = x.dtype if out_dtype is None else out_dtype
     after_conv = gelu or shift is not None  # whose map has the type of the output, or less
     if _fused(x, weight, bias, out_dtype) and (not after_conv or out_dtype in (x.dtype, torch.float32)):

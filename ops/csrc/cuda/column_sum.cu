@@ -28,7 +28,7 @@ struct Parts {
   int count;
 };
 
-__global__ void __launch_bounds__(kColumns* kRows) add_rows_kernel(const Parts parts) {
+__global__ void __launch_bounds__(kColumns* kRows) add_rows_kernel(const __grid_constant__ Parts parts) {
   __shared__ float sums[kRows][kColumns + 1];
   int which = 0;
   while (which + 1 < parts.count && blockIdx.x >= parts.of[which + 1].first_block) ++which;
@@ -111,12 +111,12 @@ template <typename T> Columns run_column_sum(const at::Tensor& x) {
 
 }  // namespace
 
-std::vector<at::Tensor> add_rows(const std::vector<Columns>& columns) {
-  TORCH_CHECK(columns.size() <= kMostParts, "add_rows: ", columns.size(), " parts, expected at most ", kMostParts);
+std::vector<at::Tensor> add_rows(const std::vector<Columns>& addends) {
+  TORCH_CHECK(addends.size() <= kMostParts, "add_rows: ", addends.size(), " parts, expected at most ", kMostParts);
   std::vector<at::Tensor> sums;
   Parts parts{};
   unsigned blocks = 0;
-  for (const Columns& c : columns) {
+  for (const Columns& c : addends) {
     sums.push_back(at::empty({c.count}, c.partial.options()));
     const int64_t rows = c.partial.size(0);
     parts.of[parts.count++] = {c.partial.data_ptr<float>() + c.first, sums.back().data_ptr<float>(),

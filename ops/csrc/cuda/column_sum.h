@@ -15,7 +15,7 @@ struct Columns {
 };
 
 // The sums over rows of up to four of them, each a tensor of `count` elements, by one kernel.
-std::vector<at::Tensor> add_rows(const std::vector<Columns>& parts);
+std::vector<at::Tensor> add_rows(const std::vector<Columns>& addends);
 
 // All columns of the partial sums of `x` over all its dimensions but the last. Contiguous; the last dimension a multiple
 // of 4.

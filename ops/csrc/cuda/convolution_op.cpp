@@ -7,6 +7,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -154,4 +155,7 @@ TORCH_LIBRARY_IMPL(mmvmamba, CUDA, m) {
 TORCH_LIBRARY_IMPL(mmvmamba, AutogradCUDA, m) {
   m.impl("depthwise_conv_silu", &mmvmamba::depthwise_conv_silu);
   m.impl("conv2d_channel_last", &mmvmamba::conv2d_channel_last_autograd);
+  for (const char* backward : {"depthwise_conv_silu_backward", "conv2d_channel_last_backward"}) {
+    m.impl(backward, torch::autograd::autogradNotImplementedFallback());
+  }
 }

@@ -1,6 +1,7 @@
 // Autograd of the fused ops layer_norm, add_layer_norm and mlp on CUDA. In C++, because a gradient function
 // in Python costs the host more than these kernels cost the GPU. The schemas are those of ops/*/library.py.
 #include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -29,7 +30,8 @@ struct LayerNorm : torch::autograd::Function<LayerNorm> {
     static const auto op = find_op<NormForward>("mmvmamba::layer_norm");
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto [y, statistics] = op.call(x, shift, weight, bias, eps, out_dtype, gelu, training);
-    ctx->save_for_backward({x, shift.value_or(Tensor()), weight, bias, statistics});
+    // backward reads the bias for GELU only
+    ctx->save_for_backward({x, shift.value_or(Tensor()), weight, gelu ? bias : weight, statistics});
     ctx->saved_data["gelu"] = gelu;
     ctx->mark_non_differentiable({statistics});
     ctx->set_materialize_grads(false);
@@ -142,6 +144,9 @@ TORCH_LIBRARY_IMPL(mmvmamba, AutogradCUDA, m) {
   m.impl("layer_norm", &layer_norm);
   m.impl("add_layer_norm", &add_layer_norm);
   m.impl("mlp", &mlp);
+  for (const char* backward : {"layer_norm_backward", "add_layer_norm_backward", "mlp_backward"}) {
+    m.impl(backward, torch::autograd::autogradNotImplementedFallback());
+  }
 }
 
 }  // namespace mmvmamba

@@ -83,10 +83,10 @@ struct Parameters {
   bool gelu;
 
   Parameters(const Tensor& x, at::ScalarType out_dtype, const Tensor& weight_in, const Tensor& bias_in,
-             const std::optional<Tensor>& shift_in = std::nullopt, bool gelu = false)
-      : gelu(gelu) {
+             const std::optional<Tensor>& shift_in = std::nullopt, bool with_gelu = false)
+      : gelu(with_gelu) {
     const int64_t channels = x.size(-1);
-    TORCH_CHECK((!shift_in && !gelu) || out_dtype == x.scalar_type() || out_dtype == at::kFloat,
+    TORCH_CHECK((!shift_in && !with_gelu) || out_dtype == x.scalar_type() || out_dtype == at::kFloat,
                 "layer_norm: with shift or gelu the output is ", out_dtype, " for ", x.scalar_type(),
                 " x, expected the same or float32");
     TORCH_CHECK(channels % 4 == 0 && channels <= 1024, "layer_norm: ", channels,
@@ -254,7 +254,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm_backward(const Tensor&
                                                                    const std::optional<Tensor>& factors,
                                                                    const Tensor& weight, const Tensor& statistics) {
   const c10::cuda::CUDAGuard guard(sum.device());
-  const Grads grads = backward(&dsum, dy, sum, factors, Parameters(sum, dy.scalar_type(), weight, weight), statistics);
+  const Parameters parameters(sum, dy.scalar_type(), weight, weight);  // no bias is read without GELU
+  const Grads grads = backward(&dsum, dy, sum, factors, parameters, statistics);
   return {grads.dx, grads.dbranch, grads.dweight, grads.dbias};
 }
 

@@ -6,8 +6,8 @@
 // Backward: the same maps, the scans' adjoint a pair, then dx += dmaps Wx, weight sums by chunked GEMMs, and one kernel
 // that adds the chunks' and the blocks' sums.
 //
-// To spare the host: what only the kernels here read is one allocation, a view is one call, and the calls go past
-// autograd, which would also refuse the outputs given to GEMMs when second derivatives are asked for.
+// To spare the host: what only the kernels here read is one allocation, as_strided stands for chains of narrow, view and
+// transpose, and the calls go past autograd.
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -65,6 +65,7 @@ struct Problem {
   Problem(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias, const Tensor& A_logs,
           const Tensor& Ds, const std::string& scan_mode, bool backward)
       : type(type_of(x)), stream(at::cuda::getCurrentCUDAStream()) {
+    TORCH_CHECK(x.numel() > 0, "ss2d_scan: x is empty, of shape ", x.sizes());
     TORCH_CHECK(A_logs.size(1) == 1, "ss2d_scan: the fused kernels take d_state N = 1, got ", A_logs.size(1));
     TORCH_CHECK(scan_mode == "cross2d" || scan_mode == "unidi" || scan_mode == "bidi", "ss2d_scan: scan_mode is '",
                 scan_mode, "', expected cross2d, unidi or bidi");
@@ -122,7 +123,7 @@ struct Problem {
     const bool fused = rank > 0, chained = args.chaining != Chain::kNone, tensor_cores = type != Type::kFloat;
     carries = blocks * 2 * args.padded;
     const int64_t floats_at = reserve(true, (4 * std::max(rank, 1) + 9) * args.padded * sizeof(float));
-    const int64_t operand_at = reserve(tensor_cores, 4 * args.groups * (128 + 64 * args.map_columns));
+    const int64_t operand_at = reserve(tensor_cores, int64_t{4} * args.groups * (128 + 64 * args.map_columns));
     const int64_t fragment_at = reserve(fused, 4 * args.map_columns * args.padded * options.dtype().itemsize());
     const int64_t carries_at = reserve(chained, 2 * carries * sizeof(uint2));
     const int64_t partial_at = reserve(backward, 2 * blocks * args.groups * partial_size(rank) * sizeof(float));
@@ -217,17 +218,14 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x
 }
 
 // Parts of a^T b, to be added in float, of dense matrices of many rows: those of chunks of rows as a batch, so that the
-// GEMM fills the GPU, then that of the rows left over.
+// GEMM fills the GPU, then that of the rows left over. No more chunks than rows.
 Tensor tall_product(const Tensor& a, int64_t a_columns, const Tensor& b, int64_t b_columns, int64_t rows,
                     int64_t chunks) {
   const int64_t length = rows / chunks, whole = length * chunks, rest = rows - whole, size = a_columns * b_columns;
-  if (length == 0) chunks = 0;
   Tensor parts = at::empty({chunks + (rest > 0), a_columns, b_columns}, a.options());
-  if (chunks > 0) {
-    Tensor first = rest > 0 ? parts.as_strided({chunks, a_columns, b_columns}, {size, b_columns, 1}) : parts;
-    at::bmm_out(first, a.as_strided({chunks, a_columns, length}, {length * a_columns, 1, a_columns}),
-                b.as_strided({chunks, length, b_columns}, {length * b_columns, b_columns, 1}));
-  }
+  Tensor first = rest > 0 ? parts.as_strided({chunks, a_columns, b_columns}, {size, b_columns, 1}) : parts;
+  at::bmm_out(first, a.as_strided({chunks, a_columns, length}, {length * a_columns, 1, a_columns}),
+              b.as_strided({chunks, length, b_columns}, {length * b_columns, b_columns, 1}));
   if (rest > 0) {
     Tensor last = parts.as_strided({a_columns, b_columns}, {b_columns, 1}, chunks * size);
     at::mm_out(last, a.as_strided({a_columns, rest}, {1, a_columns}, a.storage_offset() + whole * a_columns),

@@ -170,7 +170,7 @@ template <typename T> __device__ __forceinline__ void finish_matrix(const Finish
   const int both = p.by_channels.quotient(value), channel = p.by_channels.remainder(value, both);
   const int q = both / p.dt_rank, row = both % p.dt_rank;
   const int64_t stride = 16ll * p.map_columns * p.channels;
-  const T* from = static_cast<const T*>(p.ddt_matrix) + ((q * p.map_columns + row) * 4 + q) * p.channels + channel;
+  const T* from = static_cast<const T*>(p.ddt_matrix) + ((int64_t{q} * p.map_columns + row) * 4 + q) * p.channels + channel;
   p.ddt_proj[(static_cast<int64_t>(route_of(q)) * p.channels + channel) * p.dt_rank + row] =
       kLog2e * add_rows(from, stride, p.matrix_parts, 0, 1);
 }

@@ -1,0 +1,55 @@
+"""The kernels' gradients have none of their own: asking for it is an error on a GPU, never a gradient without a part."""
+
+import pytest
+import torch
+
+from mmvmamba.ops import (
+    add_layer_norm,
+    backend_report,
+    conv2d_channel_last,
+    depthwise_conv_silu,
+    layer_norm,
+    mlp,
+    ss2d_scan,
+)
+from tests.test_ops.ss2d_inputs import make_parameters
+
+CUDA = next(status for status in backend_report() if status.name == 'cuda')
+LAYERS = dict(
+    layer_norm=lambda x, draw: layer_norm(x, draw(8), draw(8), shift=draw(8), gelu=True),
+    add_layer_norm=lambda x, draw: add_layer_norm(x, draw(2, 5, 6, 8), draw(8), draw(8))[1],
+    mlp=lambda x, draw: mlp(x, draw(16, 8), draw(16), draw(8, 16), draw(8)),
+    depthwise_conv_silu=lambda x, draw: depthwise_conv_silu(x, draw(8, 1, 3, 3), draw(8)),
+    conv2d_channel_last=lambda x, draw: conv2d_channel_last(x, draw(8, 8, 3, 3), draw(8), padding=1),
+)
+
+
+def differentiate_twice(function, device):
+    def draw(*shape):
+        return torch.randn(shape, device=device, requires_grad=True)
+
+    x = draw(2, 5, 6, 8)
+    (gradient,) = torch.autograd.grad(function(x, draw).square().sum(), x, create_graph=True)
+    return torch.autograd.grad(gradient.square().sum(), x)[0]
+
+
+@pytest.mark.parametrize('op', LAYERS)
+def test_torchs_own_layers_have_them(op):
+    assert differentiate_twice(LAYERS[op], 'cpu').abs().sum() > 0
+
+
+@pytest.mark.skipif(not CUDA.available, reason=CUDA.reason)
+@pytest.mark.parametrize('op', LAYERS)
+def test_the_kernels_of_layers_refuse(op):
+    with pytest.raises(RuntimeError, match=f'derivative for mmvmamba::{op}_backward is not implemented'):
+        differentiate_twice(LAYERS[op], 'cuda')
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA GPU is visible to torch')
+@pytest.mark.parametrize('backend', ['cuda', 'triton'])
+def test_the_core_refuses(backend):
+    parameters = [value.cuda() for value in make_parameters(8, 2)]
+    with pytest.raises(RuntimeError, match='second derivatives'):
+        differentiate_twice(
+            lambda x, draw: ss2d_scan(x.permute(0, 3, 1, 2), *parameters, backend=backend), device='cuda'
+        )
