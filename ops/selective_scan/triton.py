@@ -158,8 +158,9 @@ def _backward(
                 decay, drive = tl.associative_scan((a, b), axis=1, combine_fn=_combine)
                 h = decay * carry[:, None] + drive
                 sum_C += tl.sum(dy * h, axis=0)
-                # h - b is the decayed state of the step before; none precedes the first
-                before = tl.where((t == 0)[None, :], 0.0, h - b)
+                # h - b is the decayed state of the step before; none precedes the first, and where nothing is left the
+                # difference of equals need not round to 0, while A may be huge
+                before = tl.where((t == 0)[None, :] | (a == 0), 0.0, h - b)
                 ones = tl.full([BLOCK_D, BLOCK_L], 1.0, tl.float32)
                 _, decay, drive = tl.associative_scan(
                     (a, ones, C_t * dy), axis=1, combine_fn=_combine_adjoint, reverse=True

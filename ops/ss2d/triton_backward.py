@@ -105,10 +105,12 @@ def _add_route(
         x_i, dy_i = xs[T - 1 - i].to(tl.float32), dys[T - 1 - i].to(tl.float32)
         B, C = unpack(words[T - 1 - i], maps.dtype.element_ty)
         g = C * dy_i + s
-        s = tl.exp2(A * d2) * g
+        decay = tl.exp2(A * d2)
+        s = decay * g
         g_d2 = g * d2
         B_x = x_i * B
-        carried = h - d2 * B_x  # decay times the state before
+        # decay times the state before; a difference of equals need not round to 0, and A may be huge
+        carried = tl.where(decay == 0, 0.0, h - d2 * B_x)
         du = g * ((LN2 * A) * carried + B_x) * softplus2_slope(d2, HALF)
         sums = (g_d2 * B + dxs[T - 1 - i],) + sums
         dus = (du,) + dus

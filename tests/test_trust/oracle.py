@@ -18,7 +18,7 @@ def oracle(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, out
         state, which a growing state amplifies.
     """
     on_gpu = u.is_cuda
-    # float32's smallest normal number; the compiled exponential ends a little above it, at exp(-87.3)
+    # float32's smallest normal number, and a little more
     smallest = torch.finfo(torch.float64).smallest_normal if u.dtype == torch.float64 else 1.22e-38
     u, delta, A, B, C = (_as_numpy(t) for t in (u, delta, A, B, C))
     D, bias = (None if t is None else _as_numpy(t) for t in (D, delta_bias))

@@ -9,7 +9,7 @@ import torch
 from scipy.signal import lfilter
 
 from mmvmamba.ops import backend_report, selective_scan, ss2d_scan
-from tests.test_ops.scan_inputs import relative_error
+from tests.test_ops.scan_inputs import ROUNDING, relative_error
 
 from .oracle import oracle
 
@@ -59,14 +59,13 @@ def test_any_step_and_decay_is_finite_and_right(device, backend, dtype, delta, A
     out, gradients = run(arguments, out_dtype=out_dtype, backend=backend)
     expected, *_ = oracle(**arguments)
     assert relative_error(out, torch.from_numpy(expected)) < 2e-5
-    assert all(value.isfinite().all() for name, value in gradients.items() if value.dtype not in HALF)
-    # a gradient in half precision is that in float32, rounded: infinite where it is beyond 65504
-    for name, value in gradients.items():
-        exact = value
-        if dtype in HALF:
-            exact = run({key: item.float() for key, item in arguments.items()}, backend=backend)[1][name]
-        representable = exact.abs() <= torch.finfo(value.dtype).max
-        assert value[representable].isfinite().all(), name
+    _, exact = run({name: value.double() for name, value in arguments.items()}, backend='naive')
+    for name, value in gradients.items():  # one in half precision is infinite beyond 65504
+        representable = exact[name].abs() <= torch.finfo(value.dtype).max
+        limit = 5e-5 + ROUNDING[value.dtype]
+        if backend == 'triton' and name == 'A' and delta * A > -80:  # rounds the state, not what decay leaves of it
+            limit += 4 * ROUNDING[torch.float32] / np.exp(delta * A)
+        assert relative_error(value[representable], exact[name][representable]) < limit, name
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -175,12 +174,20 @@ def test_ss2d_scan_is_finite_and_right_in_its_range(device, dtype, bias, A_log):
 @pytest.mark.parametrize('dtype', [torch.float32, *HALF], ids=str)
 @pytest.mark.parametrize('bias', [-1e3, 1e3])
 @pytest.mark.parametrize('A_log', [-70.0, 80.0])
-def test_ss2d_scan_has_finite_gradients_at_any_step_and_decay(device, dtype, bias, A_log):
-    arguments, _ = ss2d_inputs(device, dtype, 1.0, bias, A_log)
-    leaves = {name: value.requires_grad_() for name, value in arguments.items()}
-    ss2d_scan(**leaves, out_dtype=torch.float32).mean().backward()
-    for name, value in leaves.items():
-        assert value.grad.isfinite().all(), name
+def test_ss2d_scan_has_right_gradients_at_any_step_and_decay(device, dtype, bias, A_log):
+    """What a state keeps of the step before is multiplied by A, 5e34 here: 0 must be 0 and no rounding error."""
+    arguments, out = ss2d_inputs(device, dtype, 1.0, bias, A_log)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)
+    gradients = []
+    for precision in ({}, dict(dtype=torch.float64)):
+        leaves = {name: value.detach().to(**precision).requires_grad_() for name, value in arguments.items()}
+        out = ss2d_scan(**leaves, **(dict(backend='naive') if precision else dict(out_dtype=torch.float32)))
+        (out * weights.to(out)).mean().backward()
+        gradients.append({name: value.grad for name, value in leaves.items()})
+    value, expected = gradients
+    for name in arguments:
+        limit = 1e-4 if dtype == torch.float32 else 2e-2
+        assert relative_error(value[name], expected[name]) < limit, name
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, *HALF], ids=str)

@@ -41,9 +41,9 @@ MMVMAMBA_INLINE void multiply_by_power(Float& x, const Unsigned& exponent) {
   x = x * power;
 }
 
-// exp of x <= 0 (or NaN) with an error of about 1 ulp. Below -87.3 the result stays at the smallest normal number.
+// exp of x <= 0 (or NaN) with an error of about 1 ulp. Below -87.68, where k is -127, the power of two is 0.
 template <typename Float, typename Unsigned = uint32_t> MMVMAMBA_INLINE void to_exp_of_negative(Float& x) {
-  x = x < -87.3f ? Float{} - 87.3f : x;
+  x = x < -88.f ? Float{} - 88.f : x;
   Unsigned exponent;
   split_exp(x, exponent);
   multiply_by_power(x, exponent);
@@ -51,10 +51,9 @@ template <typename Float, typename Unsigned = uint32_t> MMVMAMBA_INLINE void to_
 MMVMAMBA_INLINE float exp_of_negative(float x) { return to_exp_of_negative(x), x; }
 MMVMAMBA_INLINE double exp_of_negative(double x) { return std::exp(x); }
 
-// exp with an error of about 1 ulp. Below -87.3 the result stays at the smallest normal number; above 88.72 it is
-// infinite; NaN stays NaN.
+// exp with an error of about 1 ulp of a normal number. Below -103.97 the result is 0, above 88.72 infinite; NaN stays NaN.
 MMVMAMBA_INLINE float exp_(float x) {
-  x = x < -87.3f ? -87.3f : x;
+  x = x < -176.f ? -176.f : x;
   x = x > 89.f ? 89.f : x;
   uint32_t exponent;
   split_exp(x, exponent);

@@ -68,13 +68,13 @@ MMVMAMBA_INLINE void scan_backward_impl(const T* __restrict dt, const T* __restr
                                         const T* __restrict C, const T* __restrict dy, const T* __restrict A,
                                         const T* __restrict h0, T* __restrict flow, T* __restrict du, T* __restrict ddt,
                                         T* __restrict dB, T* __restrict dC, T* __restrict dA, int steps) {
-  T a[kRows][kChunk], drive[kRows][kChunk], h[kRows][kChunk], s[kRows][kChunk], state[kRows];
+  T a[kRows][kChunk], h[kRows][kChunk], s[kRows][kChunk], state[kRows];
   for (int r = 0; r < kRows; ++r) {
     const T *__restrict dt_ = dt + r * kChunk, *__restrict u_ = u + r * kChunk, *__restrict dy_ = dy + r * kChunk;
     state[r] = h0[r];
     for (int t = 0; t < steps; ++t) {
       a[r][t] = exp_(dt_[t] * A[r]);
-      h[r][t] = drive[r][t] = dt_[t] * u_[t] * B[t];
+      h[r][t] = dt_[t] * u_[t] * B[t];
       s[r][t] = C[t] * dy_[t];
     }
   }
@@ -83,13 +83,14 @@ MMVMAMBA_INLINE void scan_backward_impl(const T* __restrict dt, const T* __restr
   for (int r = 0; r < kRows; ++r) {
     const T *__restrict dt_ = dt + r * kChunk, *__restrict u_ = u + r * kChunk, *__restrict dy_ = dy + r * kChunk;
     T *__restrict du_ = du + r * kChunk, *__restrict ddt_ = ddt + r * kChunk;
-    for (int t = 0; t < steps; ++t) {
-      const T grad_decay = s[r][t] * (h[r][t] - drive[r][t]);  // h - b is the decayed state of the step before
-      const T input = s[r][t] * B[t];
+    const auto step = [&](int t, T before) {
+      const T grad_decay = s[r][t] * (a[r][t] * before), input = s[r][t] * B[t];
       du_[t] += input * dt_[t];
       ddt_[t] += input * u_[t] + A[r] * grad_decay;
       a[r][t] = grad_decay * dt_[t];
-    }
+    };
+    if (steps > 0) step(0, h0[r]);
+    for (int t = 1; t < steps; ++t) step(t, h[r][t - 1]);
     for (int t = 0; t < steps; ++t) {
       dB[t] += s[r][t] * dt_[t] * u_[t];
       dC[t] += dy_[t] * h[r][t];

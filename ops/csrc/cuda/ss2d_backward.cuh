@@ -1,7 +1,8 @@
 // Backward scan kernels of the fused SS2D core, N = 1.
 //
 // With g_t = dL/dh_t: g_t = C_t dy_t + s_{t+1}, s_t = decay_t g_t; s runs against the scan. The state before a step is
-// never needed alone: decay h_{t-1} = h_t - drive_t.
+// never needed alone: decay h_{t-1} = h_t - drive_t. For a decay of 0 that must be 0, since A, by which it is multiplied,
+// may be huge: so the drive is rounded before it is added and before it is subtracted.
 //
 // backward_kernel: a block takes S segments of one image, both routes of a pair, and loops over channel groups of 32.
 //   A thread recomputes its channel's segment from the saved entering state (d2 and h in registers), scans s backwards
@@ -91,7 +92,7 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
     for (int i = 0; i < kSegment; ++i) {
       const int t = Reversed ? kSegment - 1 - i : i;
       d2[t] = softplus2<T>(u[t]);
-      state = h[t] = fmaf(exp2_fast(A * d2[t]), state, d2[t] * x[t] * maps.bc(route, t).x);
+      state = h[t] = fmaf(exp2_fast(A * d2[t]), state, __fmul_rn(d2[t], x[t] * maps.bc(route, t).x));
     }
   }
 
@@ -130,7 +131,7 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
     const float g = fmaf(bc.y, dy[t], s);
     s = exp2_fast(A * d2[t]) * g;
     const float g_d2 = g * d2[t], B_x = bc.x * x[t];
-    const float carried = fmaf(-d2[t], B_x, h[t]);  // decay times the state before
+    const float carried = h[t] - __fmul_rn(d2[t], B_x);  // decay times the state before
     const float du = g * fmaf(A_ln2, carried, B_x) * softplus2_slope<T>(d2[t]);
     dx[t] = fmaf(g_d2, bc.x, dx[t]);
     dA = fmaf(g_d2, carried, dA);
