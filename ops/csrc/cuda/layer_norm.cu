@@ -41,7 +41,8 @@ int64_t blocks_for(int64_t rows, int lanes, int blocks_a_processor) {
   return std::max<int64_t>(1, std::min<int64_t>(whole, processors * blocks_a_processor));
 }
 
-// Call f(lanes, chunks) with compile-time numbers that hold `channels`, exactly for the usual widths.
+// Call f(lanes, chunks) with compile-time numbers that hold `channels`, exactly for the usual widths. In a lambda within
+// f, CUDA 11.8's nvcc crashes at the numbers themselves, not at their values.
 template <typename F> void with_shape(int64_t channels, F f) {
   using std::integral_constant;
   using Three = integral_constant<int, 3>;
@@ -142,9 +143,10 @@ Result forward(const Tensor& x_in, const Addend* addend, const Parameters& param
     using In = decltype(in);
     using Out = decltype(out);
     with_shape(channels, [&](auto lanes, auto chunks) {
+      constexpr int Lanes = decltype(lanes)::value, Chunks = decltype(chunks)::value;
       const auto launch = [&](auto beside) {
-        const auto kernel = norm::forward_kernel<In, Out, lanes, chunks, decltype(beside)>;
-        const int64_t blocks = blocks_for(rows, lanes, resident_blocks(kernel, kThreads));
+        const auto kernel = norm::forward_kernel<In, Out, Lanes, Chunks, decltype(beside)>;
+        const int64_t blocks = blocks_for(rows, Lanes, resident_blocks(kernel, kThreads));
         kernel<<<blocks, kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
             static_cast<const In*>(x.data_ptr()), beside, parameters.weight.template data_ptr<float>(),
             parameters.bias.template data_ptr<float>(), static_cast<Out*>(result.y.data_ptr()),
@@ -189,11 +191,12 @@ Grads backward(const Tensor* dsum_in, const Tensor& dy_in, const Tensor& x_in, c
     using In = decltype(in);
     using Out = decltype(out);
     with_shape(channels, [&](auto lanes, auto chunks) {
+      constexpr int Lanes = decltype(lanes)::value, Chunks = decltype(chunks)::value;
       const auto launch = [&](auto beside) {
-        const auto kernel = norm::backward_kernel<In, Out, lanes, chunks, decltype(beside)>;
+        const auto kernel = norm::backward_kernel<In, Out, Lanes, Chunks, decltype(beside)>;
         constexpr int sums = norm::kSums<decltype(beside)>;
         const size_t shared = sums * channels * sizeof(float);
-        const int64_t blocks = blocks_for(rows, lanes, resident_blocks(kernel, kThreads, shared));
+        const int64_t blocks = blocks_for(rows, Lanes, resident_blocks(kernel, kThreads, shared));
         partial = at::empty({blocks, sums * channels}, parameters.weight.options());
         kernel<<<blocks, kThreads, shared, at::cuda::getCurrentCUDAStream()>>>(
             static_cast<const Out*>(dy.data_ptr()), static_cast<const In*>(x.data_ptr()), beside,
