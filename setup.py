@@ -127,6 +127,13 @@ def built_arches(flags: list) -> list:
     return ['{}.{}{}'.format(*name) + '+PTX' * (name in ptx) for name in names]
 
 
+def words_of(error: BaseException) -> str:
+    """What an error says, on one line; torch leaves the values of some beside their message."""
+    message, *values = error.args or ('',)
+    filled = values and isinstance(message, str) and message.count('%s') == len(values)
+    return ' '.join((message % tuple(values) if filled else str(error)).split())
+
+
 def make_extension(kind: str, cpp_extension) -> Extension:
     """The extension ``mmvmamba.ops._C``; a plain shared library without Python symbols."""
     folder = Path('ops/csrc')
@@ -190,7 +197,7 @@ class OptionalBuildExt(build_ext):
             command.get_export_symbols = lambda extension: []  # no PyInit: torch loads the library
             command.run()
         except (Exception, SystemExit) as error:  # distutils, ninja and nvcc each raise their own
-            return f"{' '.join(str(error).split())[-400:]} (run pip with -v for the compiler's words)"
+            return f"{words_of(error)[-400:]} (run pip with -v for the compiler's words)"
         finally:
             self.distribution.ext_modules = [PLACEHOLDER]
         return ''

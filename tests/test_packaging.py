@@ -185,6 +185,13 @@ def test_every_cuda_source_compiles(tmp_path):
     assert len(sources) > 20 and not errors, '\n'.join(errors)
 
 
+def test_another_cuda_than_that_of_torch_is_named(script):
+    error = RuntimeError(cpp_extension.CUDA_MISMATCH_MESSAGE, '11.8', '13.0')  # as torch raises it
+    assert script.words_of(error).startswith('The detected CUDA version (11.8) mismatches')
+    assert '(13.0)' in script.words_of(error) and '%' not in script.words_of(error)
+    assert script.words_of(ValueError('100%\n of it')) == '100% of it' and script.words_of(SystemExit()) == ''
+
+
 @pytest.mark.slow
 def test_without_nvcc(tree):
     folders = [f for f in os.environ['PATH'].split(os.pathsep) if not (Path(f) / 'nvcc').exists()]
