@@ -185,8 +185,8 @@ def test_ss2d_scan_has_right_gradients_at_any_step_and_decay(device, dtype, bias
         (out * weights.to(out)).mean().backward()
         gradients.append({name: value.grad for name, value in leaves.items()})
     value, expected = gradients
+    limit = 1e-4 if dtype == torch.float32 else 2e-2
     for name in arguments:
-        limit = 1e-4 if dtype == torch.float32 else 2e-2
         assert relative_error(value[name], expected[name]) < limit, name
 
 

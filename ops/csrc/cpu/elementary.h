@@ -51,7 +51,8 @@ template <typename Float, typename Unsigned = uint32_t> MMVMAMBA_INLINE void to_
 MMVMAMBA_INLINE float exp_of_negative(float x) { return to_exp_of_negative(x), x; }
 MMVMAMBA_INLINE double exp_of_negative(double x) { return std::exp(x); }
 
-// exp with an error of about 1 ulp of a normal number. Below -103.97 the result is 0, above 88.72 infinite; NaN stays NaN.
+// exp with an error of about 1 ulp of a normal number. Below -103.97 the result is 0, above 88.72 it is infinite; NaN
+// stays NaN.
 MMVMAMBA_INLINE float exp_(float x) {
   x = x < -176.f ? -176.f : x;
   x = x > 89.f ? 89.f : x;

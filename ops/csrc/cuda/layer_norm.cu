@@ -41,8 +41,8 @@ int64_t blocks_for(int64_t rows, int lanes, int blocks_a_processor) {
   return std::max<int64_t>(1, std::min<int64_t>(whole, processors * blocks_a_processor));
 }
 
-// Call f(lanes, chunks) with compile-time numbers that hold `channels`, exactly for the usual widths. In a lambda within
-// f, CUDA 11.8's nvcc crashes at the numbers themselves, not at their values.
+// Call f(lanes, chunks) with compile-time numbers that hold `channels`, exactly for the usual widths. In a lambda inside
+// f use their values: CUDA 11.8's nvcc crashes at the numbers themselves.
 template <typename F> void with_shape(int64_t channels, F f) {
   using std::integral_constant;
   using Three = integral_constant<int, 3>;

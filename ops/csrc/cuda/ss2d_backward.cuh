@@ -1,8 +1,8 @@
 // Backward scan kernels of the fused SS2D core, N = 1.
 //
 // With g_t = dL/dh_t: g_t = C_t dy_t + s_{t+1}, s_t = decay_t g_t; s runs against the scan. The state before a step is
-// never needed alone: decay h_{t-1} = h_t - drive_t. For a decay of 0 that must be 0, since A, by which it is multiplied,
-// may be huge: so the drive is rounded before it is added and before it is subtracted.
+// never needed alone: decay h_{t-1} = h_t - drive_t. For a decay of 0 that must be 0, since A, which multiplies it, may be
+// huge: so the drive is rounded before it is added and before it is subtracted.
 //
 // backward_kernel: a block takes S segments of one image, both routes of a pair, and loops over channel groups of 32.
 //   A thread recomputes its channel's segment from the saved entering state (d2 and h in registers), scans s backwards
