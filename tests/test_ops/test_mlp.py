@@ -10,7 +10,17 @@ from tests.test_ops.ss2d_inputs import relative_error, run
 CUDA = next(status for status in backend_report() if status.name == 'cuda')
 needs_gpu = pytest.mark.skipif(not CUDA.available, reason=CUDA.reason)
 LIMITS = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-SHAPES = [(1, 8, 16), (33, 40, 8), (1001, 96, 384), (20000, 24, 96), (65, 384, 1536)]
+SHAPES = [
+    (1, 8, 16),
+    (33, 40, 8),
+    (1, 96, 384),
+    (1001, 96, 384),
+    (70000, 96, 128),
+    (129, 128, 512),
+    (4097, 192, 768),
+    (20000, 24, 96),
+    (65, 384, 1536),
+]
 
 
 def reference(x, weight1, bias1, weight2, bias2):

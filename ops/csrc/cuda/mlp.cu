@@ -1,8 +1,9 @@
 // The MLP of a block, mmvmamba::mlp and its backward on CUDA: linear, GELU, linear.
 //
-// The products are cuBLAS's. What is ours: only the input and the hidden values before GELU are kept for backward,
-// where one kernel makes GELU again (for the second weight's gradient), multiplies its derivative in, and sums the first
-// bias's gradient on the way; weights are cast by one kernel instead of one each.
+// The products are cuBLAS's, but for the two around GELU where there are few channels (mlp_product.cuh). What else is ours:
+// only the input and the hidden values before GELU are kept for backward, where one kernel makes GELU again (for the
+// second weight's gradient), multiplies its derivative in, and sums the first bias's gradient on the way; weights are cast
+// by one kernel instead of one each.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/addmm.h>
@@ -23,6 +24,7 @@
 #include "column_sum.h"
 #include "dense.h"
 #include "gelu.cuh"
+#include "mlp_product.cuh"
 #include "occupancy.cuh"
 #include "vector.cuh"
 
@@ -78,6 +80,7 @@ struct Casts {
   const void* from[kMostCasts];
   void* to[kMostCasts];
   int64_t sizes[kMostCasts], first_block[kMostCasts + 1];
+  int columns[kMostCasts];  // of a matrix to be transposed, or 0
 };
 
 template <typename From, typename To> __global__ void __launch_bounds__(kThreads) cast_kernel(const Casts casts) {
@@ -88,8 +91,9 @@ template <typename From, typename To> __global__ void __launch_bounds__(kThreads
   const int64_t begin = (blockIdx.x - casts.first_block[which]) * kCastChunk;
 #pragma unroll
   for (int i = 0; i < kCastChunk / kThreads; ++i) {
-    const int64_t at = begin + i * kThreads + threadIdx.x;
-    if (at < casts.sizes[which]) to[at] = narrow<To>(widen(from[at]));
+    const int64_t at = begin + i * kThreads + threadIdx.x, size = casts.sizes[which];
+    const int columns = casts.columns[which];
+    if (at < size) to[columns ? at % columns * (size / columns) + at / columns : at] = narrow<To>(widen(from[at]));
   }
 }
 
@@ -101,15 +105,19 @@ template <typename F> void with_type(at::ScalarType type, F f) {
   f(float());
 }
 
-// `tensors`, all of one dtype, in another; contiguous.
-std::vector<Tensor> cast(std::vector<Tensor> tensors, at::ScalarType dtype) {
+// `tensors`, all of one dtype, in another; contiguous, and the matrix number `transposed`, if there is one, transposed.
+std::vector<Tensor> cast(std::vector<Tensor> tensors, at::ScalarType dtype, size_t transposed = kMostCasts) {
+  const bool same = tensors[0].scalar_type() == dtype;
+  if (same && transposed < tensors.size()) tensors[transposed] = tensors[transposed].t();
   for (Tensor& tensor : tensors) tensor = tensor.contiguous();
-  if (tensors[0].scalar_type() == dtype) return tensors;
+  if (same) return tensors;
   Casts casts{};
   std::vector<Tensor> results;
   int64_t blocks = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    results.push_back(at::empty(tensors[i].sizes(), tensors[i].options().dtype(dtype)));
+    casts.columns[i] = i == transposed ? static_cast<int>(tensors[i].size(1)) : 0;
+    results.push_back(i == transposed ? at::empty({tensors[i].size(1), tensors[i].size(0)}, tensors[i].options().dtype(dtype))
+                                      : at::empty(tensors[i].sizes(), tensors[i].options().dtype(dtype)));
     casts.from[i] = tensors[i].data_ptr(), casts.to[i] = results[i].data_ptr();
     casts.sizes[i] = tensors[i].numel(), casts.first_block[i] = blocks;
     blocks += (tensors[i].numel() + kCastChunk - 1) / kCastChunk;
@@ -138,6 +146,101 @@ void check(const Tensor& x, const Tensor& weight1, const Tensor& bias1, const Te
   }
 }
 
+// Call f(T(), depth) for the types and depths, as constants, of the kernels of mlp_product.cuh.
+template <typename F> void with_product(at::ScalarType type, int64_t depth, F f) {
+  with_type(type, [&](auto t) {
+    if constexpr (sizeof(t) == 2) {
+      if (depth == 96) f(t, std::integral_constant<int, 96>());
+      if (depth == 128) f(t, std::integral_constant<int, 128>());
+      if (depth == 192) f(t, std::integral_constant<int, 192>());
+    }
+  });
+}
+
+// Whether those kernels take a product of `depth` channels to `columns`.
+bool takes_product(at::ScalarType type, int64_t depth, int64_t columns) {
+  bool taken = false;
+  if (columns % product::kColumns == 0) {
+    with_product(type, depth, [&](auto, auto channels) {
+      constexpr size_t bytes = product::kSharedBytes<decltype(channels)::value>;
+      taken = bytes <= at::cuda::getCurrentDeviceProperties()->sharedMemPerBlockOptin;
+    });
+  }
+  return taken;
+}
+
+// Launch one; for Backward fill in args.partial, which is returned.
+template <bool Backward> Tensor run_product(const Tensor& a, product::Args args) {
+  Tensor partial;
+  with_product(a.scalar_type(), a.size(-1), [&](auto type, auto channels) {
+    constexpr int depth = decltype(channels)::value, bytes = product::kSharedBytes<depth>;
+    const auto kernel = product::gelu_product_kernel<decltype(type), depth, Backward>;
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    const int64_t across = args.columns / product::kColumns, tiles = (args.rows + product::kRows - 1) / product::kRows;
+    const int64_t most = resident_blocks(kernel, product::kThreads, bytes) *
+                         at::cuda::getCurrentDeviceProperties()->multiProcessorCount / across;
+    const dim3 grid(across, std::max<int64_t>(1, std::min(tiles, most)));
+    if constexpr (Backward) {
+      partial = at::empty({grid.y, args.columns}, a.options().dtype(at::kFloat));
+      args.partial = partial.template data_ptr<float>();
+    }
+    kernel<<<grid, product::kThreads, bytes, at::cuda::getCurrentCUDAStream()>>>(args);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  return partial;
+}
+
+// GELU(x W1^T + b1), (rows, hidden), and with `save` the values before GELU, else no tensor.
+std::tuple<Tensor, Tensor> hidden_layer(const Tensor& x, const Tensor& weight, const Tensor& bias, bool save) {
+  if (takes_product(x.scalar_type(), x.size(1), weight.size(0))) {
+    Tensor activated = at::empty({x.size(0), weight.size(0)}, x.options()), hidden;
+    if (save) hidden = at::empty_like(activated);
+    product::Args args{};
+    args.a = x.data_ptr(), args.b = weight.data_ptr(), args.bias = bias.data_ptr();
+    args.result = save ? hidden.data_ptr() : nullptr, args.activated = activated.data_ptr();
+    args.rows = x.size(0), args.columns = static_cast<int>(weight.size(0));
+    run_product<false>(x, args);
+    return {activated, hidden};
+  }
+  Tensor hidden = at::addmm(bias, x, weight.t());
+  Tensor activated = save ? at::empty_like(hidden) : hidden;
+  with_type(x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const int64_t vectors = hidden.numel() / kWidth;
+    const int64_t most = int64_t{16} * at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
+    const int64_t blocks = std::min((vectors + kThreads - 1) / kThreads, most);
+    gelu_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
+        static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(activated.data_ptr()), vectors);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  return {activated, save ? hidden : Tensor()};
+}
+
+// Of dy (rows, out): the gradient of the hidden values, GELU of these, and partial sums of the gradient over rows.
+// `weight2` is transposed, (hidden, out), if takes_product.
+std::tuple<Tensor, Tensor, Tensor> hidden_backward(const Tensor& dy, const Tensor& hidden, const Tensor& weight2) {
+  const int64_t rows = dy.size(0), width = hidden.size(-1);
+  if (takes_product(dy.scalar_type(), dy.size(1), width)) {
+    Tensor dhidden = at::empty({rows, width}, dy.options()), activated = at::empty_like(dhidden);
+    product::Args args{};
+    args.a = dy.data_ptr(), args.b = weight2.data_ptr(), args.saved = hidden.data_ptr();
+    args.result = dhidden.data_ptr(), args.activated = activated.data_ptr();
+    args.rows = rows, args.columns = static_cast<int>(width);
+    return {dhidden, activated, run_product<true>(dy, args)};
+  }
+  Tensor dhidden = at::mm(dy, weight2), activated = at::empty_like(dhidden), partial;
+  with_type(dy.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    const SumShape shape = sum_shape<kWidth>(rows, width, resident_blocks(gelu_backward_kernel<T>, kSumThreads));
+    partial = at::empty({shape.row_blocks, width}, dy.options().dtype(at::kFloat));
+    gelu_backward_kernel<T><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
+        static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(dhidden.data_ptr()),
+        static_cast<T*>(activated.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(width), shape);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  return {dhidden, activated, partial};
+}
+
 std::vector<int64_t> with_last(const Tensor& x, int64_t size) {
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() = size;
@@ -152,17 +255,7 @@ std::tuple<Tensor, Tensor> mlp_forward(const Tensor& x_in, const Tensor& weight1
   const Tensor x = dense(x_in);
   const auto cast_weights = cast({weight1, bias1, weight2, bias2}, x.scalar_type());
   const int64_t rows = x.numel() / x.size(-1), width = weight1.size(0), out = weight2.size(0);
-  Tensor hidden = at::addmm(cast_weights[1], x.view({rows, x.size(-1)}), cast_weights[0].t());
-  Tensor activated = save ? at::empty_like(hidden) : hidden;
-  with_type(x.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    const int64_t vectors = hidden.numel() / kWidth;
-    const int64_t most = int64_t{16} * at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
-    const int64_t blocks = std::min((vectors + kThreads - 1) / kThreads, most);
-    gelu_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-        static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(activated.data_ptr()), vectors);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  });
+  const auto [activated, hidden] = hidden_layer(x.view({rows, x.size(-1)}), cast_weights[0], cast_weights[1], save);
   const Tensor y = at::addmm(cast_weights[3], activated, cast_weights[2].t()).view(with_last(x, out));
   return {y, save ? hidden.view(with_last(x, width)) : at::empty({0}, x.options())};
 }
@@ -176,19 +269,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(const Tensor& dy
   const Tensor x = dense(x_in), dy = dense(dy_in.to(type));
   const int64_t channels = x.size(-1), rows = x.numel() / channels, width = weight1.size(0), out = weight2.size(0);
   TORCH_CHECK(hidden.numel() == rows * width, "mlp_backward: the forward was run without saving its hidden values");
-  const auto cast_weights = cast({weight1, weight2}, type);
+  const bool transposed = takes_product(type, out, width);
+  const auto cast_weights = cast({weight1, weight2}, type, transposed ? 1 : kMostCasts);
   const Tensor dy_rows = dy.view({rows, out});
-  Tensor dhidden = at::mm(dy_rows, cast_weights[1]);
-  Tensor activated = at::empty_like(dhidden), partial;
-  with_type(type, [&](auto t) {
-    using T = decltype(t);
-    const SumShape shape = sum_shape<kWidth>(rows, width, resident_blocks(gelu_backward_kernel<T>, kSumThreads));
-    partial = at::empty({shape.row_blocks, width}, x.options().dtype(at::kFloat));
-    gelu_backward_kernel<T><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-        static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(dhidden.data_ptr()),
-        static_cast<T*>(activated.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(width), shape);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  });
+  const auto [dhidden, activated, partial] = hidden_backward(dy_rows, hidden.contiguous(), cast_weights[1]);
   const at::ScalarType weight_type = weight1.scalar_type();
   const Tensor dweight1 = at::mm(dhidden.t(), x.view({rows, channels})), dweight2 = at::mm(dy_rows.t(), activated);
   const auto dweights = cast({dweight1, dweight2}, weight_type);
