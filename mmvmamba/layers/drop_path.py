@@ -19,19 +19,23 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: torch.Tensor) -> Optional[torch.Tensor]:
-        """Draw what the branch of each sample of ``x`` (B, ...) is multiplied by.
+    def forward(self, x: torch.Tensor, branches: int = 1) -> tuple[Optional[torch.Tensor], ...]:
+        """Draw what each sample of ``x`` (B, ...) is multiplied by, for several branches at once.
 
         The product is left to the addition of the residual, see :func:`mmvmamba.ops.add_layer_norm`.
 
+        Args:
+            x (Tensor): (B, ...), for its batch size and device.
+            branches (int): How many branches are drawn for. Default: 1.
+
         Returns:
-            Tensor | None: (B,) float32, or None where nothing is dropped.
+            tuple[Tensor | None]: For each branch (B,) float32, or None where nothing is dropped.
         """
         if self.rate == 0 or not self.training:
-            return None
+            return (None,) * branches
         keep = 1 - self.rate
-        kept = torch.empty(x.shape[0], device=x.device).bernoulli_(keep)
-        return kept.div_(keep) if keep > 0 else kept
+        kept = torch.empty(branches, x.shape[0], device=x.device).bernoulli_(keep)
+        return (kept.div_(keep) if keep > 0 else kept).unbind()
 
     def extra_repr(self) -> str:
         return f'rate={self.rate}'

@@ -69,10 +69,11 @@ class VSSBlock(nn.Module):
 
     def _forward(self, x, pending, last):
         x, y = (x, self.norm(x)) if pending is None else self.norm(x, *pending)
-        pending = self.op(y), self.drop_path(x)
+        factors = self.drop_path(x, 2 if self.has_mlp else 1)
+        pending = self.op(y), factors[0]
         if self.has_mlp:
             x, y = self.norm2(x, *pending)
-            pending = self.mlp(y), self.drop_path(x)
+            pending = self.mlp(y), factors[1]
         return add_residual(x, *pending) if last else (x, pending)
 
 
