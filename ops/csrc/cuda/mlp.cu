@@ -14,6 +14,7 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <tuple>
@@ -241,6 +242,14 @@ std::tuple<Tensor, Tensor, Tensor> hidden_backward(const Tensor& dy, const Tenso
   return {dhidden, activated, partial};
 }
 
+// a b in `type`: that of a, or float, which cuBLAS gives without rounding in between.
+Tensor product_as(at::ScalarType type, const Tensor& a, const Tensor& b) {
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 8
+  if (type == at::kFloat && a.scalar_type() != at::kFloat) return at::mm(a, b, type);
+#endif
+  return at::mm(a, b).to(type);
+}
+
 std::vector<int64_t> with_last(const Tensor& x, int64_t size) {
   std::vector<int64_t> sizes = x.sizes().vec();
   sizes.back() = size;
@@ -274,10 +283,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(const Tensor& dy
   const Tensor dy_rows = dy.view({rows, out});
   const auto [dhidden, activated, partial] = hidden_backward(dy_rows, hidden.contiguous(), cast_weights[1]);
   const at::ScalarType weight_type = weight1.scalar_type();
-  const Tensor dweight1 = at::mm(dhidden.t(), x.view({rows, channels})), dweight2 = at::mm(dy_rows.t(), activated);
-  const auto dweights = cast({dweight1, dweight2}, weight_type);
+  const Tensor dweight1 = product_as(weight_type, dhidden.t(), x.view({rows, channels}));
+  const Tensor dweight2 = product_as(weight_type, dy_rows.t(), activated);
   const auto dbiases = add_rows({{partial, 0, width}, partial_column_sum(dy)});
-  return {at::mm(dhidden, cast_weights[0]).view(x.sizes()), dweights[0], dbiases[0].to(weight_type), dweights[1],
+  return {at::mm(dhidden, cast_weights[0]).view(x.sizes()), dweight1, dbiases[0].to(weight_type), dweight2,
           dbiases[1].to(weight_type)};
 }
 
