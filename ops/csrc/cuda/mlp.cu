@@ -1,7 +1,7 @@
 // The MLP of a block, mmvmamba::mlp and its backward on CUDA: linear, GELU, linear.
 //
-// The products are cuBLAS's, but for the two around GELU where there are few channels (mlp_product.cuh). What else is ours:
-// only the input and the hidden values before GELU are kept for backward, where one kernel makes GELU again (for the
+// The products are cuBLAS's; where there are few channels, the one before GELU and most of backward are one kernel each
+// (mlp_product.cuh, mlp_backward.cuh). What else is ours: only the input and the hidden values before GELU are kept for backward, where one kernel makes GELU again (for the
 // second weight's gradient), multiplies its derivative in, and sums the first bias's gradient on the way; weights are cast
 // by one kernel instead of one each.
 #include <ATen/core/Tensor.h>
@@ -25,7 +25,7 @@
 #include "column_sum.h"
 #include "dense.h"
 #include "gelu.cuh"
-#include "mlp_product.cuh"
+#include "mlp_backward.cuh"
 #include "occupancy.cuh"
 #include "vector.cuh"
 
@@ -148,6 +148,8 @@ void check(const Tensor& x, const Tensor& weight1, const Tensor& bias1, const Te
 }
 
 // Call f(T(), depth) for the types and depths, as constants, of the kernels of mlp_product.cuh.
+template <int Depth> constexpr int kBackwardColumns = Depth == 96 ? 128 : 64;  // as many as there are registers for
+template <int Depth> using BackwardMemory = product::BackwardMemory<Depth, kBackwardColumns<Depth>>;
 template <typename F> void with_product(at::ScalarType type, int64_t depth, F f) {
   with_type(type, [&](auto t) {
     if constexpr (sizeof(t) == 2) {
@@ -158,49 +160,44 @@ template <typename F> void with_product(at::ScalarType type, int64_t depth, F f)
   });
 }
 
-// Whether those kernels take a product of `depth` channels to `columns`.
-bool takes_product(at::ScalarType type, int64_t depth, int64_t columns) {
-  bool taken = false;
+// Whether those kernels take an MLP of `depth` channels with `columns` hidden ones.
+bool few_channels(at::ScalarType type, int64_t depth, int64_t columns) {
+  bool few = false;
   if (columns % product::kColumns == 0) {
     with_product(type, depth, [&](auto, auto channels) {
-      constexpr size_t bytes = product::kSharedBytes<decltype(channels)::value>;
-      taken = bytes <= at::cuda::getCurrentDeviceProperties()->sharedMemPerBlockOptin;
+      constexpr int depth = decltype(channels)::value;
+      constexpr size_t bytes = std::max(product::kSharedBytes<depth>, BackwardMemory<depth>::kBytes);
+      few = bytes <= at::cuda::getCurrentDeviceProperties()->sharedMemPerBlockOptin;
     });
   }
-  return taken;
+  return few;
 }
 
-// Launch one; for Backward fill in args.partial, which is returned.
-template <bool Backward> Tensor run_product(const Tensor& a, product::Args args) {
-  Tensor partial;
-  with_product(a.scalar_type(), a.size(-1), [&](auto type, auto channels) {
-    constexpr int depth = decltype(channels)::value, bytes = product::kSharedBytes<depth>;
-    const auto kernel = product::gelu_product_kernel<decltype(type), depth, Backward>;
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    const int64_t across = args.columns / product::kColumns, tiles = (args.rows + product::kRows - 1) / product::kRows;
-    const int64_t most = resident_blocks(kernel, product::kThreads, bytes) *
-                         at::cuda::getCurrentDeviceProperties()->multiProcessorCount / across;
-    const dim3 grid(across, std::max<int64_t>(1, std::min(tiles, most)));
-    if constexpr (Backward) {
-      partial = at::empty({grid.y, args.columns}, a.options().dtype(at::kFloat));
-      args.partial = partial.template data_ptr<float>();
-    }
-    kernel<<<grid, product::kThreads, bytes, at::cuda::getCurrentCUDAStream()>>>(args);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  });
-  return partial;
+// One round of blocks that walk over the tiles of `rows`, beside one another for `across` parts of the columns.
+template <typename Kernel> dim3 walking_grid(Kernel kernel, int bytes, int64_t across, int64_t rows) {
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const int64_t most = int64_t{resident_blocks(kernel, product::kThreads, bytes)} *
+                       at::cuda::getCurrentDeviceProperties()->multiProcessorCount / across;
+  const int64_t tiles = (rows + product::kRows - 1) / product::kRows;
+  return dim3(static_cast<unsigned>(across), static_cast<unsigned>(std::max<int64_t>(1, std::min(tiles, most))));
 }
 
 // GELU(x W1^T + b1), (rows, hidden), and with `save` the values before GELU, else no tensor.
 std::tuple<Tensor, Tensor> hidden_layer(const Tensor& x, const Tensor& weight, const Tensor& bias, bool save) {
-  if (takes_product(x.scalar_type(), x.size(1), weight.size(0))) {
+  if (few_channels(x.scalar_type(), x.size(1), weight.size(0))) {
     Tensor activated = at::empty({x.size(0), weight.size(0)}, x.options()), hidden;
     if (save) hidden = at::empty_like(activated);
     product::Args args{};
     args.a = x.data_ptr(), args.b = weight.data_ptr(), args.bias = bias.data_ptr();
-    args.result = save ? hidden.data_ptr() : nullptr, args.activated = activated.data_ptr();
+    args.hidden = save ? hidden.data_ptr() : nullptr, args.activated = activated.data_ptr();
     args.rows = x.size(0), args.columns = static_cast<int>(weight.size(0));
-    run_product<false>(x, args);
+    with_product(x.scalar_type(), x.size(1), [&](auto type, auto channels) {
+      constexpr int depth = decltype(channels)::value, bytes = product::kSharedBytes<depth>;
+      const auto kernel = product::hidden_kernel<decltype(type), depth>;
+      const dim3 grid = walking_grid(kernel, bytes, args.columns / product::kColumns, args.rows);
+      kernel<<<grid, product::kThreads, bytes, at::cuda::getCurrentCUDAStream()>>>(args);
+      C10_CUDA_KERNEL_LAUNCH_CHECK();
+    });
     return {activated, hidden};
   }
   Tensor hidden = at::addmm(bias, x, weight.t());
@@ -217,29 +214,37 @@ std::tuple<Tensor, Tensor> hidden_layer(const Tensor& x, const Tensor& weight, c
   return {activated, save ? hidden : Tensor()};
 }
 
-// Of dy (rows, out): the gradient of the hidden values, GELU of these, and partial sums of the gradient over rows.
-// `weight2` is transposed, (hidden, out), if takes_product.
-std::tuple<Tensor, Tensor, Tensor> hidden_backward(const Tensor& dy, const Tensor& hidden, const Tensor& weight2) {
-  const int64_t rows = dy.size(0), width = hidden.size(-1);
-  if (takes_product(dy.scalar_type(), dy.size(1), width)) {
-    Tensor dhidden = at::empty({rows, width}, dy.options()), activated = at::empty_like(dhidden);
-    product::Args args{};
-    args.a = dy.data_ptr(), args.b = weight2.data_ptr(), args.saved = hidden.data_ptr();
-    args.result = dhidden.data_ptr(), args.activated = activated.data_ptr();
+// What backward makes of dy (rows, out) beside the gradient of x: the gradient of the hidden values, and partial sums over
+// rows for the first bias.
+struct HiddenGrads {
+  Tensor dhidden, bias;
+  Tensor dweight1, dweight2;  // in float or the type of dy; or partial sums of them, if `partial`
+  bool partial;
+};
+
+// For few channels, with `weight2` transposed, (hidden, out).
+HiddenGrads few_channels_backward(const Tensor& dy, const Tensor& x, const Tensor& hidden, const Tensor& weight2) {
+  const int64_t rows = dy.size(0), width = hidden.size(-1), channels = x.size(1);
+  HiddenGrads grads;
+  grads.partial = true, grads.dhidden = at::empty({rows, width}, dy.options());
+  with_product(dy.scalar_type(), channels, [&](auto type, auto constant) {
+    constexpr int depth = decltype(constant)::value, columns = kBackwardColumns<depth>;
+    constexpr int bytes = BackwardMemory<depth>::kBytes;
+    const auto kernel = product::hidden_backward_kernel<decltype(type), depth, columns>;
+    const dim3 grid = walking_grid(kernel, bytes, width / columns, rows);
+    const auto options = dy.options().dtype(at::kFloat);
+    grads.bias = at::empty({grid.y, width}, options);
+    grads.dweight1 = at::empty({grid.y, width * channels}, options);
+    grads.dweight2 = at::empty({grid.y, width * channels}, options);
+    product::BackwardArgs args{};
+    args.dy = dy.data_ptr(), args.x = x.data_ptr(), args.weight2 = weight2.data_ptr(), args.hidden = hidden.data_ptr();
+    args.grad = grads.dhidden.data_ptr(), args.bias = grads.bias.template data_ptr<float>();
+    args.dw1 = grads.dweight1.template data_ptr<float>(), args.dw2 = grads.dweight2.template data_ptr<float>();
     args.rows = rows, args.columns = static_cast<int>(width);
-    return {dhidden, activated, run_product<true>(dy, args)};
-  }
-  Tensor dhidden = at::mm(dy, weight2), activated = at::empty_like(dhidden), partial;
-  with_type(dy.scalar_type(), [&](auto t) {
-    using T = decltype(t);
-    const SumShape shape = sum_shape<kWidth>(rows, width, resident_blocks(gelu_backward_kernel<T>, kSumThreads));
-    partial = at::empty({shape.row_blocks, width}, dy.options().dtype(at::kFloat));
-    gelu_backward_kernel<T><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-        static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(dhidden.data_ptr()),
-        static_cast<T*>(activated.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(width), shape);
+    kernel<<<grid, product::kThreads, bytes, at::cuda::getCurrentCUDAStream()>>>(args);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
-  return {dhidden, activated, partial};
+  return grads;
 }
 
 // a b in `type`: that of a, or float, which cuBLAS gives without rounding in between.
@@ -248,6 +253,25 @@ Tensor product_as(at::ScalarType type, const Tensor& a, const Tensor& b) {
   if (type == at::kFloat && a.scalar_type() != at::kFloat) return at::mm(a, b, type);
 #endif
   return at::mm(a, b).to(type);
+}
+
+HiddenGrads hidden_backward(const Tensor& dy, const Tensor& x, const Tensor& hidden, const Tensor& weight2,
+                            at::ScalarType weight_type) {
+  const int64_t rows = dy.size(0), width = hidden.size(-1);
+  HiddenGrads grads;
+  grads.partial = false, grads.dhidden = at::mm(dy, weight2);
+  Tensor activated = at::empty_like(grads.dhidden);
+  with_type(dy.scalar_type(), [&](auto t) {
+    using T = decltype(t);
+    const SumShape shape = sum_shape<kWidth>(rows, width, resident_blocks(gelu_backward_kernel<T>, kSumThreads));
+    grads.bias = at::empty({shape.row_blocks, width}, dy.options().dtype(at::kFloat));
+    gelu_backward_kernel<T><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
+        static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(grads.dhidden.data_ptr()),
+        static_cast<T*>(activated.data_ptr()), grads.bias.template data_ptr<float>(), rows, static_cast<int>(width), shape);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  grads.dweight1 = product_as(weight_type, grads.dhidden.t(), x), grads.dweight2 = product_as(weight_type, dy.t(), activated);
+  return grads;
 }
 
 std::vector<int64_t> with_last(const Tensor& x, int64_t size) {
@@ -278,16 +302,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(const Tensor& dy
   const Tensor x = dense(x_in), dy = dense(dy_in.to(type));
   const int64_t channels = x.size(-1), rows = x.numel() / channels, width = weight1.size(0), out = weight2.size(0);
   TORCH_CHECK(hidden.numel() == rows * width, "mlp_backward: the forward was run without saving its hidden values");
-  const bool transposed = takes_product(type, out, width);
-  const auto cast_weights = cast({weight1, weight2}, type, transposed ? 1 : kMostCasts);
-  const Tensor dy_rows = dy.view({rows, out});
-  const auto [dhidden, activated, partial] = hidden_backward(dy_rows, hidden.contiguous(), cast_weights[1]);
+  const bool few = channels == out && few_channels(type, channels, width);
+  const auto cast_weights = cast({weight1, weight2}, type, few ? 1 : kMostCasts);
+  const Tensor dy_rows = dy.view({rows, out}), x_rows = x.view({rows, channels}), hidden_rows = hidden.contiguous();
   const at::ScalarType weight_type = weight1.scalar_type();
-  const Tensor dweight1 = product_as(weight_type, dhidden.t(), x.view({rows, channels}));
-  const Tensor dweight2 = product_as(weight_type, dy_rows.t(), activated);
-  const auto dbiases = add_rows({{partial, 0, width}, partial_column_sum(dy)});
-  return {at::mm(dhidden, cast_weights[0]).view(x.sizes()), dweight1, dbiases[0].to(weight_type), dweight2,
-          dbiases[1].to(weight_type)};
+  HiddenGrads grads = few ? few_channels_backward(dy_rows, x_rows, hidden_rows, cast_weights[1])
+                          : hidden_backward(dy_rows, x_rows, hidden_rows, cast_weights[1], weight_type);
+  std::vector<Columns> sums = {{grads.bias, 0, width}, partial_column_sum(dy)};
+  if (grads.partial) {
+    sums.push_back({grads.dweight1, 0, width * channels});
+    sums.push_back({grads.dweight2, 0, width * out});
+  }
+  const auto added = add_rows(sums);
+  if (grads.partial) grads.dweight1 = added[2].view(weight1.sizes()), grads.dweight2 = added[3].view(weight2.sizes());
+  return {at::mm(grads.dhidden, cast_weights[0]).view(x.sizes()), grads.dweight1.to(weight_type),
+          added[0].to(weight_type), grads.dweight2.to(weight_type), added[1].to(weight_type)};
 }
 
 }  // namespace

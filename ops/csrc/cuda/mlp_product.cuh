@@ -1,9 +1,6 @@
-// The products of an MLP around its GELU, with GELU or its adjoint applied before the result leaves the registers. For
-// 16-bit types and inputs of few channels, where a product moves more than it computes: the passes over the widest map
-// of a block that a separate GELU takes are what these save.
-//
-//   forward:  hidden = a b^T + bias, and GELU(hidden)
-//   backward: grad = GELU'(hidden) * (a b^T), GELU(hidden) once more, and the sums of grad over rows
+// The hidden layer of an MLP, hidden = a b^T + bias and GELU(hidden), with GELU applied before the product leaves the
+// registers. For 16-bit types and few channels, where a product moves more than it computes: a pass over the widest map of
+// a block is what this saves.
 //
 // A block keeps the rows of b for its 128 columns of the result in shared memory and walks over tiles of 64 rows, whose
 // part of a is copied while the tile before is computed. A warp owns 32 x 32 of a tile, on the tensor cores. The rows of
@@ -27,11 +24,9 @@ constexpr int kThreads = 32 * kWarpsDown * kWarpsAcross;
 
 struct Args {
   const void *a, *b;  // (rows, Depth), (columns, Depth)
-  const void* bias;   // (columns), forward
-  const void* saved;  // (rows, columns): hidden values, backward
-  void* result;       // (rows, columns): hidden values, or null; in backward their gradient
+  const void* bias;   // (columns)
+  void* hidden;       // (rows, columns), or null
   void* activated;    // (rows, columns)
-  float* partial;     // (gridDim.y, columns): sums of the gradient, backward
   int64_t rows;
   int columns;
 };
@@ -60,8 +55,8 @@ __device__ __forceinline__ void copy_rows(const T* from, int64_t first, int64_t 
   }
 }
 
-template <typename T, int Depth, bool Backward>
-__global__ void __launch_bounds__(kThreads, 2) gelu_product_kernel(const __grid_constant__ Args p) {
+template <typename T, int Depth>
+__global__ void __launch_bounds__(kThreads, 2) hidden_kernel(const __grid_constant__ Args p) {
   extern __shared__ uint4 shared[];
   constexpr int stride = kStride<Depth>;
   T* b = reinterpret_cast<T*>(shared);
@@ -73,8 +68,8 @@ __global__ void __launch_bounds__(kThreads, 2) gelu_product_kernel(const __grid_
 
   copy_rows<Depth, kColumns, true>(static_cast<const T*>(p.b), blockIdx.x * kColumns, p.columns, b);
   copy_rows<Depth, kRows, false>(a_from, blockIdx.y * kRows, p.rows, tiles_of_a);
-  float bias[8] = {}, sums[8] = {};
-  if constexpr (!Backward) load(static_cast<const T*>(p.bias) + column, bias);
+  float bias[8];
+  load(static_cast<const T*>(p.bias) + column, bias);
   // where load_matrix begins for this lane: of a 16 x 16 of a, and 16 rows of b
   const int a_at = (down * kWarpRows + lane % 16) * stride + lane / 16 * 8;
   const T* b_at = b + (across * kWarpColumns + lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 8;
@@ -87,17 +82,6 @@ __global__ void __launch_bounds__(kThreads, 2) gelu_product_kernel(const __grid_
       copy_rows<Depth, kRows, false>(a_from, (tile + gridDim.y) * kRows, p.rows, tiles_of_a + (1 - which) * kRows * stride);
     }
     const int64_t first_row = tile * kRows + down * kWarpRows + lane / 4;
-    uint4 saved[4];
-    if constexpr (Backward) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t row = first_row + i * 8;
-        saved[i] = make_uint4(0, 0, 0, 0);
-        if (row < p.rows) {
-          saved[i] = *reinterpret_cast<const uint4*>(static_cast<const T*>(p.saved) + row * p.columns + column);
-        }
-      }
-    }
     float sum[2][4][4] = {};  // [16 rows][8 columns]
     const T* a = tiles_of_a + which * kRows * stride + a_at;
 #pragma unroll
@@ -119,47 +103,13 @@ __global__ void __launch_bounds__(kThreads, 2) gelu_product_kernel(const __grid_
       const int64_t row = first_row + i * 8, at = row * p.columns + column;
       if (row >= p.rows) continue;
       float v[8], activated[8];
-      if constexpr (Backward) {
-        load(reinterpret_cast<const T*>(&saved[i]), v);
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const float2 value = gelu_and_slope<false>(v[j]);
-          activated[j] = value.x;
-          v[j] = value.y * sum[i / 2][j / 2][i % 2 * 2 + j % 2];
-          sums[j] += v[j];
-        }
-        store(static_cast<T*>(p.result) + at, v);
-      } else {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          v[j] = widen(narrow<T>(sum[i / 2][j / 2][i % 2 * 2 + j % 2] + bias[j]));  // what backward will read
-          activated[j] = gelu<false>(v[j]);
-        }
-        if (p.result != nullptr) store(static_cast<T*>(p.result) + at, v);
+      for (int j = 0; j < 8; ++j) {
+        v[j] = widen(narrow<T>(sum[i / 2][j / 2][i % 2 * 2 + j % 2] + bias[j]));  // what backward will read
+        activated[j] = gelu<false>(v[j]);
       }
+      if (p.hidden != nullptr) store(static_cast<T*>(p.hidden) + at, v);
       store(static_cast<T*>(p.activated) + at, activated);
-    }
-  }
-
-  if constexpr (Backward) {
-    // the rows of a warp, then the warps below one another, in a fixed order
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-#pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2) sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], offset);
-    }
-    __syncthreads();  // the tiles have been read
-    float* below = reinterpret_cast<float*>(shared);
-    const int at = column - static_cast<int>(blockIdx.x) * kColumns;
-    if (down > 0 && lane < 4) store(below + (down - 1) * kColumns + at, sums);
-    __syncthreads();
-    if (down == 0 && lane < 4) {
-#pragma unroll
-      for (int i = 0; i < kWarpsDown - 1; ++i) {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) sums[j] += below[i * kColumns + at + j];
-      }
-      store(p.partial + static_cast<int64_t>(blockIdx.y) * p.columns + column, sums);
     }
   }
 }
