@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 
@@ -11,6 +12,28 @@ namespace mmvmamba {
 
 template <typename Signature> auto find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// An op called below autograd.
+template <typename Signature> class BelowAutograd {
+ public:
+  explicit BelowAutograd(const char* name) : op_(find_op<Signature>(name)) {}
+  template <typename... Args> auto operator()(const Args&... args) const {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return op_.call(args...);
+  }
+
+ private:
+  c10::TypedOperatorHandle<Signature> op_;
+};
+
+inline bool has_tangent(const at::Tensor& x) { return x.defined() && x._fw_grad(/*level=*/0).defined(); }
+inline bool has_tangent(const std::optional<at::Tensor>& x) { return x && has_tangent(*x); }
+
+// Whether autograd has nothing to do with a call of `tensors`, as in a compiled model, whose graph is the compiler's:
+// its bookkeeping costs the host as much as a launch. Forward derivatives are left to it to refuse.
+template <typename... Tensors> bool past_autograd(const Tensors&... tensors) {
+  return !at::GradMode::is_enabled() && !(has_tangent(tensors) || ...);
 }
 
 // The calls of a gradient function go past autograd, which costs the host, unless second derivatives are asked for: these

@@ -20,15 +20,23 @@ using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>(
     const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
     const Tensor&, const Tensor&, std::string);
 
+const BelowAutograd<Forward>& run_scan() {
+  static const BelowAutograd<Forward> op("mmvmamba::ss2d_scan");
+  return op;
+}
+
+const BelowAutograd<Backward>& run_scan_backward() {
+  static const BelowAutograd<Backward> op("mmvmamba::ss2d_scan_backward");
+  return op;
+}
+
 // The gradient as a function whose own gradient is refused rather than wrong.
 struct ScanBackward : torch::autograd::Function<ScanBackward> {
   static variable_list forward(AutogradContext*, const Tensor& dy, const Tensor& x, const Tensor& x_proj,
                                const Tensor& dt_proj, const Tensor& dt_bias, const Tensor& A_logs, const Tensor& Ds,
                                const Tensor& maps, const Tensor& states, std::string scan_mode) {
-    static const auto op = find_op<Backward>("mmvmamba::ss2d_scan_backward");
-    at::AutoDispatchBelowADInplaceOrView guard;
     const auto [dx, dx_proj, ddt_proj, dbias, dA_logs, dDs] =
-        op.call(dy, x, x_proj, dt_proj, dt_bias, A_logs, Ds, maps, states, scan_mode);
+        run_scan_backward()(dy, x, x_proj, dt_proj, dt_bias, A_logs, Ds, maps, states, scan_mode);
     return {dx, dx_proj, ddt_proj, dbias, dA_logs, dDs};
   }
 
@@ -40,6 +48,9 @@ struct ScanBackward : torch::autograd::Function<ScanBackward> {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_backward(
     const Tensor& dy, const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias,
     const Tensor& A_logs, const Tensor& Ds, const Tensor& maps, const Tensor& states, std::string scan_mode) {
+  if (past_autograd(dy, x, x_proj, dt_proj, dt_bias, A_logs, Ds, maps, states)) {
+    return run_scan_backward()(dy, x, x_proj, dt_proj, dt_bias, A_logs, Ds, maps, states, scan_mode);
+  }
   const auto out = ScanBackward::apply(dy, x, x_proj, dt_proj, dt_bias, A_logs, Ds, maps, states, scan_mode);
   return {out[0], out[1], out[2], out[3], out[4], out[5]};
 }
@@ -48,9 +59,7 @@ struct Scan : torch::autograd::Function<Scan> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj,
                                const Tensor& dt_bias, const Tensor& A_logs, const Tensor& Ds, std::string scan_mode,
                                at::ScalarType out_dtype, bool training) {
-    static const auto op = find_op<Forward>("mmvmamba::ss2d_scan");
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [y, maps, states] = op.call(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, out_dtype, training);
+    const auto [y, maps, states] = run_scan()(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, out_dtype, training);
     ctx->save_for_backward({x, x_proj, dt_proj, dt_bias, A_logs, Ds, maps, states});
     ctx->mark_non_differentiable({maps, states});
     ctx->set_materialize_grads(false);
@@ -74,6 +83,9 @@ struct Scan : torch::autograd::Function<Scan> {
 std::tuple<Tensor, Tensor, Tensor> scan(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj,
                                         const Tensor& dt_bias, const Tensor& A_logs, const Tensor& Ds,
                                         std::string scan_mode, at::ScalarType out_dtype, bool training) {
+  if (past_autograd(x, x_proj, dt_proj, dt_bias, A_logs, Ds)) {
+    return run_scan()(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, out_dtype, training);
+  }
   const auto out = Scan::apply(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, out_dtype, training);
   return {out[0], out[1], out[2]};
 }

@@ -3,10 +3,10 @@
 #include "column_sum.h"
 
 #include <ATen/cuda/CUDAContext.h>
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include "allocate.h"
 #include "column_sum.cuh"
 #include "occupancy.cuh"
 #include "vector.cuh"
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kSumThreads)
 template <typename T, int Width> Columns run_column_sum(const at::Tensor& x) {
   const int64_t columns = x.size(-1), rows = x.numel() / columns;
   const SumShape shape = sum_shape<Width>(rows, columns, resident_blocks(column_sum_kernel<T, Width>, kSumThreads));
-  at::Tensor partial = at::empty({shape.row_blocks, columns}, x.options().dtype(at::kFloat));
+  at::Tensor partial = allocate({shape.row_blocks, columns}, x.options().dtype(at::kFloat));
   column_sum_kernel<T, Width><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
       static_cast<const T*>(x.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(columns), shape);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
@@ -117,7 +117,7 @@ std::vector<at::Tensor> add_rows(const std::vector<Columns>& addends) {
   Parts parts{};
   unsigned blocks = 0;
   for (const Columns& c : addends) {
-    sums.push_back(at::empty({c.count}, c.partial.options()));
+    sums.push_back(allocate({c.count}, c.partial.options()));
     const int64_t rows = c.partial.size(0);
     parts.of[parts.count++] = {c.partial.data_ptr<float>() + c.first, sums.back().data_ptr<float>(),
                                static_cast<int>(rows), static_cast<int>(c.partial.numel() / rows),

@@ -4,7 +4,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -16,6 +15,7 @@
 #include <tuple>
 
 #include "../autograd.h"
+#include "allocate.h"
 #include "column_sum.h"
 #include "dense.h"
 
@@ -66,9 +66,9 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_channel_last_backward(const Tensor& dy
       channel_first(dy), channel_first(x), weight_like(weight, x), at::OptionalIntArrayRef(), {stride, stride},
       {padding, padding}, {1, 1}, /*transposed=*/false, {0, 0}, /*groups=*/1, std::array<bool, 3>{x_grad, true, false});
   const auto float_options = x.options().dtype(at::kFloat);
-  Tensor db = at::empty({0}, float_options);
+  Tensor db = allocate({0}, float_options);
   if (bias_grad) db = dy.size(3) % 4 == 0 ? column_sum(dy) : dy.sum({0, 1, 2}, /*keepdim=*/false, at::kFloat);
-  return {x_grad ? dx.permute({0, 2, 3, 1}).contiguous() : at::empty({0}, x.options()),
+  return {x_grad ? dx.permute({0, 2, 3, 1}).contiguous() : allocate({0}, x.options()),
           dw.to(weight.scalar_type(), false, false, at::MemoryFormat::Contiguous).contiguous(), db};
 }
 
@@ -77,14 +77,17 @@ using ThreeGrads = std::tuple<Tensor, Tensor, Tensor>;
 using DepthwiseForward = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&);
 using DepthwiseBackward = ThreeGrads(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&);
 
+const BelowAutograd<DepthwiseForward>& run_depthwise() {
+  static const BelowAutograd<DepthwiseForward> op("mmvmamba::depthwise_conv_silu");
+  return op;
+}
+
 struct DepthwiseConvSilu : torch::autograd::Function<DepthwiseConvSilu> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
                         const std::optional<Tensor>& bias) {
-    static const auto op = find_op<DepthwiseForward>("mmvmamba::depthwise_conv_silu");
-    at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({x, weight, bias.value_or(Tensor())});
     ctx->set_materialize_grads(false);
-    return op.call(x, weight, bias);
+    return run_depthwise()(x, weight, bias);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -102,17 +105,21 @@ struct DepthwiseConvSilu : torch::autograd::Function<DepthwiseConvSilu> {
 };
 
 Tensor depthwise_conv_silu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
+  if (past_autograd(x, weight, bias)) return run_depthwise()(x, weight, bias);
   return DepthwiseConvSilu::apply(x, weight, bias);
 }
 
 using ConvForward = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, int64_t, int64_t);
 using ConvBackward = ThreeGrads(const Tensor&, const Tensor&, const Tensor&, int64_t, int64_t, bool, bool);
 
+const BelowAutograd<ConvForward>& run_conv() {
+  static const BelowAutograd<ConvForward> op("mmvmamba::conv2d_channel_last");
+  return op;
+}
+
 struct ConvChannelLast : torch::autograd::Function<ConvChannelLast> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                         int64_t stride, int64_t padding) {
-    static const auto op = find_op<ConvForward>("mmvmamba::conv2d_channel_last");
-    at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({x, weight});
     ctx->set_materialize_grads(false);
     ctx->saved_data["stride"] = stride;
@@ -120,7 +127,7 @@ struct ConvChannelLast : torch::autograd::Function<ConvChannelLast> {
     ctx->saved_data["x_grad"] = x.requires_grad();
     ctx->saved_data["bias"] = bias.has_value();
     ctx->saved_data["bias_dtype"] = bias ? bias->scalar_type() : at::kFloat;
-    return op.call(x, weight, bias, stride, padding);
+    return run_conv()(x, weight, bias, stride, padding);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -141,6 +148,7 @@ struct ConvChannelLast : torch::autograd::Function<ConvChannelLast> {
 
 Tensor conv2d_channel_last_autograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                     int64_t stride, int64_t padding) {
+  if (past_autograd(x, weight, bias)) return run_conv()(x, weight, bias, stride, padding);
   return ConvChannelLast::apply(x, weight, bias, stride, padding);
 }
 

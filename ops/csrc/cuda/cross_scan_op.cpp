@@ -1,13 +1,13 @@
 // torch.ops.mmvmamba_C.cross_scan_cuda and cross_merge_cuda.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
 #include <limits>
 
+#include "allocate.h"
 #include "cross_scan.h"
 
 namespace mmvmamba {
@@ -47,8 +47,8 @@ Tensor cross_scan(const Tensor& x_, int64_t mode, bool channel_last) {
                            x_.size(channel_last ? 2 : 3), mode);
   const Tensor x = x_.contiguous();
   const int64_t length = static_cast<int64_t>(map.height) * map.width;
-  Tensor y = channel_last ? at::empty({map.batch, length, kRoutes, map.channels}, x.options())
-                          : at::empty({map.batch, kRoutes, map.channels, length}, x.options());
+  Tensor y = channel_last ? allocate({map.batch, length, kRoutes, map.channels}, x.options())
+                          : allocate({map.batch, kRoutes, map.channels, length}, x.options());
   const auto launch = channel_last ? launch_scan_last : launch_scan;
   launch(x.const_data_ptr(), y.data_ptr(), x.element_size(), map, kModes[mode], at::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
@@ -59,8 +59,8 @@ Tensor cross_merge(const Tensor& y_, int64_t height, int64_t width, int64_t mode
   const c10::cuda::CUDAGuard guard(y_.device());
   const Map map = make_map("cross_merge", "y", y_, y_.size(channel_last ? 3 : 2), height, width, mode);
   const Tensor y = y_.contiguous();
-  Tensor x = channel_last ? at::empty({map.batch, height, width, map.channels}, y.options())
-                          : at::empty({map.batch, map.channels, height, width}, y.options());
+  Tensor x = channel_last ? allocate({map.batch, height, width, map.channels}, y.options())
+                          : allocate({map.batch, map.channels, height, width}, y.options());
   const auto launch = channel_last ? launch_merge_last : launch_merge;
   launch(y.const_data_ptr(), x.data_ptr(), type_of(y), map, kModes[mode], at::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();

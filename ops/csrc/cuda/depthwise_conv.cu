@@ -8,7 +8,6 @@
 // flipped weights then makes dx of dz.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
@@ -16,6 +15,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "allocate.h"
 #include "column_sum.h"
 #include "dense.h"
 #include "vector.cuh"
@@ -350,7 +350,7 @@ struct Inputs {
 Tensor depthwise_conv_silu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   const c10::cuda::CUDAGuard guard(x.device());
   const Inputs inputs(x, weight, bias);
-  const Tensor y = at::empty(x.sizes(), x.options());
+  const Tensor y = allocate_like(x);
   launch_conv<false>(inputs.x, inputs.weight, inputs.bias_data(), y);
   return y;
 }
@@ -362,11 +362,11 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_silu_backward(const Tensor& dy
   const Inputs inputs(x, weight, bias);
   TORCH_CHECK(dy_in.scalar_type() == x.scalar_type() && dy_in.sizes() == x.sizes(),
               "depthwise_conv_silu_backward: dy has another dtype or shape than x");
-  const Tensor dy = dense(dy_in), dz = at::empty(x.sizes(), x.options()), dx = at::empty(x.sizes(), x.options());
+  const Tensor dy = dense(dy_in), dz = allocate_like(x), dx = allocate_like(x);
   const int64_t channels = x.size(3);
   const Walk walk = plan(inputs.x, 2);
-  const Tensor weight_sums = at::empty({walk.task_blocks, kTaps * channels}, weight.options());
-  const Tensor bias_sums = at::empty({walk.task_blocks, bias ? channels : 0}, weight.options());
+  const Tensor weight_sums = allocate({walk.task_blocks, kTaps * channels}, weight.options());
+  const Tensor bias_sums = allocate({walk.task_blocks, bias ? channels : 0}, weight.options());
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     backward_kernel<T><<<walk.grid(), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
@@ -379,7 +379,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_silu_backward(const Tensor& dy
   std::vector<Columns> sums = {{weight_sums, 0, kTaps * channels}};
   if (bias) sums.push_back({bias_sums, 0, channels});
   const std::vector<Tensor> grads = add_rows(sums);
-  return {dx, grads[0].view(weight.sizes()), bias ? grads[1] : at::empty({0}, weight.options())};
+  return {dx, grads[0].view(weight.sizes()), bias ? grads[1] : allocate({0}, weight.options())};
 }
 
 }  // namespace

@@ -23,13 +23,16 @@ using NormBackward = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, c
                                                                 const std::optional<Tensor>&, const Tensor&,
                                                                 const Tensor&, const Tensor&, bool);
 
+const BelowAutograd<NormForward>& run_norm() {
+  static const BelowAutograd<NormForward> op("mmvmamba::layer_norm");
+  return op;
+}
+
 struct LayerNorm : torch::autograd::Function<LayerNorm> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const std::optional<Tensor>& shift,
                                const Tensor& weight, const Tensor& bias, double eps, at::ScalarType out_dtype,
                                bool gelu, bool training) {
-    static const auto op = find_op<NormForward>("mmvmamba::layer_norm");
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [y, statistics] = op.call(x, shift, weight, bias, eps, out_dtype, gelu, training);
+    const auto [y, statistics] = run_norm()(x, shift, weight, bias, eps, out_dtype, gelu, training);
     // backward reads the bias for GELU only
     ctx->save_for_backward({x, shift.value_or(Tensor()), weight, gelu ? bias : weight, statistics});
     ctx->saved_data["gelu"] = gelu;
@@ -56,6 +59,9 @@ struct LayerNorm : torch::autograd::Function<LayerNorm> {
 std::tuple<Tensor, Tensor> layer_norm(const Tensor& x, const std::optional<Tensor>& shift, const Tensor& weight,
                                       const Tensor& bias, double eps, at::ScalarType out_dtype, bool gelu,
                                       bool training) {
+  if (past_autograd(x, shift, weight, bias)) {
+    return run_norm()(x, shift, weight, bias, eps, out_dtype, gelu, training);
+  }
   const auto out = LayerNorm::apply(x, shift, weight, bias, eps, out_dtype, gelu, training);
   return {out[0], out[1]};
 }
@@ -67,13 +73,16 @@ using AddNormBackward = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&
                                                                    const std::optional<Tensor>&, const Tensor&,
                                                                    const Tensor&);
 
+const BelowAutograd<AddNormForward>& run_add_norm() {
+  static const BelowAutograd<AddNormForward> op("mmvmamba::add_layer_norm");
+  return op;
+}
+
 struct AddLayerNorm : torch::autograd::Function<AddLayerNorm> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& branch,
                                const std::optional<Tensor>& factors, const Tensor& weight, const Tensor& bias,
                                double eps, at::ScalarType out_dtype, bool training) {
-    static const auto op = find_op<AddNormForward>("mmvmamba::add_layer_norm");
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [sum, y, statistics] = op.call(x, branch, factors, weight, bias, eps, out_dtype, training);
+    const auto [sum, y, statistics] = run_add_norm()(x, branch, factors, weight, bias, eps, out_dtype, training);
     ctx->save_for_backward({sum, factors.value_or(Tensor()), weight, statistics, y});
     ctx->mark_non_differentiable({statistics});
     ctx->set_materialize_grads(false);
@@ -98,6 +107,9 @@ std::tuple<Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor&
                                                   const std::optional<Tensor>& factors, const Tensor& weight,
                                                   const Tensor& bias, double eps, at::ScalarType out_dtype,
                                                   bool training) {
+  if (past_autograd(x, branch, factors, weight, bias)) {
+    return run_add_norm()(x, branch, factors, weight, bias, eps, out_dtype, training);
+  }
   const auto out = AddLayerNorm::apply(x, branch, factors, weight, bias, eps, out_dtype, training);
   return {out[0], out[1], out[2]};
 }
@@ -108,12 +120,15 @@ using MlpForward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, cons
 using MlpBackward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
                                                                        const Tensor&, const Tensor&);
 
+const BelowAutograd<MlpForward>& run_mlp() {
+  static const BelowAutograd<MlpForward> op("mmvmamba::mlp");
+  return op;
+}
+
 struct Mlp : torch::autograd::Function<Mlp> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight1, const Tensor& bias1,
                                const Tensor& weight2, const Tensor& bias2, bool training) {
-    static const auto op = find_op<MlpForward>("mmvmamba::mlp");
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [y, hidden] = op.call(x, weight1, bias1, weight2, bias2, training);
+    const auto [y, hidden] = run_mlp()(x, weight1, bias1, weight2, bias2, training);
     ctx->save_for_backward({x, hidden, weight1, weight2});
     ctx->mark_non_differentiable({hidden});
     ctx->set_materialize_grads(false);
@@ -134,6 +149,9 @@ struct Mlp : torch::autograd::Function<Mlp> {
 
 std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensor& weight1, const Tensor& bias1, const Tensor& weight2,
                                const Tensor& bias2, bool training) {
+  if (past_autograd(x, weight1, bias1, weight2, bias2)) {
+    return run_mlp()(x, weight1, bias1, weight2, bias2, training);
+  }
   const auto out = Mlp::apply(x, weight1, bias1, weight2, bias2, training);
   return {out[0], out[1]};
 }

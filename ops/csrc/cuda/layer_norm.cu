@@ -9,8 +9,6 @@
 // registers over all rows of a thread, added over the block in a fixed order, and leave as one partial sum a block.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
@@ -19,6 +17,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "allocate.h"
 #include "column_sum.h"
 #include "dense.h"
 #include "layer_norm.cuh"
@@ -128,8 +127,8 @@ Result forward(const Tensor& x_in, const Addend* addend, const Parameters& param
   const Tensor x = dense(x_in);
   const int64_t channels = x.size(-1), rows = x.numel() / channels;
   Result result;
-  result.y = at::empty_like(x, x.options().dtype(out_dtype));
-  result.statistics = at::empty({save ? rows : 0, 2}, parameters.weight.options());
+  result.y = allocate(x.sizes(), x.options().dtype(out_dtype));
+  result.statistics = allocate({save ? rows : 0, 2}, parameters.weight.options());
   Tensor branch;
   Factors factors{};
   if (addend != nullptr) {
@@ -137,7 +136,7 @@ Result forward(const Tensor& x_in, const Addend* addend, const Parameters& param
                     (out_dtype == x.scalar_type() || x.scalar_type() == at::kFloat) && rows < (1ll << 32),
                 "add_layer_norm: branch must have the shape of x and the dtype of the output");
     branch = dense(addend->branch), factors = factors_of(addend->factors, rows);
-    result.sum = at::empty_like(x);
+    result.sum = allocate_like(x);
   }
   with_types(x.scalar_type(), out_dtype, [&](auto in, auto out) {
     using In = decltype(in);
@@ -180,12 +179,12 @@ Grads backward(const Tensor* dsum_in, const Tensor& dy_in, const Tensor& x_in, c
   const int64_t channels = x.size(-1), rows = x.numel() / channels;
   TORCH_CHECK(statistics.size(0) == rows, "layer_norm_backward: the forward was run without saving its statistics");
   Grads grads;
-  grads.dx = at::empty_like(x);
+  grads.dx = allocate_like(x);
   Tensor dsum, partial;
   Factors factors{};
   if (dsum_in != nullptr) {
     dsum = dense(dsum_in->to(x.scalar_type())), factors = factors_of(factors_in, rows);
-    grads.dbranch = at::empty_like(dy);
+    grads.dbranch = allocate_like(dy);
   }
   with_types(x.scalar_type(), dy.scalar_type(), [&](auto in, auto out) {
     using In = decltype(in);
@@ -197,7 +196,7 @@ Grads backward(const Tensor* dsum_in, const Tensor& dy_in, const Tensor& x_in, c
         constexpr int sums = norm::kSums<decltype(beside)>;
         const size_t shared = sums * channels * sizeof(float);
         const int64_t blocks = blocks_for(rows, Lanes, resident_blocks(kernel, kThreads, shared));
-        partial = at::empty({blocks, sums * channels}, parameters.weight.options());
+        partial = allocate({blocks, sums * channels}, parameters.weight.options());
         kernel<<<blocks, kThreads, shared, at::cuda::getCurrentCUDAStream()>>>(
             static_cast<const Out*>(dy.data_ptr()), static_cast<const In*>(x.data_ptr()), beside,
             parameters.weight.template data_ptr<float>(), parameters.bias.template data_ptr<float>(),
@@ -222,7 +221,7 @@ Grads backward(const Tensor* dsum_in, const Tensor& dy_in, const Tensor& x_in, c
   if (shifted) sums.push_back({partial, 2 * channels, channels});
   const std::vector<Tensor> rows_sums = add_rows(sums);
   grads.dweight = rows_sums[0], grads.dbias = rows_sums[1];
-  grads.dshift = shifted ? rows_sums[2] : at::empty({0}, parameters.weight.options());
+  grads.dshift = shifted ? rows_sums[2] : allocate({0}, parameters.weight.options());
   return grads;
 }
 

@@ -1,14 +1,12 @@
 // The MLP of a block, mmvmamba::mlp and its backward on CUDA: linear, GELU, linear.
 //
 // The products are cuBLAS's; where there are few channels, the one before GELU and most of backward are one kernel each
-// (mlp_product.cuh, mlp_backward.cuh). What else is ours: only the input and the hidden values before GELU are kept for backward, where one kernel makes GELU again (for the
-// second weight's gradient), multiplies its derivative in, and sums the first bias's gradient on the way; weights are cast
-// by one kernel instead of one each.
+// (mlp_product.cuh, mlp_backward.cuh). What else is ours: only the input and the hidden values before GELU are kept for
+// backward, where one kernel makes GELU again (for the second weight's gradient), multiplies its derivative in, and sums
+// the first bias's gradient on the way; weights are cast by one kernel instead of one each.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/addmm.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/cuda/CUDAException.h>
@@ -21,6 +19,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "allocate.h"
 #include "column_sum.cuh"
 #include "column_sum.h"
 #include "dense.h"
@@ -117,8 +116,9 @@ std::vector<Tensor> cast(std::vector<Tensor> tensors, at::ScalarType dtype, size
   int64_t blocks = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {
     casts.columns[i] = i == transposed ? static_cast<int>(tensors[i].size(1)) : 0;
-    results.push_back(i == transposed ? at::empty({tensors[i].size(1), tensors[i].size(0)}, tensors[i].options().dtype(dtype))
-                                      : at::empty(tensors[i].sizes(), tensors[i].options().dtype(dtype)));
+    const auto options = tensors[i].options().dtype(dtype);
+    results.push_back(i == transposed ? allocate({tensors[i].size(1), tensors[i].size(0)}, options)
+                                      : allocate(tensors[i].sizes(), options));
     casts.from[i] = tensors[i].data_ptr(), casts.to[i] = results[i].data_ptr();
     casts.sizes[i] = tensors[i].numel(), casts.first_block[i] = blocks;
     blocks += (tensors[i].numel() + kCastChunk - 1) / kCastChunk;
@@ -147,9 +147,10 @@ void check(const Tensor& x, const Tensor& weight1, const Tensor& bias1, const Te
   }
 }
 
-// Call f(T(), depth) for the types and depths, as constants, of the kernels of mlp_product.cuh.
 template <int Depth> constexpr int kBackwardColumns = Depth == 96 ? 128 : 64;  // as many as there are registers for
 template <int Depth> using BackwardMemory = product::BackwardMemory<Depth, kBackwardColumns<Depth>>;
+
+// Call f(T(), depth) for the types and depths, as constants, of the kernels for few channels.
 template <typename F> void with_product(at::ScalarType type, int64_t depth, F f) {
   with_type(type, [&](auto t) {
     if constexpr (sizeof(t) == 2) {
@@ -160,7 +161,7 @@ template <typename F> void with_product(at::ScalarType type, int64_t depth, F f)
   });
 }
 
-// Whether those kernels take an MLP of `depth` channels with `columns` hidden ones.
+// Whether the kernels for few channels take an MLP of `depth` of them and `columns` hidden ones, on this GPU.
 bool few_channels(at::ScalarType type, int64_t depth, int64_t columns) {
   bool few = false;
   if (columns % product::kColumns == 0) {
@@ -185,8 +186,8 @@ template <typename Kernel> dim3 walking_grid(Kernel kernel, int bytes, int64_t a
 // GELU(x W1^T + b1), (rows, hidden), and with `save` the values before GELU, else no tensor.
 std::tuple<Tensor, Tensor> hidden_layer(const Tensor& x, const Tensor& weight, const Tensor& bias, bool save) {
   if (few_channels(x.scalar_type(), x.size(1), weight.size(0))) {
-    Tensor activated = at::empty({x.size(0), weight.size(0)}, x.options()), hidden;
-    if (save) hidden = at::empty_like(activated);
+    Tensor activated = allocate({x.size(0), weight.size(0)}, x.options()), hidden;
+    if (save) hidden = allocate_like(activated);
     product::Args args{};
     args.a = x.data_ptr(), args.b = weight.data_ptr(), args.bias = bias.data_ptr();
     args.hidden = save ? hidden.data_ptr() : nullptr, args.activated = activated.data_ptr();
@@ -201,7 +202,7 @@ std::tuple<Tensor, Tensor> hidden_layer(const Tensor& x, const Tensor& weight, c
     return {activated, hidden};
   }
   Tensor hidden = at::addmm(bias, x, weight.t());
-  Tensor activated = save ? at::empty_like(hidden) : hidden;
+  Tensor activated = save ? allocate_like(hidden) : hidden;
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const int64_t vectors = hidden.numel() / kWidth;
@@ -214,11 +215,11 @@ std::tuple<Tensor, Tensor> hidden_layer(const Tensor& x, const Tensor& weight, c
   return {activated, save ? hidden : Tensor()};
 }
 
-// What backward makes of dy (rows, out) beside the gradient of x: the gradient of the hidden values, and partial sums over
-// rows for the first bias.
+// What backward makes of dy (rows, out) beside the gradient of x.
 struct HiddenGrads {
-  Tensor dhidden, bias;
-  Tensor dweight1, dweight2;  // in float or the type of dy; or partial sums of them, if `partial`
+  Tensor dhidden;             // (rows, hidden)
+  Tensor bias;                // partial sums of the first bias's gradient
+  Tensor dweight1, dweight2;  // in the dtype of the weights; or partial sums of them, if `partial`
   bool partial;
 };
 
@@ -226,16 +227,16 @@ struct HiddenGrads {
 HiddenGrads few_channels_backward(const Tensor& dy, const Tensor& x, const Tensor& hidden, const Tensor& weight2) {
   const int64_t rows = dy.size(0), width = hidden.size(-1), channels = x.size(1);
   HiddenGrads grads;
-  grads.partial = true, grads.dhidden = at::empty({rows, width}, dy.options());
+  grads.partial = true, grads.dhidden = allocate({rows, width}, dy.options());
   with_product(dy.scalar_type(), channels, [&](auto type, auto constant) {
     constexpr int depth = decltype(constant)::value, columns = kBackwardColumns<depth>;
     constexpr int bytes = BackwardMemory<depth>::kBytes;
     const auto kernel = product::hidden_backward_kernel<decltype(type), depth, columns>;
     const dim3 grid = walking_grid(kernel, bytes, width / columns, rows);
     const auto options = dy.options().dtype(at::kFloat);
-    grads.bias = at::empty({grid.y, width}, options);
-    grads.dweight1 = at::empty({grid.y, width * channels}, options);
-    grads.dweight2 = at::empty({grid.y, width * channels}, options);
+    grads.bias = allocate({grid.y, width}, options);
+    grads.dweight1 = allocate({grid.y, width * channels}, options);
+    grads.dweight2 = allocate({grid.y, width * channels}, options);
     product::BackwardArgs args{};
     args.dy = dy.data_ptr(), args.x = x.data_ptr(), args.weight2 = weight2.data_ptr(), args.hidden = hidden.data_ptr();
     args.grad = grads.dhidden.data_ptr(), args.bias = grads.bias.template data_ptr<float>();
@@ -260,17 +261,18 @@ HiddenGrads hidden_backward(const Tensor& dy, const Tensor& x, const Tensor& hid
   const int64_t rows = dy.size(0), width = hidden.size(-1);
   HiddenGrads grads;
   grads.partial = false, grads.dhidden = at::mm(dy, weight2);
-  Tensor activated = at::empty_like(grads.dhidden);
+  Tensor activated = allocate_like(grads.dhidden);
   with_type(dy.scalar_type(), [&](auto t) {
     using T = decltype(t);
     const SumShape shape = sum_shape<kWidth>(rows, width, resident_blocks(gelu_backward_kernel<T>, kSumThreads));
-    grads.bias = at::empty({shape.row_blocks, width}, dy.options().dtype(at::kFloat));
+    grads.bias = allocate({shape.row_blocks, width}, dy.options().dtype(at::kFloat));
     gelu_backward_kernel<T><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
         static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(grads.dhidden.data_ptr()),
         static_cast<T*>(activated.data_ptr()), grads.bias.template data_ptr<float>(), rows, static_cast<int>(width), shape);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
-  grads.dweight1 = product_as(weight_type, grads.dhidden.t(), x), grads.dweight2 = product_as(weight_type, dy.t(), activated);
+  grads.dweight1 = product_as(weight_type, grads.dhidden.t(), x);
+  grads.dweight2 = product_as(weight_type, dy.t(), activated);
   return grads;
 }
 
@@ -290,7 +292,7 @@ std::tuple<Tensor, Tensor> mlp_forward(const Tensor& x_in, const Tensor& weight1
   const int64_t rows = x.numel() / x.size(-1), width = weight1.size(0), out = weight2.size(0);
   const auto [activated, hidden] = hidden_layer(x.view({rows, x.size(-1)}), cast_weights[0], cast_weights[1], save);
   const Tensor y = at::addmm(cast_weights[3], activated, cast_weights[2].t()).view(with_last(x, out));
-  return {y, save ? hidden.view(with_last(x, width)) : at::empty({0}, x.options())};
+  return {y, save ? hidden.view(with_last(x, width)) : allocate({0}, x.options())};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(const Tensor& dy_in, const Tensor& x_in,

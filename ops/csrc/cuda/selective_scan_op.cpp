@@ -1,7 +1,6 @@
 // torch.ops.mmvmamba_C.selective_scan_{fwd,bwd}_cuda: checks, allocation and how the work is divided.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
@@ -11,6 +10,7 @@
 #include <optional>
 #include <tuple>
 
+#include "allocate.h"
 #include "selective_scan.h"
 
 namespace mmvmamba {
@@ -93,8 +93,8 @@ std::tuple<Tensor, Tensor> selective_scan_forward(const Tensor& u, const Tensor&
   const c10::cuda::CUDAGuard guard(u.device());
   Problem problem(u, delta, A, B, C, D, bias, softplus, out_dtype);
   Args& args = problem.args;
-  Tensor out = at::empty(u.sizes(), problem.u.options().dtype(out_dtype));
-  Tensor carries = at::empty({u.size(0), u.size(1), args.chunks + 1, args.states}, problem.A.options());
+  Tensor out = allocate(u.sizes(), problem.u.options().dtype(out_dtype));
+  Tensor carries = allocate({u.size(0), u.size(1), args.chunks + 1, args.states}, problem.A.options());
   args.out = out.data_ptr(), args.carries = carries.data_ptr<float>();
   args.vector = vector_width({&problem.u, &problem.delta, &problem.B, &problem.C, &out}, u.size(2) * u.element_size());
   args.float_vector = vector_width({&out}, u.size(2) * sizeof(float));
@@ -111,11 +111,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selective_sca
   Problem problem(u, delta, A, B, C, D, bias, softplus, dout_.scalar_type());
   Args& args = problem.args;
   const Tensor dout = dout_.contiguous(), carries = carries_.contiguous();
-  Tensor du = at::empty(u.sizes(), problem.u.options()), ddelta = at::empty(u.sizes(), problem.u.options());
-  Tensor dB = at::empty(B.sizes(), problem.B.options()), dC = at::empty(C.sizes(), problem.C.options());
+  Tensor du = allocate(u.sizes(), problem.u.options()), ddelta = allocate(u.sizes(), problem.u.options());
+  Tensor dB = allocate(B.sizes(), problem.B.options()), dC = allocate(C.sizes(), problem.C.options());
   const auto options = problem.A.options();
-  Tensor dA = at::empty({u.size(0), u.size(1), args.states}, options);
-  Tensor sums = at::empty({2, u.size(0), u.size(1)}, options);
+  Tensor dA = allocate({u.size(0), u.size(1), args.states}, options);
+  Tensor sums = allocate({2, u.size(0), u.size(1)}, options);
   args.dout = dout.const_data_ptr(), args.carries = carries.data_ptr<float>();
   args.du = du.data_ptr(), args.ddelta = ddelta.data_ptr(), args.dA = dA.data_ptr<float>();
   args.dD = sums.data_ptr<float>(), args.dbias = args.dD + u.size(0) * u.size(1);
@@ -123,13 +123,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selective_sca
   args.vector = vector_width({&problem.u, &problem.delta, &problem.B, &problem.C, &du, &ddelta, &dout}, row);
   args.float_vector = vector_width({&dout}, u.size(2) * sizeof(float));
   problem.divide(args.states == 1 ? kBackwardTurns : 2);
-  Tensor partial = at::empty({args.splits, 2, args.pairs, args.states, u.size(2)}, options);
+  Tensor partial = allocate({args.splits, 2, args.pairs, args.states, u.size(2)}, options);
   args.partial = partial.data_ptr<float>();
   launch_backward(problem.type, args, problem.stream);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   launch_add_partial(problem.type, args, dB.data_ptr(), dC.data_ptr(), problem.stream);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  const Tensor over_batch = sums.sum(1), none = at::empty({0}, options);
+  const Tensor over_batch = sums.sum(1), none = allocate({0}, options);
   return {du, ddelta, dA.sum(0), dB, dC, D ? over_batch[0].clone() : none, bias ? over_batch[1].clone() : none};
 }
 

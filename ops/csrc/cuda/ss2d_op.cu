@@ -13,8 +13,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/bmm.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -24,6 +22,7 @@
 #include <cstdint>
 #include <string>
 
+#include "allocate.h"
 #include "ss2d_kernels.h"
 
 namespace mmvmamba {
@@ -99,13 +98,13 @@ struct Problem {
     prepare.channels = args.channels, prepare.padded = args.padded, prepare.dt_rank = dt_rank;
     prepare.rank = rank, prepare.map_columns = args.map_columns;
     prepare.by_padded = Divisor(args.padded), prepare.by_columns = Divisor(args.map_columns);
-    projection = at::empty({4 * args.map_columns, args.channels}, x.options());
+    projection = allocate({4 * args.map_columns, args.channels}, x.options());
     prepare.projection = projection.data_ptr();
     if (rank == 0) {
-      dt_matrix = at::empty({4, args.map_columns, args.channels}, x.options());
+      dt_matrix = allocate({4, args.map_columns, args.channels}, x.options());
       prepare.dt_matrix = dt_matrix.data_ptr();
     }
-    allocate(x.options(), backward);
+    lay_out(x.options(), backward);
     launch_prepare(type, prepare, stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     args.skip = prepare.skip, args.bias = prepare.bias, args.A = prepare.A, args.dt_weight = prepare.dt_weight;
@@ -113,7 +112,7 @@ struct Problem {
   }
 
   // Lay out the workspace.
-  void allocate(const at::TensorOptions& options, bool backward) {
+  void lay_out(const at::TensorOptions& options, bool backward) {
     int64_t size = 0;
     const auto reserve = [&size](bool needed, int64_t bytes) {
       const int64_t at = size;
@@ -128,7 +127,7 @@ struct Problem {
     const int64_t carries_at = reserve(chained, 2 * carries * sizeof(uint2));
     const int64_t partial_at = reserve(backward, 2 * blocks * args.groups * partial_size(rank) * sizeof(float));
     const int64_t part_at = reserve(backward && !fused, args.splits * pixels * 8 * sizeof(float));
-    workspace = at::empty({size}, options.dtype(at::kByte));
+    workspace = allocate({size}, options.dtype(at::kByte));
     char* base = static_cast<char*>(workspace.data_ptr());
 
     prepare.skip = reinterpret_cast<float*>(base + floats_at), prepare.bias = prepare.skip + args.padded;
@@ -167,7 +166,7 @@ struct Problem {
   // For rank 0 memory for du2, (batch * length, 4, channels) as a batch of routes, and for float u2 without bias in it,
   // by a batched GEMM.
   Tensor make_u(const Tensor& maps) const {
-    Tensor u = at::empty_strided({4, pixels, args.channels}, {args.channels, 4 * args.channels, 1}, maps.options());
+    Tensor u = allocate({4, pixels, args.channels}, {args.channels, 4 * args.channels, 1}, maps.options());
     if (type == Type::kFloat) at::bmm_out(u, by_route(maps), dt_matrix);
     return u;
   }
@@ -193,13 +192,13 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x
   Args& args = problem.args;
   const auto options = x.options().memory_format(at::MemoryFormat::Contiguous);
   const Tensor image = channel_last(x);
-  Tensor maps = at::empty({problem.pixels, 4 * args.map_columns}, options);
+  Tensor maps = allocate({problem.pixels, 4 * args.map_columns}, options);
   at::mm_out(maps, problem.rows(image),
              problem.projection.as_strided({args.channels, 4 * args.map_columns}, {1, args.channels}));
   Tensor u;
   if (problem.rank == 0 && problem.type == Type::kFloat) u = problem.make_u(maps);
-  Tensor y = at::empty(x.sizes(), options.dtype(out_dtype).memory_format(at::MemoryFormat::ChannelsLast));
-  Tensor states = at::empty({save ? args.batch * args.segments * 4 * args.channels : 0}, options.dtype(at::kFloat));
+  Tensor y = allocate(x.sizes(), options.dtype(out_dtype).memory_format(at::MemoryFormat::ChannelsLast));
+  Tensor states = allocate({save ? args.batch * args.segments * 4 * args.channels : 0}, options.dtype(at::kFloat));
 
   args.x = image.data_ptr(), args.maps = maps.data_ptr(), args.y = y.data_ptr();
   args.u = u.defined() ? u.data_ptr() : nullptr;
@@ -222,7 +221,7 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x
 Tensor tall_product(const Tensor& a, int64_t a_columns, const Tensor& b, int64_t b_columns, int64_t rows,
                     int64_t chunks) {
   const int64_t length = rows / chunks, whole = length * chunks, rest = rows - whole, size = a_columns * b_columns;
-  Tensor parts = at::empty({chunks + (rest > 0), a_columns, b_columns}, a.options());
+  Tensor parts = allocate({chunks + (rest > 0), a_columns, b_columns}, a.options());
   Tensor first = rest > 0 ? parts.as_strided({chunks, a_columns, b_columns}, {size, b_columns, 1}) : parts;
   at::bmm_out(first, a.as_strided({chunks, a_columns, length}, {length * a_columns, 1, a_columns}),
               b.as_strided({chunks, length, b_columns}, {length * b_columns, b_columns, 1}));
@@ -250,8 +249,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
   Tensor u;
   if (!fused) u = problem.make_u(maps);
 
-  Tensor dmaps = at::empty({problem.pixels, 4 * args.map_columns}, options);
-  Tensor dx = at::empty(x.sizes(), options.memory_format(at::MemoryFormat::ChannelsLast));
+  Tensor dmaps = allocate({problem.pixels, 4 * args.map_columns}, options);
+  Tensor dx = allocate(x.sizes(), options.memory_format(at::MemoryFormat::ChannelsLast));
   args.x = image.data_ptr(), args.dy = dy.data_ptr(), args.maps = maps.data_ptr(), args.y = dx.data_ptr();
   args.u = fused ? nullptr : u.data_ptr();
   args.states = states.data_ptr<float>();
@@ -282,9 +281,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
                                           std::min<int64_t>(128, chunks));
   problem.rows(dx).addmm_(dmaps, problem.projection);
 
-  const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
-  Tensor dx_proj = like(x_proj), ddt_proj = like(dt_proj), ddt_bias = like(dt_bias);
-  Tensor dA_logs = like(A_logs), dDs = like(Ds);
+  Tensor dx_proj = allocate_like(x_proj), ddt_proj = allocate_like(dt_proj), ddt_bias = allocate_like(dt_bias);
+  Tensor dA_logs = allocate_like(A_logs), dDs = allocate_like(Ds);
   Finish finish{};
   finish.partial = problem.partial;
   finish.dprojection = dprojection.data_ptr(), finish.projection_parts = dprojection.size(0);
