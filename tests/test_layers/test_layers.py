@@ -69,6 +69,17 @@ def test_gated_mlp():
     torch.testing.assert_close(mlp(x), (value * F.gelu(gate)) @ mlp.fc2.weight.T + mlp.fc2.bias)
 
 
+def test_replaced_layers_of_an_mlp_are_called():
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    mlp, x = Mlp(8, 16), torch.randn(3, 8)
+    plain = mlp(x)
+    mlp.fc2.__class__ = Doubled
+    torch.testing.assert_close(mlp(x), 2 * plain)
+
+
 def scan_line(x, x_proj, dt_proj, bias, A_logs, Ds):
     """One line (L, D) by the recurrence, parameters of one route; A is (D, N)."""
     rank, states = dt_proj.shape[1], A_logs.shape[1]
