@@ -4,7 +4,7 @@ from .backend import BackendError, BackendStatus, backend_report, use_backend
 from .convolution.interface import conv2d_channel_last, depthwise_conv_silu
 from .cross_scan.interface import SCAN_MODES, cross_merge, cross_scan
 from .layer_norm.interface import add_layer_norm, layer_norm
-from .mlp.interface import mlp
+from .linear.interface import linear, mlp
 from .selective_scan.interface import selective_scan
 from .ss2d.interface import ss2d_scan
 
@@ -19,6 +19,7 @@ __all__ = [
     'cross_scan',
     'depthwise_conv_silu',
     'layer_norm',
+    'linear',
     'mlp',
     'selective_scan',
     'ss2d_scan',

@@ -6,6 +6,7 @@ from torch import nn
 
 from .conv_norm import ConvNorms
 from .convolution import ConvChannelLast
+from .linear import project
 from .norm import build_norm
 
 
@@ -22,7 +23,7 @@ class PatchMerging(nn.Module):
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         # down, then right: the order of the published weights
         quarters = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.reduction(self.norm(torch.cat(quarters, dim=-1)))
+        return project(self.reduction, self.norm(torch.cat(quarters, dim=-1)))
 
 
 class HalvingConv(ConvChannelLast):

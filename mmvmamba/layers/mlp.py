@@ -5,6 +5,7 @@ from torch import nn
 
 from mmvmamba.ops import mlp
 
+from .linear import is_plain
 from .options import ACTIVATIONS
 
 
@@ -34,12 +35,7 @@ class Mlp(nn.Module):
         if self.gated:
             x, gate = self.fc1(x).chunk(2, dim=-1)
             return self.drop(self.fc2(x * self.act(gate)))
-        if self._is_plain():
+        if is_plain(self.fc1, self.act, self.fc2) and (self.drop.p == 0 or not self.training):
             return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
         x = self.drop(self.act(self.fc1(x)))
         return self.drop(self.fc2(x))
-
-    def _is_plain(self) -> bool:
-        """Whether one op can stand for the layers: none was replaced, by a quantised one say, and none drops values."""
-        plain = type(self.fc1) is type(self.fc2) is nn.Linear and type(self.act) is nn.GELU
-        return plain and (self.drop.p == 0 or not self.training)

@@ -10,6 +10,7 @@ from mmvmamba.ops.checks import autocast_enabled
 
 from .cascade import cascade_scan
 from .convolution import DepthwiseConv
+from .linear import project
 from .norm import build_out_norm
 from .options import ACTIVATIONS, SS2DOptions
 from .ssm_init import init_ssm
@@ -51,7 +52,7 @@ class SS2D(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        x, gate = self._split_gate(self.in_proj(x))
+        x, gate = self._split_gate(project(self.in_proj, x))
         if self.options.d_conv > 1 and isinstance(self.act, nn.SiLU):
             x = self.conv2d(x, silu=True)
         else:
@@ -59,7 +60,7 @@ class SS2D(nn.Module):
         y = self.out_act(self.out_norm(self._scan(x)).to(x.dtype))
         if gate is not None:
             y = y * gate
-        return self.dropout(self.out_proj(y))
+        return self.dropout(project(self.out_proj, y))
 
     def _split_gate(self, x):
         if self.options.gate == 'none':

@@ -69,15 +69,29 @@ def test_gated_mlp():
     torch.testing.assert_close(mlp(x), (value * F.gelu(gate)) @ mlp.fc2.weight.T + mlp.fc2.bias)
 
 
-def test_replaced_layers_of_an_mlp_are_called():
-    class Doubled(torch.nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
+class Doubled(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
 
-    mlp, x = Mlp(8, 16), torch.randn(3, 8)
-    plain = mlp(x)
-    mlp.fc2.__class__ = Doubled
-    torch.testing.assert_close(mlp(x), 2 * plain)
+
+@pytest.mark.parametrize(
+    'layer, x, last', [(Mlp(8, 16), torch.randn(3, 8), 'fc2'), (SS2D(8), torch.randn(1, 3, 4, 8), 'out_proj')]
+)
+def test_replaced_linear_layers_and_hooks_are_called(layer, x, last):
+    plain = layer(x)
+    linear, seen = getattr(layer, last), []
+    hooks = [
+        linear.register_forward_pre_hook(lambda *_: seen.append('forward pre')),
+        linear.register_forward_hook(lambda *_: seen.append('forward')),
+        linear.register_full_backward_pre_hook(lambda *_: seen.append('backward pre')),
+        linear.register_full_backward_hook(lambda *_: seen.append('backward')),
+    ]
+    layer(x).sum().backward()
+    assert seen == ['forward pre', 'forward', 'backward pre', 'backward']
+    for hook in hooks:
+        hook.remove()
+    linear.__class__ = Doubled
+    torch.testing.assert_close(layer(x), 2 * plain)
 
 
 def scan_line(x, x_proj, dt_proj, bias, A_logs, Ds):

@@ -9,6 +9,7 @@ from mmvmamba.ops import (
     conv2d_channel_last,
     depthwise_conv_silu,
     layer_norm,
+    linear,
     mlp,
     ss2d_scan,
 )
@@ -16,9 +17,17 @@ from tests.test_ops.ss2d_inputs import make_parameters
 
 STATUS = {status.name: status for status in backend_report()}
 CUDA = STATUS['cuda']
+
+
+def mixed_linear(x, draw):
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return linear(x, draw(4, 8))
+
+
 LAYERS = dict(
     layer_norm=lambda x, draw: layer_norm(x, draw(8), draw(8), shift=draw(8), gelu=True),
     add_layer_norm=lambda x, draw: add_layer_norm(x, draw(2, 5, 6, 8), draw(8), draw(8))[1],
+    linear=mixed_linear,
     mlp=lambda x, draw: mlp(x, draw(16, 8), draw(16), draw(8, 16), draw(8)),
     depthwise_conv_silu=lambda x, draw: depthwise_conv_silu(x, draw(8, 1, 3, 3), draw(8)),
     conv2d_channel_last=lambda x, draw: conv2d_channel_last(x, draw(8, 8, 3, 3), draw(8), padding=1),

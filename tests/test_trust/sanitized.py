@@ -17,6 +17,7 @@ from mmvmamba.ops import (
     cross_scan,
     depthwise_conv_silu,
     layer_norm,
+    linear,
     mlp,
     selective_scan,
     ss2d_scan,
@@ -60,10 +61,11 @@ def layers():
         y = depthwise_conv_silu(y, draw(channels, 1, 3, 3), draw(channels))
         hidden = 3 * channels
         with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+            y = linear(y, draw(channels, channels))
             y = mlp(y, draw(hidden, channels), draw(hidden), draw(channels, hidden), draw(channels))
         y = conv2d_channel_last(y, draw(16, channels, 3, 3), draw(16), stride=2, padding=1)
         (total.sum() + y.float().sum()).backward()
-        cases += 4
+        cases += 5
     return cases
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 
-from mmvmamba.ops import add_layer_norm, conv2d_channel_last, depthwise_conv_silu, layer_norm, mlp
+from mmvmamba.ops import add_layer_norm, conv2d_channel_last, depthwise_conv_silu, layer_norm, linear, mlp
 
 from .cases import cases
 from .op_inputs import DEVICES, ELSEWHERE, FAULTS, LAYOUTS, SPOILS, broken, lay_out, spoil
@@ -31,6 +31,10 @@ def reference_sum(x, branch, weight, bias, factors=None):
     return reference_norm(total, weight, bias)
 
 
+def reference_linear(x, weight):
+    return F.linear(x, weight)
+
+
 def reference_mlp(x, weight1, bias1, weight2, bias2):
     return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
 
@@ -49,6 +53,7 @@ OPS = dict(
     layer_norm=(layer_norm, reference_norm),
     gelu_layer_norm=(partial(layer_norm, gelu=True), lambda **arguments: F.gelu(reference_norm(**arguments))),
     add_layer_norm=(lambda **arguments: add_layer_norm(**arguments)[1], reference_sum),
+    linear=(linear, reference_linear),
     mlp=(mlp, reference_mlp),
     depthwise_conv_silu=(depthwise_conv_silu, reference_depthwise),
     conv2d_channel_last=(conv2d_channel_last, reference_conv),
@@ -66,6 +71,7 @@ def layer_arguments(draw):
         layer_norm=dict(maps, weight=(channels,), bias=(channels,), shift=(channels,)),
         gelu_layer_norm=dict(maps, weight=(channels,), bias=(channels,), shift=(channels,)),
         add_layer_norm=dict(maps, branch=maps['x'], weight=(channels,), bias=(channels,), factors=(batch,)),
+        linear=dict(x=maps['x'], weight=(out, channels)),
         mlp=dict(maps, weight1=(out, channels), bias1=(out,), weight2=(channels, out), bias2=(channels,)),
         depthwise_conv_silu=dict(maps, weight=(channels, 1, kernel, kernel), bias=(channels,)),
         conv2d_channel_last=dict(maps, weight=(out, channels, kernel, kernel), bias=(out,)),
@@ -126,8 +132,8 @@ def test_refuses_one_broken_argument(case, fault, which):
     op, arguments = case
     names = list(arguments)
     name = names[which % len(names)]
-    any_dimensions = (op.endswith('layer_norm') or op == 'mlp') and name == 'x'
-    if (fault == 'dtype' and op != 'mlp') or (any_dimensions and fault == 'dimension'):
+    any_dimensions = (op.endswith('layer_norm') or op in ('linear', 'mlp')) and name == 'x'
+    if (fault == 'dtype' and op not in ('linear', 'mlp')) or (any_dimensions and fault == 'dimension'):
         fault = 'text'  # for most other dtypes are right, and for some any number of dimensions
     if fault in ELSEWHERE and name == 'x':
         name = names[1]
@@ -136,6 +142,7 @@ def test_refuses_one_broken_argument(case, fault, which):
         layer_norm=layer_norm,
         gelu_layer_norm=layer_norm,
         add_layer_norm=add_layer_norm,
+        linear=linear,
         mlp=mlp,
         depthwise_conv_silu=depthwise_conv_silu,
         conv2d_channel_last=conv2d_channel_last,

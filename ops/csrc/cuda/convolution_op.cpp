@@ -18,6 +18,7 @@
 #include "allocate.h"
 #include "column_sum.h"
 #include "dense.h"
+#include "mixed_precision.h"
 
 namespace mmvmamba {
 namespace {
@@ -35,9 +36,9 @@ void check(const Tensor& x, const Tensor& weight) {
 
 Tensor channel_first(const Tensor& x) { return x.permute({0, 3, 1, 2}); }
 
-// The weight in another dtype and in cudnn's layout of channel-last maps: one copy for both.
+// The weight in another dtype and in cudnn's layout of channel-last maps.
 Tensor weight_like(const Tensor& weight, const Tensor& x) {
-  return weight.to(x.scalar_type(), /*non_blocking=*/false, /*copy=*/false, at::MemoryFormat::ChannelsLast);
+  return cast_layout(weight, x.scalar_type(), at::MemoryFormat::ChannelsLast);
 }
 
 Tensor conv2d_channel_last(const Tensor& x_in, const Tensor& weight, const std::optional<Tensor>& bias, int64_t stride,
@@ -69,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_channel_last_backward(const Tensor& dy
   Tensor db = allocate({0}, float_options);
   if (bias_grad) db = dy.size(3) % 4 == 0 ? column_sum(dy) : dy.sum({0, 1, 2}, /*keepdim=*/false, at::kFloat);
   return {x_grad ? dx.permute({0, 2, 3, 1}).contiguous() : allocate({0}, x.options()),
-          dw.to(weight.scalar_type(), false, false, at::MemoryFormat::Contiguous).contiguous(), db};
+          cast_layout(dw, weight.scalar_type(), at::MemoryFormat::Contiguous).contiguous(), db};
 }
 
 // ---- autograd -------------------------------------------------------------------------------------------------------

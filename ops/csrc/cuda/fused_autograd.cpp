@@ -1,4 +1,4 @@
-// Autograd of the fused ops layer_norm, add_layer_norm and mlp on CUDA. In C++, because a gradient function
+// Autograd of the fused ops layer_norm, add_layer_norm, linear and mlp on CUDA. In C++, because a gradient function
 // in Python costs the host more than these kernels cost the GPU. The schemas are those of ops/*/library.py.
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -114,6 +114,41 @@ std::tuple<Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor&
   return {out[0], out[1], out[2]};
 }
 
+// ---- linear ---------------------------------------------------------------------------------------------------------
+using LinearForward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, bool);
+using LinearBackward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&);
+
+const BelowAutograd<LinearForward>& run_linear() {
+  static const BelowAutograd<LinearForward> op("mmvmamba::linear");
+  return op;
+}
+
+struct Linear : torch::autograd::Function<Linear> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, bool training) {
+    const auto [y, narrow] = run_linear()(x, weight, training);
+    ctx->save_for_backward({x, narrow});
+    ctx->mark_non_differentiable({narrow});
+    ctx->set_materialize_grads(false);
+    return {y, narrow};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    variable_list result(3);
+    if (!grads[0].defined()) return result;
+    static const auto op = find_op<LinearBackward>("mmvmamba::linear_backward");
+    const variable_list saved = ctx->get_saved_variables();
+    const FirstDerivative guard;
+    std::tie(result[0], result[1]) = op.call(grads[0], saved[0], saved[1]);
+    return result;
+  }
+};
+
+std::tuple<Tensor, Tensor> linear(const Tensor& x, const Tensor& weight, bool training) {
+  if (past_autograd(x, weight)) return run_linear()(x, weight, training);
+  const auto out = Linear::apply(x, weight, training);
+  return {out[0], out[1]};
+}
+
 // ---- mlp ------------------------------------------------------------------------------------------------------------
 using MlpForward = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                                               bool);
@@ -161,8 +196,10 @@ std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensor& weight1, const Ten
 TORCH_LIBRARY_IMPL(mmvmamba, AutogradCUDA, m) {
   m.impl("layer_norm", &layer_norm);
   m.impl("add_layer_norm", &add_layer_norm);
+  m.impl("linear", &linear);
   m.impl("mlp", &mlp);
-  for (const char* backward : {"layer_norm_backward", "add_layer_norm_backward", "mlp_backward"}) {
+  for (const char* backward :
+       {"layer_norm_backward", "add_layer_norm_backward", "linear_backward", "mlp_backward"}) {
     m.impl(backward, torch::autograd::autogradNotImplementedFallback());
   }
 }

@@ -12,7 +12,6 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
-#include <torch/version.h>
 
 #include <algorithm>
 #include <tuple>
@@ -23,7 +22,9 @@
 #include "column_sum.cuh"
 #include "column_sum.h"
 #include "dense.h"
+#include "float_type.cuh"
 #include "gelu.cuh"
+#include "mixed_precision.h"
 #include "mlp_backward.cuh"
 #include "occupancy.cuh"
 #include "vector.cuh"
@@ -74,65 +75,7 @@ __global__ void __launch_bounds__(kSumThreads)
   place.leave(sum, partial, columns);
 }
 
-// Tensors cast by one launch.
-constexpr int kMostCasts = 4, kCastChunk = 4 * kThreads;
-struct Casts {
-  const void* from[kMostCasts];
-  void* to[kMostCasts];
-  int64_t sizes[kMostCasts], first_block[kMostCasts + 1];
-  int columns[kMostCasts];  // of a matrix to be transposed, or 0
-};
-
-template <typename From, typename To> __global__ void __launch_bounds__(kThreads) cast_kernel(const Casts casts) {
-  int which = 0;
-  while (static_cast<int64_t>(blockIdx.x) >= casts.first_block[which + 1]) ++which;
-  const From* from = static_cast<const From*>(casts.from[which]);
-  To* to = static_cast<To*>(casts.to[which]);
-  const int64_t begin = (blockIdx.x - casts.first_block[which]) * kCastChunk;
-#pragma unroll
-  for (int i = 0; i < kCastChunk / kThreads; ++i) {
-    const int64_t at = begin + i * kThreads + threadIdx.x, size = casts.sizes[which];
-    const int columns = casts.columns[which];
-    if (at < size) to[columns ? at % columns * (size / columns) + at / columns : at] = narrow<To>(widen(from[at]));
-  }
-}
-
-// Call f(T()) for a dtype.
-template <typename F> void with_type(at::ScalarType type, F f) {
-  if (type == at::kHalf) return f(__half());
-  if (type == at::kBFloat16) return f(__nv_bfloat16());
-  TORCH_CHECK(type == at::kFloat, "mlp: x is ", type, ", expected float16, bfloat16 or float32");
-  f(float());
-}
-
-// `tensors`, all of one dtype, in another; contiguous, and the matrix number `transposed`, if there is one, transposed.
-std::vector<Tensor> cast(std::vector<Tensor> tensors, at::ScalarType dtype, size_t transposed = kMostCasts) {
-  const bool same = tensors[0].scalar_type() == dtype;
-  if (same && transposed < tensors.size()) tensors[transposed] = tensors[transposed].t();
-  for (Tensor& tensor : tensors) tensor = tensor.contiguous();
-  if (same) return tensors;
-  Casts casts{};
-  std::vector<Tensor> results;
-  int64_t blocks = 0;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    casts.columns[i] = i == transposed ? static_cast<int>(tensors[i].size(1)) : 0;
-    const auto options = tensors[i].options().dtype(dtype);
-    results.push_back(i == transposed ? allocate({tensors[i].size(1), tensors[i].size(0)}, options)
-                                      : allocate(tensors[i].sizes(), options));
-    casts.from[i] = tensors[i].data_ptr(), casts.to[i] = results[i].data_ptr();
-    casts.sizes[i] = tensors[i].numel(), casts.first_block[i] = blocks;
-    blocks += (tensors[i].numel() + kCastChunk - 1) / kCastChunk;
-  }
-  for (size_t i = tensors.size(); i <= kMostCasts; ++i) casts.first_block[i] = blocks;
-  with_type(tensors[0].scalar_type(), [&](auto from) {
-    with_type(dtype, [&](auto to) {
-      cast_kernel<decltype(from), decltype(to)>
-          <<<static_cast<unsigned>(blocks), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(casts);
-      C10_CUDA_KERNEL_LAUNCH_CHECK();
-    });
-  });
-  return results;
-}
+template <typename F> void with_type(at::ScalarType type, F f) { with_float_type("mlp", type, f); }
 
 void check(const Tensor& x, const Tensor& weight1, const Tensor& bias1, const Tensor& weight2, const Tensor& bias2) {
   const int64_t channels = x.size(-1), hidden = weight1.size(0), out = weight2.size(0);
@@ -248,14 +191,6 @@ HiddenGrads few_channels_backward(const Tensor& dy, const Tensor& x, const Tenso
   return grads;
 }
 
-// a b in `type`: that of a, or float, which cuBLAS gives without rounding in between.
-Tensor product_as(at::ScalarType type, const Tensor& a, const Tensor& b) {
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 8
-  if (type == at::kFloat && a.scalar_type() != at::kFloat) return at::mm(a, b, type);
-#endif
-  return at::mm(a, b).to(type);
-}
-
 HiddenGrads hidden_backward(const Tensor& dy, const Tensor& x, const Tensor& hidden, const Tensor& weight2,
                             at::ScalarType weight_type) {
   const int64_t rows = dy.size(0), width = hidden.size(-1);
@@ -274,12 +209,6 @@ HiddenGrads hidden_backward(const Tensor& dy, const Tensor& x, const Tensor& hid
   grads.dweight1 = product_as(weight_type, grads.dhidden.t(), x);
   grads.dweight2 = product_as(weight_type, dy.t(), activated);
   return grads;
-}
-
-std::vector<int64_t> with_last(const Tensor& x, int64_t size) {
-  std::vector<int64_t> sizes = x.sizes().vec();
-  sizes.back() = size;
-  return sizes;
 }
 
 std::tuple<Tensor, Tensor> mlp_forward(const Tensor& x_in, const Tensor& weight1, const Tensor& bias1,
@@ -305,7 +234,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> mlp_backward(const Tensor& dy
   const int64_t channels = x.size(-1), rows = x.numel() / channels, width = weight1.size(0), out = weight2.size(0);
   TORCH_CHECK(hidden.numel() == rows * width, "mlp_backward: the forward was run without saving its hidden values");
   const bool few = channels == out && few_channels(type, channels, width);
-  const auto cast_weights = cast({weight1, weight2}, type, few ? 1 : kMostCasts);
+  const auto cast_weights = cast({weight1, weight2}, type, few ? 1 : kNoneTransposed);
   const Tensor dy_rows = dy.view({rows, out}), x_rows = x.view({rows, channels}), hidden_rows = hidden.contiguous();
   const at::ScalarType weight_type = weight1.scalar_type();
   HiddenGrads grads = few ? few_channels_backward(dy_rows, x_rows, hidden_rows, cast_weights[1])

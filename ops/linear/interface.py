@@ -1,4 +1,4 @@
-"""Linear, GELU, linear: one op on a GPU that keeps less for backward; torch's own layers elsewhere."""
+"""Linear layers: one alone, and two with a GELU between them. Ops on a GPU; torch's own layers elsewhere."""
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,34 @@ from . import library
 
 KERNEL_DTYPES = ('float32', 'float16', 'bfloat16')
 WIDTH = 8  # values that a thread of the kernels takes
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    r"""A linear layer without bias, :math:`W x`.
+
+    In mixed precision on a GPU it casts the weight once for forward and backward, and the weight's gradient leaves its
+    product in float32 rather than by way of the 16 bits of ``x``.
+
+    Args:
+        x (Tensor): (..., C), floating point; under autocast it is cast.
+        weight (Tensor): (C_out, C) in the dtype of ``x``; under autocast, which casts all dtypes but float64, in any
+            if none is float64.
+
+    Returns:
+        Tensor: (..., C_out) in the dtype of ``x``, or in autocast's.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor, or dtypes differ outside autocast.
+        ValueError: If shapes or devices do not fit together.
+    """
+    _check('linear', dict(x='..., C', weight='C_out, C'), dict(x=x, weight=weight))
+    check_shape('linear', 'weight', weight, (weight.shape[0], x.shape[-1]), 'C_out, the last dimension of x')
+    x = _autocast(x)
+    mixed = dtype_name(x.dtype) in ('float16', 'bfloat16') and weight.dtype == torch.float32
+    if x.is_cuda and mixed and x.numel() > 0 and _has_kernel('linear'):
+        training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        return library.linear(x, weight, training)[0]
+    return F.linear(x, weight)
 
 
 def mlp(
@@ -34,10 +62,13 @@ def mlp(
         TypeError: If an argument is not a floating-point tensor, or dtypes differ outside autocast.
         ValueError: If shapes or devices do not fit together.
     """
-    _check(dict(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2))
-    device = x.device.type
-    if autocast_enabled(device) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
+    dims = dict(x='..., C', weight1='hidden, C', bias1='hidden', weight2='C_out, hidden', bias2='C_out')
+    _check('mlp', dims, dict(x=x, weight1=weight1, bias1=bias1, weight2=weight2, bias2=bias2))
+    check_shape('mlp', 'weight1', weight1, (weight1.shape[0], x.shape[-1]), 'hidden, the last dimension of x')
+    check_shape('mlp', 'bias1', bias1, weight1.shape[:1], 'hidden of weight1')
+    check_shape('mlp', 'weight2', weight2, (weight2.shape[0], weight1.shape[0]), 'C_out, hidden of weight1')
+    check_shape('mlp', 'bias2', bias2, weight2.shape[:1], 'C_out of weight2')
+    x = _autocast(x)
     tensors = (x, weight1, bias1, weight2, bias2)
     if _fused(*tensors):
         training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -45,25 +76,25 @@ def mlp(
     return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
 
 
-def _check(tensors) -> None:
-    op, dims = 'mlp', dict(x='..., C', weight1='hidden, C', bias1='hidden', weight2='C_out, hidden', bias2='C_out')
+def _check(op: str, dims: dict, tensors: dict) -> None:
     for name, value in tensors.items():
         check_float(op, name, value, dims[name])
     check_same_device(op, 'x', tensors)
-    x, weight1, bias1, weight2, bias2 = tensors.values()
-    for name, weight in (('weight1', weight1), ('weight2', weight2)):
-        if weight.dim() != 2:
+    x = tensors['x']
+    for name, weight in tensors.items():
+        if name.startswith('weight') and weight.dim() != 2:
             raise ValueError(f'{op}: {name} must have the dimensions ({dims[name]}), got shape {tuple(weight.shape)}')
     if x.dim() == 0:
         raise ValueError(f'{op}: x must have the dimensions (..., C), got shape ()')
-    check_shape(op, 'weight1', weight1, (weight1.shape[0], x.shape[-1]), 'hidden, the last dimension of x')
-    check_shape(op, 'bias1', bias1, weight1.shape[:1], 'hidden of weight1')
-    check_shape(op, 'weight2', weight2, (weight2.shape[0], weight1.shape[0]), 'C_out, hidden of weight1')
-    check_shape(op, 'bias2', bias2, weight2.shape[:1], 'C_out of weight2')
     if not autocast_enabled(x.device.type):
         check_same_dtype(op, 'x', tensors)
     elif any(value.dtype == torch.float64 for value in tensors.values()):
         check_same_dtype(op, 'x', tensors, 'autocast leaves float64 as it is, so all must be float64, or none')
+
+
+def _autocast(x: torch.Tensor) -> torch.Tensor:
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if autocast_enabled(device) and x.dtype != torch.float64 else x
 
 
 def _fused(x, weight1, bias1, weight2, bias2) -> bool:
@@ -76,10 +107,10 @@ def _fused(x, weight1, bias1, weight2, bias2) -> bool:
         and bias1.dtype == weight2.dtype == bias2.dtype == dtype
         and x.shape[-1] % WIDTH == weight1.shape[0] % WIDTH == weight2.shape[0] % WIDTH == 0
         and x.numel() > 0
-        and _has_kernel()
+        and _has_kernel('mlp')
     )
 
 
 @torch._dynamo.assume_constant_result
-def _has_kernel() -> bool:
-    return has_cuda_kernel('mlp')
+def _has_kernel(op: str) -> bool:
+    return has_cuda_kernel(op)
