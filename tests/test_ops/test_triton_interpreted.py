@@ -8,7 +8,7 @@ import torch
 
 from tests.test_ops.scan_inputs import NAMES, assert_scan_close, make_scan_inputs, relative_error, run_truth
 from tests.test_ops.test_selective_scan import strided
-from tests.test_ops.triton_interpreter import INTERPRETED, patch_loop_bounds, run_interpreted
+from tests.test_ops.triton_interpreter import INTERPRETED, patch_interpreter, run_interpreted
 
 
 @pytest.mark.skipif(INTERPRETED, reason='this is the process that the interpreter runs in')
@@ -22,7 +22,7 @@ if INTERPRETED:
     from mmvmamba.ops.cross_scan import triton as cross_triton
     from mmvmamba.ops.selective_scan import triton as scan_triton
 
-    patch_loop_bounds()
+    patch_interpreter()
 
     @pytest.mark.parametrize(
         'd_state, length, dtype, options',

@@ -17,14 +17,25 @@ def run_interpreted(file):
     assert result.returncode == 0 and ' passed' in result.stdout, result.stdout[-3000:] + result.stderr[-1000:]
 
 
-def patch_loop_bounds():
-    """Triton 3.6 turns a one-element array into an integer, which numpy >= 2.4 refuses."""
+def patch_interpreter():
+    """Let a one-element array be an integer, and prepare Triton's language once a module.
+
+    Triton 3.6 uses int(), which numpy >= 2.4 refuses, and prepares it at each call of a function in a kernel: a sixth
+    of the time.
+    """
     from triton.runtime import interpreter
 
-    patch_tensor = interpreter._patch_lang_tensor
+    patch_tensor, patch_language, prepared = interpreter._patch_lang_tensor, interpreter._patch_lang, set()
 
     def patched(tensor, scope):
         patch_tensor(tensor, scope)
         scope.set_attr(tensor, '__index__', lambda self: self.handle.data.item())
 
-    interpreter._patch_lang_tensor = patched
+    def patch_once(function):
+        module = function.__globals__['__name__']
+        if module not in prepared:
+            prepared.add(module)
+            patch_language(function)
+        return interpreter._LangPatchScope()  # of no changes, so that a kernel's end restores none
+
+    interpreter._patch_lang_tensor, interpreter._patch_lang = patched, patch_once
