@@ -12,6 +12,7 @@ and the norms of the output maps (``outnorm*``) when the file lacks some of thos
 a :class:`CheckpointError`, never a model with random weights.  Reading is :mod:`mmvmamba.checkpoint_file`'s part.
 """
 
+import functools
 import re
 from collections import Counter
 
@@ -192,13 +193,19 @@ def fitting_archs(state: dict) -> list:
     Returns:
         list[str]: Names of archs.
     """
+    return [arch for arch, shapes in _shapes_of_archs().items() if shapes == _shapes(state)]
+
+
+def _shapes(state: dict) -> dict:
+    return {key: value.shape for key, value in state.items() if not key.startswith('outnorm')}
+
+
+@functools.cache
+def _shapes_of_archs() -> dict:
     from mmvmamba.models import ARCHS, VSSMBackbone  # they import this module
 
-    def shapes(tensors):
-        return {key: value.shape for key, value in tensors.items() if not key.startswith('outnorm')}
-
     with torch.device('meta'):
-        return [arch for arch in ARCHS if shapes(VSSMBackbone(arch).state_dict()) == shapes(state)]
+        return {arch: _shapes(VSSMBackbone(arch).state_dict()) for arch in ARCHS}
 
 
 def _check_init_cfg(init_cfg) -> dict:

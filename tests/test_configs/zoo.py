@@ -19,7 +19,7 @@ FOLDERS = dict(mmpretrain='classification', mmdet='detection', mmseg='segmentati
 TASKS = {folder: scope for scope, folder in FOLDERS.items()}
 SIDE = 64
 # to find an inherited config, mmengine parses a hundred metafiles and reloads pkg_resources, each time anew
-config_utils._get_cfg_metainfo = functools.cache(config_utils._get_cfg_metainfo)
+config_utils.load = functools.cache(config_utils.load)
 config_module.is_installed = functools.cache(config_module.is_installed)
 
 
