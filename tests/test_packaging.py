@@ -159,7 +159,7 @@ def cuda_flags():
     folders = [*cpp_extension.include_paths(), sysconfig.get_path('include')]
     packaged = Path(cpp_extension.__file__).parents[2].glob('nvidia/*/include')
     return [
-        *('-std=c++17', '-arch=sm_90', '--use_fast_math', '-Xcicc=-O1', '-Xptxas=-O0', '-DMMVMAMBA_WITH_CUDA'),
+        *('-std=c++17', '-arch=sm_90', '--use_fast_math', '-Xptxas=-O0', '-DMMVMAMBA_WITH_CUDA'),
         *cpp_extension.COMMON_NVCC_FLAGS,
         *(flag for folder in folders for flag in ('-isystem', folder)),
         *(f'-Xcompiler=-idirafter{folder}' for folder in sorted(packaged)),
@@ -170,12 +170,16 @@ def cuda_flags():
 def test_every_cuda_source_compiles(tmp_path):
     """Each kernel to machine code for one architecture, each host file as far as its syntax; nothing runs or is linked.
 
-    Takes 200 s of processor time; test_with_nvcc builds the whole, optimised.
+    The norms' kernels, of which there are most, stop at PTX: they have no assembly of their own, whose errors come
+    later. Takes minutes of processor time; test_with_nvcc builds the whole, optimised.
     """
     flags = cuda_flags()
 
     def compile_one(source):
-        how = ['-cubin'] if source.suffix == '.cu' else ['-c', '-Xcompiler=-fsyntax-only']
+        if source.name == 'layer_norm.cu':
+            how = ['-ptx', '-Xcicc=-O0']
+        else:
+            how = ['-cubin', '-Xcicc=-O1'] if source.suffix == '.cu' else ['-c', '-Xcompiler=-fsyntax-only']
         command = [NVCC, *how, *flags, str(source), '-o', str(tmp_path / f'{source.name}.out')]
         result = subprocess.run(command, capture_output=True, text=True)
         return '' if result.returncode == 0 else f'{source.name}:\n{result.stderr[-2000:]}'

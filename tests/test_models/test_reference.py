@@ -47,13 +47,22 @@ def published_name(name):
     return 'classifier.' + name if name.startswith('head.') else name
 
 
+def build_backbone(variant, tables, **options):
+    """The backbone of a variant, by arch name where it has one, else through the published keywords.
+
+    It is made without values, since all of them are filled; one that is not would stay NaN.
+    """
+    with torch.device('meta'):
+        if variant in ARCH_OF:
+            backbone = VSSMBackbone(ARCH_OF[variant], **options)
+        else:
+            backbone = MM_VSSM(**{**tables['variants'][variant]['kwargs'], **options})
+    return backbone.to_empty(device='cpu')
+
+
 def build(variant, tables, **options):
-    """A filled classifier of a variant, by arch name where it has one, else through the published keywords."""
-    if variant in ARCH_OF:
-        backbone = VSSMBackbone(ARCH_OF[variant], out_indices=(3,), **options)
-    else:
-        backbone = MM_VSSM(**dict(tables['variants'][variant]['kwargs'], **options), out_indices=(3,))
-    return fill_module(Classifier(backbone), published_name).eval()
+    """A filled classifier of a variant."""
+    return fill_module(Classifier(build_backbone(variant, tables, out_indices=(3,), **options)), published_name).eval()
 
 
 @pytest.mark.parametrize('variant, height, width, limit', CASES, ids=lambda value: str(value))
@@ -66,12 +75,9 @@ def test_logits(variant, height, width, limit, tables, model_reference, image):
 
 @pytest.mark.parametrize('variant, height, width, limit', CASES, ids=lambda value: str(value))
 def test_features(variant, height, width, limit, tables, model_reference, image):
-    if variant in ARCH_OF:
-        model = VSSMBackbone(ARCH_OF[variant])
-    else:
-        model = MM_VSSM(**tables['variants'][variant]['kwargs'])
+    model = fill_module(build_backbone(variant, tables)).eval()
     with torch.no_grad():
-        outs = fill_module(model).eval()(image(height, width))
+        outs = model(image(height, width))
     reference = {
         key.split('/', 2)[2]: value
         for key, value in model_reference.items()
