@@ -67,7 +67,7 @@ if INTERPRETED:
         (1, 8, 1, 1, 2, 'cross2d', torch.float32, 3),
         (1, 8, 1, 14, 2, 'cross2d', torch.float32, 3),
         (1, 12, 7, 1, 3, 'cross2d', torch.float32, 3),  # channels: one block and a part
-        (1, 9, 2, 2, 13, 'bidi', torch.float32, 3),
+        (1, 9, 2, 2, 24, 'bidi', torch.float32, 3),
         (1, 8, 2, 7, 6, 'cross2d', torch.float16, 3),
         (1, 8, 2, 7, 13, 'unidi', torch.bfloat16, 3),
     ]
