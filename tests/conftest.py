@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+from tests import background
 from tests.fill import fill_module, make_input
 
 DATA = Path(__file__).parent / 'data'
 # torch reads this once, at the first matrix product on a GPU under deterministic algorithms, whichever test that is in
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+
+
+def pytest_collection_finish(session):
+    if not session.config.option.collectonly:
+        background.begin(session.items)
+
+
+def pytest_sessionfinish():
+    background.end()
 
 
 @pytest.fixture(autouse=True)

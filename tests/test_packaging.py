@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +15,8 @@ import pytest
 import setuptools
 import torch
 from torch.utils import cpp_extension
+
+from tests.background import ENVIRONMENT, in_background
 
 ROOT = Path(__file__).parents[1]
 NVCC = shutil.which('nvcc')
@@ -167,7 +169,8 @@ def cuda_flags():
 
 
 @pytest.mark.skipif(NVCC is None or torch.version.cuda is None, reason='no nvcc on PATH, or torch without CUDA headers')
-def test_every_cuda_source_compiles(tmp_path):
+@in_background
+def test_every_cuda_source_compiles():
     """Each kernel to machine code for one architecture, each host file as far as its syntax; nothing runs or is linked.
 
     The norms' kernels, of which there are most, stop at PTX: they have no assembly of their own, whose errors come
@@ -175,20 +178,19 @@ def test_every_cuda_source_compiles(tmp_path):
     """
     flags = cuda_flags()
 
-    def compile_one(source):
+    def error_of(source):
         if source.name == 'layer_norm.cu':
             how = ['-ptx', '-Xcicc=-O0']
         else:
             how = ['-cubin', '-Xcicc=-O1'] if source.suffix == '.cu' else ['-c', '-Xcompiler=-fsyntax-only']
-        command = [NVCC, *how, *flags, str(source), '-o', str(tmp_path / f'{source.name}.out')]
-        result = subprocess.run(command, capture_output=True, text=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            command = [NVCC, *how, *flags, str(source), '-o', f'{scratch}/out']
+            result = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
         return '' if result.returncode == 0 else f'{source.name}:\n{result.stderr[-2000:]}'
 
     folder = ROOT / 'ops/csrc'
     sources = [folder / 'ss2d_autograd.cpp', *folder.glob('cuda/*.cpp'), *folder.glob('cuda/*.cu')]
-    sources.sort(key=lambda source: 'ATen' not in source.read_text())  # these take longest
-    with ThreadPoolExecutor(2) as pool:
-        errors = [error for error in pool.map(compile_one, sources) if error]
+    errors = [error for error in map(error_of, sources) if error]
     assert len(sources) > 20 and not errors, '\n'.join(errors)
 
 

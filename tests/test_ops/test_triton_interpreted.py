@@ -6,6 +6,7 @@ import mmap
 import pytest
 import torch
 
+from tests.background import in_background
 from tests.test_ops.scan_inputs import NAMES, assert_scan_close, make_scan_inputs, relative_error, run_truth
 from tests.test_ops.test_selective_scan import strided
 from tests.test_ops.triton_interpreter import INTERPRETED, patch_interpreter, run_interpreted
@@ -13,6 +14,7 @@ from tests.test_ops.triton_interpreter import INTERPRETED, patch_interpreter, ru
 
 @pytest.mark.skipif(INTERPRETED, reason='this is the process that the interpreter runs in')
 @pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='triton is not installed')
+@in_background
 def test_in_a_process_with_the_interpreter():
     run_interpreted(__file__)
 

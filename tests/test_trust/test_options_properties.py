@@ -270,7 +270,7 @@ def prepare(tool, config, words) -> tuple:
         patch.chdir(FOLDER)
         cfg, message = attempt(lambda: module.prepare_config(module.parse_args(arguments)), SystemExit, LaunchError)
     if message == '2':  # from argparse, which prints the usage first
-        message = output.getvalue().partition('.py: error: ')[2]
+        message = output.getvalue().partition(': error: ')[2]
         assert message, output.getvalue()
     return cfg, message
 
