@@ -193,7 +193,10 @@ def fitting_archs(state: dict) -> list:
     Returns:
         list[str]: Names of archs.
     """
-    return [arch for arch, shapes in _shapes_of_archs().items() if shapes == _shapes(state)]
+    from mmvmamba.models import ARCHS  # which imports this module
+
+    shapes = _shapes(state)
+    return [arch for arch in ARCHS if _shapes_of_arch(arch) == shapes]
 
 
 def _shapes(state: dict) -> dict:
@@ -201,11 +204,11 @@ def _shapes(state: dict) -> dict:
 
 
 @functools.cache
-def _shapes_of_archs() -> dict:
-    from mmvmamba.models import ARCHS, VSSMBackbone  # they import this module
+def _shapes_of_arch(arch: str) -> dict:
+    from mmvmamba.models import VSSMBackbone
 
     with torch.device('meta'):
-        return {arch: _shapes(VSSMBackbone(arch).state_dict()) for arch in ARCHS}
+        return _shapes(VSSMBackbone(arch).state_dict())
 
 
 def _check_init_cfg(init_cfg) -> dict:

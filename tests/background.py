@@ -23,7 +23,7 @@ def in_background(test):
 def begin(items):
     """Begin those of the session's ``items`` that run in the background and are not skipped."""
     for item in items:
-        skipped = any(mark.args[0] for mark in item.iter_markers('skipif'))
+        skipped = item.get_closest_marker('skip') or any(any(mark.args) for mark in item.iter_markers('skipif'))
         if hasattr(item.function, 'begin') and not skipped:
             item.function.begin()
 

@@ -32,7 +32,7 @@ inline bool has_tangent(const std::optional<at::Tensor>& x) { return x && has_ta
 
 // Whether autograd has nothing to do with a call of `tensors`, as in a compiled model, whose graph is the compiler's:
 // its bookkeeping costs the host as much as a launch. Forward derivatives are left to it to refuse.
-template <typename... Tensors> bool past_autograd(const Tensors&... tensors) {
+template <typename... Tensors> bool skips_autograd(const Tensors&... tensors) {
   return !at::GradMode::is_enabled() && !(has_tangent(tensors) || ...);
 }
 

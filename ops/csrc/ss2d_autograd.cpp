@@ -48,7 +48,7 @@ struct ScanBackward : torch::autograd::Function<ScanBackward> {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> scan_backward(
     const Tensor& dy, const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias,
     const Tensor& A_logs, const Tensor& Ds, const Tensor& maps, const Tensor& states, std::string scan_mode) {
-  if (past_autograd(dy, x, x_proj, dt_proj, dt_bias, A_logs, Ds, maps, states)) {
+  if (skips_autograd(dy, x, x_proj, dt_proj, dt_bias, A_logs, Ds, maps, states)) {
     return run_scan_backward()(dy, x, x_proj, dt_proj, dt_bias, A_logs, Ds, maps, states, scan_mode);
   }
   const auto out = ScanBackward::apply(dy, x, x_proj, dt_proj, dt_bias, A_logs, Ds, maps, states, scan_mode);
@@ -83,7 +83,7 @@ struct Scan : torch::autograd::Function<Scan> {
 std::tuple<Tensor, Tensor, Tensor> scan(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj,
                                         const Tensor& dt_bias, const Tensor& A_logs, const Tensor& Ds,
                                         std::string scan_mode, at::ScalarType out_dtype, bool training) {
-  if (past_autograd(x, x_proj, dt_proj, dt_bias, A_logs, Ds)) {
+  if (skips_autograd(x, x_proj, dt_proj, dt_bias, A_logs, Ds)) {
     return run_scan()(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, out_dtype, training);
   }
   const auto out = Scan::apply(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, out_dtype, training);

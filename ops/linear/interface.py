@@ -14,8 +14,8 @@ WIDTH = 8  # values that a thread of the kernels takes
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     r"""A linear layer without bias, :math:`W x`.
 
-    In mixed precision on a GPU it casts the weight once for forward and backward, and the weight's gradient leaves its
-    product in float32 rather than by way of the 16 bits of ``x``.
+    In mixed precision on a GPU it casts the weight once for forward and backward, and from torch 2.8 on the weight's
+    gradient leaves its product in float32 rather than by way of the 16 bits of ``x``.
 
     Args:
         x (Tensor): (..., C), floating point; under autocast it is cast.
@@ -33,7 +33,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     check_shape('linear', 'weight', weight, (weight.shape[0], x.shape[-1]), 'C_out, the last dimension of x')
     x = _autocast(x)
     mixed = dtype_name(x.dtype) in ('float16', 'bfloat16') and weight.dtype == torch.float32
-    if x.is_cuda and mixed and x.numel() > 0 and _has_kernel('linear'):
+    if x.is_cuda and mixed and 0 not in (x.numel(), weight.numel()) and _has_kernel('linear'):
         training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
         return library.linear(x, weight, training)[0]
     return F.linear(x, weight)
@@ -106,7 +106,7 @@ def _fused(x, weight1, bias1, weight2, bias2) -> bool:
         and (dtype == x.dtype or torch.is_autocast_enabled('cuda'))
         and bias1.dtype == weight2.dtype == bias2.dtype == dtype
         and x.shape[-1] % WIDTH == weight1.shape[0] % WIDTH == weight2.shape[0] % WIDTH == 0
-        and x.numel() > 0
+        and 0 not in (x.numel(), weight1.numel(), weight2.numel())
         and _has_kernel('mlp')
     )
 

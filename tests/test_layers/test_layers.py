@@ -92,6 +92,22 @@ def test_replaced_linear_layers_and_hooks_are_called(layer, x, last):
         hook.remove()
     linear.__class__ = Doubled
     torch.testing.assert_close(layer(x), 2 * plain)
+    linear.__class__, linear.forward = torch.nn.Linear, lambda x: torch.zeros(*x.shape[:-1], 8)
+    assert not layer(x).any()
+
+
+def test_replaced_layers_of_other_options_are_called():
+    mlp, ss2d = Mlp(8, 16), SS2D(8)
+    x, maps = torch.randn(3, 8), torch.randn(1, 3, 4, 8)
+    mlp.act = torch.nn.GELU('tanh')
+    torch.testing.assert_close(mlp(x), mlp.fc2(mlp.act(mlp.fc1(x))), rtol=0, atol=1e-6)
+    mlp.fc2 = torch.nn.Linear(16, 8, bias=False)
+    torch.testing.assert_close(mlp(x), mlp.fc2(mlp.act(mlp.fc1(x))))
+    plain, bias = ss2d(maps), torch.arange(8.0)
+    with_bias = torch.nn.Linear(8, 8)
+    with_bias.load_state_dict(dict(weight=ss2d.out_proj.weight, bias=bias))
+    ss2d.out_proj = with_bias
+    torch.testing.assert_close(ss2d(maps), plain + bias)
 
 
 def scan_line(x, x_proj, dt_proj, bias, A_logs, Ds):

@@ -51,14 +51,15 @@ def test_bad_input(change, error, message):
 @pytest.mark.parametrize('dtype', HALF, ids=str)
 @pytest.mark.parametrize('shape', [(1, 8, 16), (33, 7, 5), (1001, 96, 192), (70000, 192, 96), (98, 768, 768)])
 def test_gpu_output_and_gradients(shape, dtype):
-    """Against float64 of what autocast computes with; the weight's gradient is not rounded to the dtype."""
+    """Against float64 of what autocast computes with; from torch 2.8 on the weight's gradient is not rounded."""
     x, weight, dy = make_inputs(*shape, device='cuda')
     x, dy = x.to(dtype), dy.to(dtype)
     expected = run(F.linear, x.double(), [weight.to(dtype).double()], dy.double())
     with torch.autocast('cuda', dtype):
         results, again = run(linear, x, [weight], dy), run(linear, x, [weight], dy)
     rounding = torch.finfo(dtype).eps
-    for value, truth, second, limit in zip(results, expected, again, (rounding, rounding, 5e-5)):
+    limits = (rounding, rounding, 5e-5 if torch.__version__ >= torch.torch_version.TorchVersion('2.8') else rounding)
+    for value, truth, second, limit in zip(results, expected, again, limits):
         assert relative_error(value, truth) < limit
         assert torch.equal(value, second)
     assert [value.dtype for value in results] == [dtype, dtype, torch.float32]

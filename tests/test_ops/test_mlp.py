@@ -115,6 +115,24 @@ def test_activation_everywhere(dtype):
 
 
 @needs_gpu
+@pytest.mark.parametrize('channels', [96, 384])
+def test_views_of_one_buffer_as_weights(channels):
+    """Parameters in the dtype of the input that begin anywhere in memory, as those of flattened models do."""
+    x, parameters, dy = make_inputs(200, channels, 4 * channels, device='cuda')
+    x, dy, flat = (
+        x.half(),
+        dy.half(),
+        torch.cat([torch.zeros(1, device='cuda'), *map(torch.flatten, parameters)]).half(),
+    )
+    views = [part.view(value.shape) for part, value in zip(flat[1:].split([p.numel() for p in parameters]), parameters)]
+    expected = run(reference, x.double(), [view.double() for view in views], dy.double())
+    for value, truth in zip(run(mlp, x, views, dy), expected):
+        assert relative_error(value, truth) < LIMITS[torch.float16]
+    with torch.no_grad():
+        assert relative_error(mlp(x, *views), expected[0]) < LIMITS[torch.float16]
+
+
+@needs_gpu
 def test_without_gradients_nothing_is_kept():
     x, parameters, _ = make_inputs(64, 16, 64, device='cuda')
     expected = reference(x, *parameters)

@@ -106,7 +106,7 @@ struct DepthwiseConvSilu : torch::autograd::Function<DepthwiseConvSilu> {
 };
 
 Tensor depthwise_conv_silu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  if (past_autograd(x, weight, bias)) return run_depthwise()(x, weight, bias);
+  if (skips_autograd(x, weight, bias)) return run_depthwise()(x, weight, bias);
   return DepthwiseConvSilu::apply(x, weight, bias);
 }
 
@@ -149,7 +149,7 @@ struct ConvChannelLast : torch::autograd::Function<ConvChannelLast> {
 
 Tensor conv2d_channel_last_autograd(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                                     int64_t stride, int64_t padding) {
-  if (past_autograd(x, weight, bias)) return run_conv()(x, weight, bias, stride, padding);
+  if (skips_autograd(x, weight, bias)) return run_conv()(x, weight, bias, stride, padding);
   return ConvChannelLast::apply(x, weight, bias, stride, padding);
 }
 

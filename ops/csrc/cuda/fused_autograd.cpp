@@ -59,7 +59,7 @@ struct LayerNorm : torch::autograd::Function<LayerNorm> {
 std::tuple<Tensor, Tensor> layer_norm(const Tensor& x, const std::optional<Tensor>& shift, const Tensor& weight,
                                       const Tensor& bias, double eps, at::ScalarType out_dtype, bool gelu,
                                       bool training) {
-  if (past_autograd(x, shift, weight, bias)) {
+  if (skips_autograd(x, shift, weight, bias)) {
     return run_norm()(x, shift, weight, bias, eps, out_dtype, gelu, training);
   }
   const auto out = LayerNorm::apply(x, shift, weight, bias, eps, out_dtype, gelu, training);
@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor&
                                                   const std::optional<Tensor>& factors, const Tensor& weight,
                                                   const Tensor& bias, double eps, at::ScalarType out_dtype,
                                                   bool training) {
-  if (past_autograd(x, branch, factors, weight, bias)) {
+  if (skips_autograd(x, branch, factors, weight, bias)) {
     return run_add_norm()(x, branch, factors, weight, bias, eps, out_dtype, training);
   }
   const auto out = AddLayerNorm::apply(x, branch, factors, weight, bias, eps, out_dtype, training);
@@ -144,7 +144,7 @@ struct Linear : torch::autograd::Function<Linear> {
 };
 
 std::tuple<Tensor, Tensor> linear(const Tensor& x, const Tensor& weight, bool training) {
-  if (past_autograd(x, weight)) return run_linear()(x, weight, training);
+  if (skips_autograd(x, weight)) return run_linear()(x, weight, training);
   const auto out = Linear::apply(x, weight, training);
   return {out[0], out[1]};
 }
@@ -184,7 +184,7 @@ struct Mlp : torch::autograd::Function<Mlp> {
 
 std::tuple<Tensor, Tensor> mlp(const Tensor& x, const Tensor& weight1, const Tensor& bias1, const Tensor& weight2,
                                const Tensor& bias2, bool training) {
-  if (past_autograd(x, weight1, bias1, weight2, bias2)) {
+  if (skips_autograd(x, weight1, bias1, weight2, bias2)) {
     return run_mlp()(x, weight1, bias1, weight2, bias2, training);
   }
   const auto out = Mlp::apply(x, weight1, bias1, weight2, bias2, training);

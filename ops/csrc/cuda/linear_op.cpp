@@ -1,6 +1,6 @@
 // A linear layer in mixed precision, mmvmamba::linear and its backward on CUDA: 16-bit input, float32 weight. The products
-// are cuBLAS's. The weight is cast once for both directions, and its gradient leaves the product in float32, where autocast
-// rounds it to 16 bits and casts it back.
+// are cuBLAS's. The weight is cast once for both directions, and its gradient leaves the product in float32 (product_as),
+// where autocast rounds it to 16 bits and casts it back.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>

@@ -1,5 +1,6 @@
 #include "mixed_precision.h"
 
+#include <ATen/Context.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAException.h>
@@ -8,6 +9,7 @@
 #include <limits>
 
 #include "allocate.h"
+#include "dense.h"
 #include "float_type.cuh"
 
 namespace mmvmamba {
@@ -73,7 +75,7 @@ std::vector<Tensor> cast(std::vector<Tensor> tensors, at::ScalarType dtype, size
   TORCH_CHECK(tensors.size() <= kMostCasts, "cast: ", tensors.size(), " tensors, expected at most ", kMostCasts);
   const at::ScalarType type = tensors[0].scalar_type();
   if (type == dtype && transposed < tensors.size()) tensors[transposed] = tensors[transposed].t();
-  for (Tensor& tensor : tensors) tensor = tensor.contiguous();
+  for (Tensor& tensor : tensors) tensor = dense(tensor);
   if (type == dtype) return tensors;
   Casts casts{};
   std::vector<Tensor> results;
@@ -109,7 +111,8 @@ Tensor cast_layout(const Tensor& weight, at::ScalarType dtype, at::MemoryFormat 
 
 Tensor product_as(at::ScalarType type, const Tensor& a, const Tensor& b) {
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 8
-  if (type == at::kFloat && a.scalar_type() != at::kFloat) return at::mm(a, b, type);
+  const bool half_sums = at::globalContext().allowFP16AccumulationCuBLAS();  // which have no float32 results
+  if (type == at::kFloat && a.scalar_type() != at::kFloat && !half_sums) return at::mm(a, b, type);
 #endif
   return at::mm(a, b).to(type);
 }

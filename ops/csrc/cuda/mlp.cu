@@ -1,7 +1,8 @@
 // The MLP of a block, mmvmamba::mlp and its backward on CUDA: linear, GELU, linear.
 //
-// The products are cuBLAS's; where there are few channels, the one before GELU and most of backward are one kernel each
-// (mlp_product.cuh, mlp_backward.cuh). What else is ours: only the input and the hidden values before GELU are kept for
+// The products are cuBLAS's; where there are few channels (96, 128 or 192, in 16 bits, with a multiple of 128 hidden
+// ones, on a GPU whose blocks may have 143 KiB of shared memory), the one before GELU and most of backward are one kernel
+// each (mlp_product.cuh, mlp_backward.cuh). What else is ours: only the input and the hidden values before GELU are kept for
 // backward, where one kernel makes GELU again (for the second weight's gradient), multiplies its derivative in, and sums
 // the first bias's gradient on the way; weights are cast by one kernel instead of one each.
 #include <ATen/core/Tensor.h>

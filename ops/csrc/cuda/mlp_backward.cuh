@@ -61,7 +61,7 @@ __device__ __forceinline__ void add_product(float (&sum)[Down][Across][4], const
 
 // The warp's part of a sum to its place in a matrix of `stride` columns.
 template <int Down, int Across>
-__device__ __forceinline__ void leave(const float (&sum)[Down][Across][4], float* to, int stride, int lane) {
+__device__ __forceinline__ void store_partial(const float (&sum)[Down][Across][4], float* to, int stride, int lane) {
   to += lane / 4 * stride + lane % 4 * 2;
 #pragma unroll
   for (int i = 0; i < Down; ++i) {
@@ -163,9 +163,9 @@ __global__ void __launch_bounds__(kThreads, 1) hidden_backward_kernel(const __gr
   }
 
   const int64_t part = blockIdx.y, first = blockIdx.x * Columns;
-  leave(dw2, p.dw2 + (part * Depth + warp / across * (16 * deep)) * p.columns + first + warp % across * 32, p.columns,
+  store_partial(dw2, p.dw2 + (part * Depth + warp / across * (16 * deep)) * p.columns + first + warp % across * 32, p.columns,
         lane);
-  leave(dw1, p.dw1 + (part * p.columns + first + warp / long_across * 32) * Depth + warp % long_across * (8 * long_wide),
+  store_partial(dw1, p.dw1 + (part * p.columns + first + warp / long_across * 32) * Depth + warp % long_across * (8 * long_wide),
         Depth, lane);
   // sums over rows: of a warp, then over the warps below one another, in a fixed order
 #pragma unroll
@@ -173,6 +173,7 @@ __global__ void __launch_bounds__(kThreads, 1) hidden_backward_kernel(const __gr
 #pragma unroll
     for (int offset = 4; offset < 32; offset *= 2) bias[j] += __shfl_xor_sync(0xffffffffu, bias[j], offset);
   }
+  wait_for_copies();  // without rows nobody has waited
   __syncthreads();  // the tiles have been read
   float* below = reinterpret_cast<float*>(shared);  // [down][Columns]
   if (lane < 4) store(below + warp / across * Columns + local, bias);

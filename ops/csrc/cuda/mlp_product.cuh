@@ -37,7 +37,7 @@ template <int Depth> constexpr int kSharedBytes = (kColumns + 2 * kRows) * kStri
 
 // Where in shared memory the row of b for a column lies: columns 8 q + 2 j + e of 32 come to 8 j + 2 q + e, where lane q of
 // four finds 2 of each product of 8 columns.
-__device__ __forceinline__ int place_of(int column) {
+__device__ __forceinline__ int permuted_row(int column) {
   return column / 32 * 32 + column % 8 / 2 * 8 + column % 32 / 8 * 2 + column % 2;
 }
 
@@ -50,7 +50,7 @@ __device__ __forceinline__ void copy_rows(const T* from, int64_t first, int64_t 
   for (int i = 0; i < Count * parts / kThreads; ++i) {
     const int at = i * kThreads + threadIdx.x, row = at / parts, part = at % parts;
     const bool valid = first + row < end;
-    const int place = Permuted ? place_of(row) : row;
+    const int place = Permuted ? permuted_row(row) : row;
     copy_async<16>(to + place * kStride<Depth> + part * 8, from + (valid ? first + row : 0) * Depth + part * 8, valid);
   }
 }
