@@ -119,12 +119,10 @@ def test_activation_everywhere(dtype):
 def test_views_of_one_buffer_as_weights(channels):
     """Parameters in the dtype of the input that begin anywhere in memory, as those of flattened models do."""
     x, parameters, dy = make_inputs(200, channels, 4 * channels, device='cuda')
-    x, dy, flat = (
-        x.half(),
-        dy.half(),
-        torch.cat([torch.zeros(1, device='cuda'), *map(torch.flatten, parameters)]).half(),
-    )
-    views = [part.view(value.shape) for part, value in zip(flat[1:].split([p.numel() for p in parameters]), parameters)]
+    x, dy = x.half(), dy.half()
+    flat = torch.cat([torch.zeros(1, device='cuda'), *map(torch.flatten, parameters)]).half()
+    parts = flat[1:].split([value.numel() for value in parameters])
+    views = [part.view(value.shape) for part, value in zip(parts, parameters)]
     expected = run(reference, x.double(), [view.double() for view in views], dy.double())
     for value, truth in zip(run(mlp, x, views, dy), expected):
         assert relative_error(value, truth) < LIMITS[torch.float16]
