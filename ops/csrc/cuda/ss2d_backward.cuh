@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const 
   __syncthreads();
   for (int route = warp; route < 2; route += warps) {
     *block_carry(p, at.batch, at.block, route, at.padded_channel) =
-        block_total(local + route * warps * 32, !(route == 1 && SecondReversed), warps, lane);
+        block_total<kMaxWarps>(local + route * warps * 32, !(route == 1 && SecondReversed), warps, lane);
   }
 }
 
@@ -77,33 +77,29 @@ __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const 
 // block's carries of this route; `state` enters the thread's segment.
 template <typename T, int Rank, bool Reversed>
 __device__ __forceinline__ void backward_route(const Args& p, const Place& at, const Maps<T, Rank>& maps,
-                                               const Segment<T>& segment, const char* operand, int route,
-                                               Values<T>& x, Values<T>& dy, float state, T* tiles, Carry* local,
-                                               Carry* before, float (&dx)[kSegment], float& dA, float& dbias,
-                                               MapSums<T, Rank>& dmaps) {
+                                               const char* operand, int route,
+                                               Values<T>& x, Values<T>& dy, float state, float A, T* tiles,
+                                               Carry* local, Carry* before, float (&dx)[kSegment], float& dA,
+                                               float& dbias, MapSums<T, Rank>& dmaps) {
   const int q = 2 * at.pair + route;
-  const float A = p.A[q * p.padded + at.padded_channel];
   float d2[kSegment], h[kSegment];
   x.stay_packed();
   dy.stay_packed();
+  Carry carry = {1.f, 0.f};  // of s: its end is the sum of C_t dy_t, each times the decays up to t
   {
-    const Projected<T, Rank> u(p, at, maps, segment, operand, tiles, route);
+    const Projected<T, Rank> u(p, at, maps, Segment<T>(p, at), operand, tiles, route);
+    float4 two;
 #pragma unroll
     for (int i = 0; i < kSegment; ++i) {
       const int t = Reversed ? kSegment - 1 - i : i;
+      if (i % 2 == 0) two = maps.bc_pair(route, t & ~1);
+      const float2 bc = t % 2 ? make_float2(two.z, two.w) : make_float2(two.x, two.y);
       d2[t] = softplus2<T>(u[t]);
-      state = h[t] = fmaf(exp2_fast(A * d2[t]), state, __fmul_rn(d2[t], x[t] * maps.bc(route, t).x));
+      const float decay = exp2_fast(A * d2[t]);
+      state = h[t] = fmaf(decay, state, __fmul_rn(d2[t], x[t] * bc.x));
+      carry.product *= decay;
+      carry.end = fmaf(carry.product, bc.y * dy[t], carry.end);
     }
-  }
-
-  asm volatile("" ::: "memory");  // so that B and C are read again, not kept
-  Carry carry = {1.f, 0.f};
-#pragma unroll
-  for (int i = 0; i < kSegment; ++i) {
-    const int t = Reversed ? i : kSegment - 1 - i;
-    const float decay = exp2_fast(A * d2[t]);
-    carry.end = decay * fmaf(maps.bc(route, t).y, dy[t], carry.end);
-    carry.product *= decay;
   }
   local[at.warp * 32 + at.lane] = carry;
   __syncthreads();
@@ -111,23 +107,26 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
   if (chained) {
     if (at.warp == 0 && p.chaining == Chain::kLookBack) {
       publish(block_carry(p, at.batch, at.block, route, at.padded_channel),
-              block_total(local, !Reversed, at.warps, at.lane));
+              block_total<kMaxWarps>(local, !Reversed, at.warps, at.lane));
     }
     before[at.warp * 32 + at.lane] =
         share_of_chain(p, at.batch, at.block, route, at.padded_channel, !Reversed, at.warp, at.warps);
     __syncthreads();
   }
-  float s = incoming(local, before, chained, !Reversed, at.warp, at.warps, at.lane);
+  float s = incoming<kMaxWarps>(local, before, chained, !Reversed, at.warp, at.warps, at.lane);
 
   x.stay_packed();
   dy.stay_packed();
   const float A_ln2 = A * kLn2;
   T* tile = tiles + at.lane * kTileStride<T>;
+  float4 two;
   float previous[3];
+  uint32_t words[3][4];
 #pragma unroll
   for (int i = 0; i < kSegment; ++i) {
     const int t = Reversed ? i : kSegment - 1 - i;
-    const float2 bc = maps.bc(route, t);
+    if (i % 2 == 0) two = maps.bc_pair(route, t & ~1);
+    const float2 bc = t % 2 ? make_float2(two.z, two.w) : make_float2(two.x, two.y);
     const float g = fmaf(bc.y, dy[t], s);
     s = exp2_fast(A * d2[t]) * g;
     const float g_d2 = g * d2[t], B_x = bc.x * x[t];
@@ -145,27 +144,53 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
       } else if (i % 2 == 0) {
         previous[j] = values[j];
       } else {
-        *reinterpret_cast<uint32_t*>(tile + j * 32 * kTileStride<T> + t / 2 * 2) =
-            Reversed ? pack2<T>(previous[j], values[j]) : pack2<T>(values[j], previous[j]);
+        words[j][t / 2 % 4] = Reversed ? pack2<T>(previous[j], values[j]) : pack2<T>(values[j], previous[j]);
+        if (i % 8 == 7) {  // stores of 16 bytes meet no bank conflicts
+          *reinterpret_cast<uint4*>(tile + j * 32 * kTileStride<T> + t / 8 * 8) =
+              make_uint4(words[j][0], words[j][1], words[j][2], words[j][3]);
+        }
       }
     }
   }
   __syncwarp();
   if constexpr (Rank == 0) {
     T* image = static_cast<T*>(p.u) + (at.batch * p.length * 4 + q) * p.channels;
-    segment.store(p, at, tiles, image, 4 * p.channels);
+    Segment<T>(p, at).store(p, at, tiles, image, 4 * p.channels);
   }
   const T* fragment = static_cast<const T*>(p.dt_fragment) + q * kPartialColumns<Rank> * p.padded + at.group * 32;
   dmaps.add(tiles, fragment, p.padded, at.lane);
 }
 
-// Shared memory of a block: carries, two sets of operands, then of each warp x, dy, what is in dx, the tiles, maps and
-// sums.
+// What a thread reads of its channel, prefetched to shared memory: [5][32] of a warp, the states that enter the segment
+// and A, both of two routes, and the skip.
+struct ChannelValues {
+  static constexpr int kBytes = 5 * 32 * sizeof(float);
+  float state[2], A[2], skip;
+
+  __device__ __forceinline__ static void load(const Args& p, const Place& at, float* shared) {
+    const bool valid = at.active && at.count > 0;
+    const int64_t segment = at.batch * p.segments + at.block * at.warps + at.warp;
+    const float* states = p.states + (valid ? (segment * 4 + 2 * at.pair) * p.channels + at.channel : 0);
+    const float* A = p.A + 2 * at.pair * p.padded + at.padded_channel;
+    float* to = shared + at.lane;
+    copy_async<4>(to, states, valid);
+    copy_async<4>(to + 32, states + (valid ? p.channels : 0), valid);
+    copy_async<4>(to + 64, A, true);
+    copy_async<4>(to + 96, A + p.padded, true);
+    copy_async<4>(to + 128, p.skip + at.padded_channel, true);
+  }
+  // After the wait for copies, which are the thread's own.
+  __device__ __forceinline__ ChannelValues(const float* shared, int lane)
+      : state{shared[lane], shared[32 + lane]}, A{shared[64 + lane], shared[96 + lane]}, skip(shared[128 + lane]) {}
+};
+
+// Shared memory of a block: carries, two sets of operands, then of each warp x, dy, what is in dx, the tiles, values of
+// the channels, maps and sums.
 template <typename T, int Rank> struct BackwardMemory {
   static constexpr int kTile = Segment<T>::kSize * sizeof(T), kSums = kPartialSize<Rank> * sizeof(float);
   __host__ __device__ static int carries(int warps) { return 3 * warps * 32 * sizeof(Carry); }
   __host__ __device__ static int warp_bytes(int map_columns) {
-    return 3 * kTile + kTilesBytes<T, Rank> + Maps<T, Rank>::bytes(map_columns) + kSums;
+    return 3 * kTile + kTilesBytes<T, Rank> + ChannelValues::kBytes + Maps<T, Rank>::bytes(map_columns) + kSums;
   }
   __host__ __device__ static int bytes(int map_columns, int warps) {
     return carries(warps) + 2 * kept_bytes<T, Rank>(map_columns) + warps * warp_bytes(map_columns);
@@ -187,20 +212,22 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
   char* own = operands + 2 * operands_bytes + at.warp * Memory::warp_bytes(p.map_columns);
   T *x_tile = reinterpret_cast<T*>(own), *dy_tile = x_tile + Segment<T>::kSize, *dx_tile = dy_tile + Segment<T>::kSize;
   T* tiles = dx_tile + Segment<T>::kSize;
-  const Maps<T, Rank> maps(p, reinterpret_cast<char*>(tiles) + kTilesBytes<T, Rank>);
+  float* values = reinterpret_cast<float*>(reinterpret_cast<char*>(tiles) + kTilesBytes<T, Rank>);
+  const Maps<T, Rank> maps(p, reinterpret_cast<char*>(values) + ChannelValues::kBytes);
   const int sums_stride = Memory::warp_bytes(p.map_columns);  // bytes from a warp's sums to the next one's
   char* sums = operands + 2 * operands_bytes + sums_stride - Memory::kSums;
   float* own_sums = reinterpret_cast<float*>(sums + at.warp * sums_stride);
-  const Segment<T> segment(p, at);
   const int64_t image = at.batch * p.length * p.channels;
   T* dx_image = static_cast<T*>(p.y) + image;
 
   const auto load = [&](int group, int which) {
     at.select_group(p, group);
+    const Segment<T> segment(p, at);
     load_operands<T, Rank>(p, at, operands + which * operands_bytes);
     segment.load(p, at, static_cast<const T*>(p.x) + image, p.channels, x_tile);
     segment.load(p, at, static_cast<const T*>(p.dy) + image, p.channels, dy_tile);
     if (at.pair == 1) segment.load(p, at, dx_image, p.channels, dx_tile);
+    ChannelValues::load(p, at, values);
   };
   const int per_split = (p.groups + p.splits - 1) / p.splits, first_group = split * per_split;
   const int last_group = min(p.groups, first_group + per_split);
@@ -212,10 +239,12 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
   dmaps1.clear();
   for (int group = first_group; group < last_group; ++group) {
     const int which = (group - first_group) % 2;
+    opaque(at.lane);
     wait_for_copies();
     if (group == first_group) maps.convert(p, at.lane);
     __syncthreads();  // copies are there, and the sums of the group before are read
     Values<T> x = read_tile(x_tile, at.lane), dy = read_tile(dy_tile, at.lane);
+    const ChannelValues own(values, at.lane);
     float dx[kSegment], dA0 = 0.f, dA1 = 0.f, dbias0 = 0.f, dbias1 = 0.f, dD = 0.f;
     if (at.pair == 1) {
       const Values<T> rows = read_tile(dx_tile, at.lane);
@@ -224,35 +253,33 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
     }
     __syncwarp();
     if (group + 1 < last_group) load(group + 1, 1 - which);
+    opaque(at.lane);
     at.select_group(p, group);
-    float state0 = 0.f, state1 = 0.f;
-    if (at.active && at.count > 0) {
-      const int64_t number = at.batch * p.segments + at.block * warps + at.warp;
-      const float* from = p.states + (number * 4 + 2 * at.pair) * p.channels + at.channel;
-      state0 = from[0], state1 = from[p.channels];
-    }
     if (at.pair == 0) {
-      const float skip = p.skip[at.padded_channel];
 #pragma unroll
-      for (int t = 0; t < kSegment; ++t) dx[t] = skip * dy[t], dD = fmaf(x[t], dy[t], dD);
+      for (int t = 0; t < kSegment; ++t) dx[t] = own.skip * dy[t], dD = fmaf(x[t], dy[t], dD);
     }
 
     float* to = own_sums;
     const char* kept = operands + which * operands_bytes;
     const char* operand0 = operand_at<T, Rank>(p, at, kept, 0);
     const char* operand1 = operand_at<T, Rank>(p, at, kept, 1);
-    backward_route<T, Rank, false>(p, at, maps, segment, operand0, 0, x, dy, state0, tiles, local, before, dx, dA0,
-                                   dbias0, dmaps0);
+    backward_route<T, Rank, false>(p, at, maps, operand0, 0, x, dy, own.state[0], own.A[0], tiles, local,
+                                   before, dx, dA0, dbias0, dmaps0);
     weight_sums<T, Rank>(tiles, maps, 0, dbias0, to, at.lane);
-    backward_route<T, Rank, SecondReversed>(p, at, maps, segment, operand1, 1, x, dy, state1, tiles,
-                                            local + warps * 32, before, dx, dA1, dbias1, dmaps1);
+    float* others = to + 64 * out_columns + at.lane;
+    others[0] = dA0, others[64] = dD;
+    opaque(at.lane);
+    backward_route<T, Rank, SecondReversed>(p, at, maps, operand1, 1, x, dy, own.state[1],
+                                            own.A[1], tiles, local + warps * 32, before, dx, dA1, dbias1, dmaps1);
     weight_sums<T, Rank>(tiles, maps, 1, dbias1, to + 32 * out_columns, at.lane);
+    to[64 * out_columns + 32 + at.lane] = dA1;
+    opaque(at.lane);
     __syncwarp();
     write_tile(tiles, at.lane, dx);
+    const Segment<T> segment(p, at);
     segment.store(p, at, tiles, dx_image, p.channels);
 
-    to += 64 * out_columns;
-    to[at.lane] = dA0, to[32 + at.lane] = dA1, to[64 + at.lane] = dD;
     __syncthreads();
     float* partial = p.partial + ((at.batch * p.chain + at.block) * p.groups + group) * outputs;
     for (int i = threadIdx.x; i < outputs; i += blockDim.x) {
@@ -286,10 +313,9 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
   }
 }
 
-// Bytes that a block of any of the five kernels needs at most.
-template <typename T, int Rank> int shared_bytes(int warps, const Args& args) {
-  return std::max({ForwardMemory<T, Rank>::bytes(args, warps), ImageMemory<T, Rank>::bytes(args, warps),
-                   BackwardMemory<T, Rank>::bytes(args.map_columns, warps)});
+// Bytes that a block of either backward kernel needs at most.
+template <typename T, int Rank> int backward_bytes(int warps, const Args& args) {
+  return std::max(ForwardMemory<T, Rank>::bytes(args, warps), BackwardMemory<T, Rank>::bytes(args.map_columns, warps));
 }
 
 template <typename T, int Rank> void run_backward(bool carries, int warps, const Args& args, cudaStream_t stream) {

@@ -99,6 +99,10 @@ template <typename T> __device__ __forceinline__ float softplus2_slope(float d2)
   return slope;
 }
 
+// From here on the compiler knows nothing of the value: what it has computed from it is computed again, not kept in
+// registers, of which the long kernels have too few.
+__device__ __forceinline__ void opaque(int& value) { asm volatile("" : "+r"(value)); }
+
 // ---- values of a segment --------------------------------------------------------------------------------------------
 // The values of one thread's segment, two to a register for 16-bit types.
 template <typename T> struct Values {
@@ -175,11 +179,12 @@ __device__ __forceinline__ Carry await(const Carry* from, uint64_t bits) {
   return {__uint_as_float(static_cast<uint32_t>(bits)), __uint_as_float(static_cast<uint32_t>(bits >> 32))};
 }
 
-// The carry of all warps of a block in scan order, from their carries in shared memory.
+// The carry of all warps of a block, at most `Most`, in scan order, from their carries in shared memory.
+template <int Most>
 __device__ __forceinline__ Carry block_total(const Carry* local, bool reversed, int warps, int lane) {
   Carry carry = {1.f, 0.f};
 #pragma unroll
-  for (int w = 0; w < kMaxWarps; ++w) {
+  for (int w = 0; w < Most; ++w) {
     if (w < warps) append(carry, local[(reversed ? warps - 1 - w : w) * 32 + lane]);
   }
   return carry;
@@ -215,20 +220,21 @@ __device__ __forceinline__ Carry share_of_chain(const Args& p, int64_t batch, in
   return carry;
 }
 
-// State entering this warp's segment from the blocks before and the warps before, in scan order. `local` and
-// `before` are [warps][32] carries of this route; `reversed` walks the warps from the end.
+// State entering this warp's segment from the blocks before and the warps before, at most `Most` in a block, in scan
+// order. `local` and `before` are [warps][32] carries of this route; `reversed` walks the warps from the end.
+template <int Most>
 __device__ __forceinline__ float incoming(const Carry* local, const Carry* before, bool chained, bool reversed,
                                           int warp, int warps, int lane) {
   float state = 0.f;
   if (chained) {
 #pragma unroll
-    for (int w = 0; w < kMaxWarps; ++w) {
+    for (int w = 0; w < Most; ++w) {
       if (w < warps) state = fmaf(before[w * 32 + lane].product, state, before[w * 32 + lane].end);
     }
   }
   const int warps_before = reversed ? warps - 1 - warp : warp;
 #pragma unroll
-  for (int i = 0; i < kMaxWarps - 1; ++i) {
+  for (int i = 0; i < Most - 1; ++i) {
     if (i < warps_before) {
       const Carry carry = local[(reversed ? warps - 1 - i : i) * 32 + lane];
       state = fmaf(carry.product, state, carry.end);

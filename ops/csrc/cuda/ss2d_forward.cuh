@@ -109,7 +109,7 @@ __device__ __forceinline__ void forward_body(const Args& p, void* shared) {
   if (!WithOutput || p.chaining == Chain::kLookBack) {
     for (int route = warp; route < 2; route += warps) {
       publish(block_carry(p, at.batch, at.block, route, at.padded_channel),
-              block_total(local + route * warps * 32, route == 1 && SecondReversed, warps, lane));
+              block_total<kMaxWarps>(local + route * warps * 32, route == 1 && SecondReversed, warps, lane));
     }
   }
   if constexpr (!WithOutput) return;
@@ -117,8 +117,8 @@ __device__ __forceinline__ void forward_body(const Args& p, void* shared) {
   before[(warps + warp) * 32 + lane] =
       share_of_chain(p, at.batch, at.block, 1, at.padded_channel, SecondReversed, warp, warps);
   __syncthreads();
-  const float state0 = incoming(local, before, true, false, warp, warps, lane);
-  const float state1 = incoming(local + warps * 32, before + warps * 32, true, SecondReversed, warp, warps, lane);
+  const float state0 = incoming<kMaxWarps>(local, before, true, false, warp, warps, lane);
+  const float state1 = incoming<kMaxWarps>(local + warps * 32, before + warps * 32, true, SecondReversed, warp, warps, lane);
   if (p.states != nullptr && at.active && at.count > 0) {
     const int64_t number = at.batch * p.segments + at.block * warps + warp;
     float* to = p.states + (number * 4 + 2 * at.pair) * p.channels + at.channel;
@@ -154,18 +154,29 @@ inline void launch(void (*kernel)(const Args), int64_t blocks, int warps, int by
   kernel<<<static_cast<unsigned>(blocks), warps * 32, bytes, stream>>>(args);
 }
 
+// Bytes that a block of any of the forward kernels for the chaining needs at most.
+template <typename T, int Rank> int forward_bytes(int warps, const Args& args) {
+  return args.chaining == Chain::kNone ? ImageMemory<T, Rank>::bytes(args, warps)
+                                       : ForwardMemory<T, Rank>::bytes(args, warps);
+}
+
 template <typename T, int Rank> void run_forward(bool carries, int warps, const Args& args, cudaStream_t stream) {
   const int64_t blocks = args.batch * args.chain * args.groups;
-  const int bytes = ForwardMemory<T, Rank>::bytes(args, warps);
-  if (args.chaining == Chain::kNone) {
-    launch(args.second_reversed ? forward_image_kernel<T, Rank, true> : forward_image_kernel<T, Rank, false>, blocks,
-           warps, ImageMemory<T, Rank>::bytes(args, warps), args, stream);
-  } else if (carries) {
-    launch(args.second_reversed ? forward_carries_kernel<T, Rank, true> : forward_carries_kernel<T, Rank, false>,
+  const int bytes = forward_bytes<T, Rank>(warps, args);
+  const bool reversed = args.second_reversed;
+  if (args.chaining == Chain::kNone && warps <= kMaxWarps) {
+    launch(reversed ? forward_image_kernel<T, Rank, kMaxWarps, true> : forward_image_kernel<T, Rank, kMaxWarps, false>,
            blocks, warps, bytes, args, stream);
+  } else if (args.chaining == Chain::kNone) {
+    launch(reversed ? forward_image_kernel<T, Rank, kMaxImageWarps, true>
+                    : forward_image_kernel<T, Rank, kMaxImageWarps, false>,
+           blocks, warps, bytes, args, stream);
+  } else if (carries) {
+    launch(reversed ? forward_carries_kernel<T, Rank, true> : forward_carries_kernel<T, Rank, false>, blocks, warps,
+           bytes, args, stream);
   } else {
-    launch(args.second_reversed ? forward_kernel<T, Rank, true> : forward_kernel<T, Rank, false>, blocks, warps, bytes,
-           args, stream);
+    launch(reversed ? forward_kernel<T, Rank, true> : forward_kernel<T, Rank, false>, blocks, warps, bytes, args,
+           stream);
   }
 }
 

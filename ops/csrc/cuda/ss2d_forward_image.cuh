@@ -19,15 +19,19 @@ template <typename T, int Rank> struct ImageMemory {
   Carry* local;  // [2][warps][32]
   int* order;    // [2][warps * kSegment]
   T* image;      // [warps * kSegment][32], what lies beyond the image is zero
-  char *scratch, *maps;
+  char *scratch, *maps, *operands;
   float* y;      // [warps * kSegment][kRow]: the scratch of all warps
 
   static constexpr int kRow = 40;  // floats from a pixel to the next, as in the tiles of u2
   static constexpr int kScratch = kSegment * kRow * sizeof(float);
   static_assert(kScratch >= Projected<T, Rank>::kTileBytes);
   static constexpr int kShared = 2 * 32 * sizeof(Carry) + 2 * kSegment * sizeof(int) + Segment<T>::kSize * sizeof(T);
+  // The operands are kept where few blocks run beside one another, each of many warps.
+  __host__ __device__ static int kept(const Args& p, int warps) {
+    return warps > kMaxWarps ? kept_bytes<T, Rank>(p.map_columns) : 0;
+  }
   static int bytes(const Args& p, int warps) {
-    return warps * (kShared + kScratch + Maps<T, Rank>::bytes(p.map_columns));
+    return warps * (kShared + kScratch + Maps<T, Rank>::bytes(p.map_columns)) + kept(p, warps);
   }
 
   __device__ __forceinline__ ImageMemory(const Args& p, const Place& at, void* shared)
@@ -36,6 +40,7 @@ template <typename T, int Rank> struct ImageMemory {
         y(reinterpret_cast<float*>(image + at.warps * Segment<T>::kSize)) {
     scratch = reinterpret_cast<char*>(y) + at.warp * kScratch;
     maps = reinterpret_cast<char*>(y) + at.warps * kScratch + at.warp * Maps<T, Rank>::bytes(p.map_columns);
+    operands = reinterpret_cast<char*>(y) + at.warps * (kScratch + Maps<T, Rank>::bytes(p.map_columns));
   }
 };
 
@@ -51,8 +56,8 @@ struct Pixels {
   }
 };
 
-template <typename T, int Rank, bool SecondReversed>
-__global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 3 : 2)
+template <typename T, int Rank, int MaxWarps, bool SecondReversed>
+__global__ void __launch_bounds__(MaxWarps * 32, sizeof(T) == 4 || MaxWarps > kMaxWarps ? 2 : 3)
     forward_image_kernel(const __grid_constant__ Args p) {
   extern __shared__ float4 shared[];
   using Memory = ImageMemory<T, Rank>;
@@ -65,10 +70,15 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 3 : 2)
   Carry* local = memory.local;
   const Maps<T, Rank> maps(p, memory.maps);
   const Segment<T> rows(p, at);
+  constexpr bool keeps = MaxWarps > kMaxWarps;
+  const auto operand = [&](int route) {
+    return keeps ? operand_at<T, Rank>(p, at, memory.operands, route) : operand_of<T, Rank>(p, at, route);
+  };
 
   rows.load(p, at, static_cast<const T*>(p.x) + at.batch * p.length * p.channels, p.channels,
             memory.image + warp * Segment<T>::kSize);
   maps.load(p, at);
+  if (keeps) load_operands<T, Rank>(p, at, memory.operands);
   if (lane < kSegment) {
     const int step = at.first + lane;
     Place second = at;
@@ -104,20 +114,21 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 3 : 2)
 
     Values<T> through0, through1;
     {
-      const Projected<T, Rank> u(p, at, maps, segment, operand_of<T, Rank>(p, at, 0), memory.scratch, 0);
+      const Projected<T, Rank> u(p, at, maps, segment, operand(0), memory.scratch, 0);
       local[warp * 32 + lane] = scan_segment<T, Rank, false, true>(maps, 0, u, x, A0, y, through0);
     }
     {
-      const Projected<T, Rank> u(p, at, maps, segment, operand_of<T, Rank>(p, at, 1), memory.scratch, 1);
+      const Projected<T, Rank> u(p, at, maps, segment, operand(1), memory.scratch, 1);
       local[(warps + warp) * 32 + lane] = scan_segment<T, Rank, SecondReversed, true>(maps, 1, u, x, A1, y, through1);
     }
     __syncthreads();
     if (pair == 0) {
       at.select_pair(p, 1);
       maps.load(p, at);
+      if (keeps) load_operands<T, Rank>(p, at, memory.operands);
     }
-    const float state0 = incoming(local, nullptr, false, false, warp, warps, lane);
-    const float state1 = incoming(local + warps * 32, nullptr, false, SecondReversed, warp, warps, lane);
+    const float state0 = incoming<MaxWarps>(local, nullptr, false, false, warp, warps, lane);
+    const float state1 = incoming<MaxWarps>(local + warps * 32, nullptr, false, SecondReversed, warp, warps, lane);
     if (p.states != nullptr && at.active) {
       float* to = p.states + ((at.batch * p.segments + warp) * 4 + 2 * pair) * p.channels + at.channel;
       to[0] = state0;

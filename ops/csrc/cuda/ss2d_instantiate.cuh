@@ -10,11 +10,21 @@
     }                                                                                          \
   }
 
+#define MMVMAMBA_SS2D_BYTES(function, suffix, type)                \
+  int function##_##suffix(int rank, int warps, const Args& args) { \
+    switch (rank) {                                                \
+      case 0: return function<type, 0>(warps, args);               \
+      case 6: return function<type, 6>(warps, args);               \
+      default: return function<type, 12>(warps, args);             \
+    }                                                              \
+  }
+
 #define MMVMAMBA_SS2D_FORWARD(suffix, type)                               \
   namespace mmvmamba {                                                    \
   namespace ss2d {                                                        \
   MMVMAMBA_SS2D_ENTRY(forward_carries, suffix, run_forward, type, true)   \
   MMVMAMBA_SS2D_ENTRY(forward, suffix, run_forward, type, false)          \
+  MMVMAMBA_SS2D_BYTES(forward_bytes, suffix, type)                        \
   }                                                                       \
   }
 
@@ -23,12 +33,6 @@
   namespace ss2d {                                                        \
   MMVMAMBA_SS2D_ENTRY(backward_carries, suffix, run_backward, type, true) \
   MMVMAMBA_SS2D_ENTRY(backward, suffix, run_backward, type, false)        \
-  int shared_bytes_##suffix(int rank, int warps, const Args& args) {      \
-    switch (rank) {                                                       \
-      case 0: return shared_bytes<type, 0>(warps, args);                  \
-      case 6: return shared_bytes<type, 6>(warps, args);                  \
-      default: return shared_bytes<type, 12>(warps, args);                \
-    }                                                                     \
-  }                                                                       \
+  MMVMAMBA_SS2D_BYTES(backward_bytes, suffix, type)                       \
   }                                                                       \
   }

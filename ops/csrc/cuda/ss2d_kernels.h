@@ -8,8 +8,10 @@ namespace mmvmamba {
 namespace ss2d {
 
 constexpr int kSegment = 16;      // pixels that one thread scans
-constexpr int kMaxWarps = 8;      // segments a block can hold
-// Those it holds at most: 7 for rank 12, so that two blocks fit into the shared memory of an H100.
+// Segments a block can hold, and a forward block that is an image: of these, two fit a processor.
+constexpr int kMaxWarps = 8;
+constexpr int kMaxImageWarps = 14;
+// Those of a chain hold at most: 7 for rank 12, so that two blocks fit into the shared memory of an H100.
 constexpr int max_warps(int rank) { return rank == 12 ? 7 : kMaxWarps; }
 
 enum class Type { kHalf, kBfloat16, kFloat };
@@ -84,8 +86,9 @@ void launch_forward(Type type, int rank, int warps, const Args& args, cudaStream
 void launch_backward_carries(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
 void launch_backward(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
 
-// Shared memory that a block of `warps` segments needs at most, for the map_columns and chaining of args.
-int shared_bytes(Type type, int rank, int warps, const Args& args);
+// Shared memory that a block of `warps` segments needs, for the map_columns and chaining of args: a forward of
+// Chain::kNone is a block an image.
+int shared_bytes(Type type, int rank, int warps, bool backward, const Args& args);
 
 // From the carries of a chain's blocks to the states that enter them, in place; a flag a route of the pair for the
 // direction.
@@ -97,7 +100,8 @@ void launch_combine(const Args& args, bool first_reversed, bool second_reversed,
   void forward_##suffix(int rank, int warps, const Args& args, cudaStream_t stream);         \
   void backward_carries_##suffix(int rank, int warps, const Args& args, cudaStream_t stream); \
   void backward_##suffix(int rank, int warps, const Args& args, cudaStream_t stream);         \
-  int shared_bytes_##suffix(int rank, int warps, const Args& args);
+  int forward_bytes_##suffix(int rank, int warps, const Args& args);                          \
+  int backward_bytes_##suffix(int rank, int warps, const Args& args);
 MMVMAMBA_SS2D_DECLARE(half)
 MMVMAMBA_SS2D_DECLARE(bfloat16)
 MMVMAMBA_SS2D_DECLARE(float)

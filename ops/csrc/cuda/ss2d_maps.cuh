@@ -106,19 +106,17 @@ __device__ __forceinline__ const char* operand_of(const Args& p, const Place& at
   return static_cast<const char*>(p.dt_operand) + number * operand_bytes<T, Rank>(p.map_columns);
 }
 
-// Whether a block keeps the operands in shared memory. Those of greater ranks are read where they are: so much memory
-// would cost more, in blocks that run beside, than the latency does.
-template <typename T, int Rank> constexpr bool kKeepOperands = sizeof(T) == 2 && Rank > 0;
+// Bytes of the operands that a block keeps in shared memory, of both routes. Those of great ranks are read where they
+// are: so much memory would cost more, in blocks that run beside, than the latency does.
 template <typename T, int Rank> __host__ __device__ constexpr int kept_bytes(int map_columns) {
-  return kKeepOperands<T, Rank> ? 2 * operand_bytes<T, Rank>(map_columns) : 0;
+  return map_columns <= 64 ? 2 * operand_bytes<T, Rank>(map_columns) : 0;
 }
 
 // Begin to copy the operands of both routes of the pair to shared memory, by all threads of the block.
 template <typename T, int Rank>
 __device__ __forceinline__ void load_operands(const Args& p, const Place& at, char* shared) {
-  if constexpr (!kKeepOperands<T, Rank>) return;
-  const int bytes = operand_bytes<T, Rank>(p.map_columns);
-  for (int i = threadIdx.x * 16; i < 2 * bytes; i += blockDim.x * 16) {
+  const int kept = kept_bytes<T, Rank>(p.map_columns), bytes = kept / 2;
+  for (int i = threadIdx.x * 16; i < kept; i += blockDim.x * 16) {
     const char* from = i < bytes ? operand_of<T, Rank>(p, at, 0) + i : operand_of<T, Rank>(p, at, 1) + i - bytes;
     copy_async<16>(shared + i, from, true);
   }
@@ -127,8 +125,8 @@ __device__ __forceinline__ void load_operands(const Args& p, const Place& at, ch
 // Those of a route, kept or not.
 template <typename T, int Rank>
 __device__ __forceinline__ const char* operand_at(const Args& p, const Place& at, const char* kept, int route) {
-  if constexpr (kKeepOperands<T, Rank>) return kept + route * operand_bytes<T, Rank>(p.map_columns);
-  return operand_of<T, Rank>(p, at, route);
+  const int bytes = kept_bytes<T, Rank>(p.map_columns);
+  return bytes > 0 ? kept + route * (bytes / 2) : operand_of<T, Rank>(p, at, route);
 }
 
 // u2 of the thread's segment on one route, by way of a tile of the warp.

@@ -86,7 +86,7 @@ struct Problem {
     args.second_reversed = scan_mode != "unidi";
     column_second = scan_mode == "cross2d" && args.height > 1 && args.width > 1;  // else both orders are one
 
-    choose_chain();
+    choose_chain(backward);
     pixels = args.batch * length, blocks = args.batch * args.chain;
     const int64_t most = std::min<int64_t>(args.groups, ceil_div(1056, blocks));  // splits: 8 blocks a processor do
     args.splits = rank > 0 ? 1 : ceil_div(args.groups, ceil_div(args.groups, most));
@@ -146,19 +146,26 @@ struct Problem {
     args.column_order = pair == 1 && column_second;
   }
 
-  // Segments a block holds, as many as fit into its shared memory, evenly over the chain of blocks that an image is.
-  void choose_chain() {
-    const int most_bytes = static_cast<int>(at::cuda::getCurrentDeviceProperties()->sharedMemPerBlockOptin);
-    args.chaining = Chain::kLookBack;  // which takes the most
-    warps = max_warps(rank);
-    while (warps > 1 && shared_bytes(type, rank, warps, args) > most_bytes) --warps;
-    TORCH_CHECK(shared_bytes(type, rank, warps, args) <= most_bytes, "ss2d_scan: dt_projs_weight has rank ", dt_rank,
-                ", too large for the fused kernels on this GPU; backend='naive' takes any");
-    args.chain = ceil_div(args.segments, warps);
-    args.chaining = args.chain == 1                     ? Chain::kNone
-                    : args.chain <= longest_look_back() ? Chain::kLookBack
-                                                        : Chain::kPrefix;
-    warps = ceil_div(args.segments, args.chain);
+  // Segments a block holds: of the forward those of an image if they fit (many of them so that two blocks run beside
+  // one another), else as many as fit into its shared memory, evenly over the chain of blocks that an image is.
+  void choose_chain(bool backward) {
+    const auto* device = at::cuda::getCurrentDeviceProperties();
+    const auto fits = [&](int64_t bytes) { return shared_bytes(type, rank, warps, backward, args) <= bytes; };
+    const int64_t of_block = device->sharedMemPerBlockOptin;
+    const int64_t of_two = device->sharedMemPerMultiprocessor / 2 - device->reservedSharedMemPerBlock;
+    args.chaining = Chain::kNone, args.chain = 1, warps = args.segments;
+    if (backward || warps > kMaxImageWarps || !fits(warps > kMaxWarps ? std::min(of_block, of_two) : of_block)) {
+      args.chaining = Chain::kLookBack;  // which takes the most
+      warps = max_warps(rank);
+      while (warps > 1 && !fits(of_block)) --warps;
+      TORCH_CHECK(fits(of_block), "ss2d_scan: dt_projs_weight has rank ", dt_rank,
+                  ", too large for the fused kernels on this GPU; backend='naive' takes any");
+      args.chain = ceil_div(args.segments, warps);
+      args.chaining = args.chain == 1 && backward         ? Chain::kNone
+                      : args.chain <= longest_look_back() ? Chain::kLookBack
+                                                          : Chain::kPrefix;
+      warps = ceil_div(args.segments, args.chain);
+    }
     args.by_height = Divisor(args.height), args.by_chain = Divisor(args.chain), args.by_groups = Divisor(args.groups);
     args.by_warps = Divisor(warps), args.by_parts = Divisor(args.map_columns / 4);
   }

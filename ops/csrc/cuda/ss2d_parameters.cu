@@ -276,10 +276,10 @@ void launch_combine(const Args& args, bool first_reversed, bool second_reversed,
   combine_kernel<<<blocks, 512, 0, stream>>>(args, first_reversed, second_reversed);
 }
 
-int shared_bytes(Type type, int rank, int warps, const Args& args) {
-  return type == Type::kHalf       ? shared_bytes_half(rank, warps, args)
-         : type == Type::kBfloat16 ? shared_bytes_bfloat16(rank, warps, args)
-                                   : shared_bytes_float(rank, warps, args);
+int shared_bytes(Type type, int rank, int warps, bool backward, const Args& args) {
+  if (type == Type::kHalf) return (backward ? backward_bytes_half : forward_bytes_half)(rank, warps, args);
+  if (type == Type::kFloat) return (backward ? backward_bytes_float : forward_bytes_float)(rank, warps, args);
+  return (backward ? backward_bytes_bfloat16 : forward_bytes_bfloat16)(rank, warps, args);
 }
 
 #define MMVMAMBA_SS2D_DISPATCH(function)                                                               \

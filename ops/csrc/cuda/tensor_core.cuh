@@ -48,10 +48,10 @@ template <bool Transposed> __device__ __forceinline__ void load_matrix(uint32_t 
   }
 }
 
-// Copy 8 or 16 bytes to shared memory in the background, or zeros; aligned to their number. A thread that has waited
+// Copy 4, 8 or 16 bytes to shared memory in the background, or zeros; aligned to their number. A thread that has waited
 // sees its own copies.
 template <int Bytes> __device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
-  static_assert(Bytes == 8 || Bytes == 16, "cp.async copies 4, 8 or 16 bytes");
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async copies 4, 8 or 16 bytes");
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(
                    static_cast<uint32_t>(__cvta_generic_to_shared(to))),
                "l"(from), "n"(Bytes), "r"(valid ? Bytes : 0)
