@@ -33,7 +33,10 @@ CASES = [
     (2, 128, 14, 14, 8, 'cross2d'),
     (2, 48, 9, 14, 16, 'bidi'),
     (1, 64, 7, 9, 64, 'cross2d'),
-    (1, 40, 11, 11, 24, 'cross2d'),  # the largest images that one block takes
+    (1, 40, 11, 11, 24, 'cross2d'),  # the largest images that one block takes, in backward
+    (1, 40, 14, 16, 24, 'cross2d'),  # and in forward
+    (1, 33, 15, 14, 30, 'bidi'),
+    (1, 40, 14, 14, 70, 'cross2d'),  # maps that leave no room for two such blocks
     (2, 64, 8, 16, 4, 'unidi'),
     (2, 100, 19, 23, 17, 'unidi'),
     (1, 40, 120, 61, 3, 'cross2d'),  # chains too long to wait for

@@ -107,7 +107,7 @@ def main():
         ).sum().backward()
         cases += 1
     for dtype, rank, channels, (height, width) in itertools.product(
-        DTYPES, (1, 6, 13), (8, 33), ((1, 1), (7, 9), (4, 17))
+        DTYPES, (1, 6, 13), (8, 33), ((1, 1), (7, 9), (4, 17), (11, 13), (17, 19))
     ):
         core(channels, height, width, rank, dtype, scan_mode=('cross2d', 'unidi', 'bidi')[cases % 3])
         cases += 1

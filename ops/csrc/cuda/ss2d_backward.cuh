@@ -1,14 +1,13 @@
 // Backward scan kernels of the fused SS2D core, N = 1.
 //
-// With g_t = dL/dh_t: g_t = C_t dy_t + s_{t+1}, s_t = decay_t g_t; s runs against the scan. The state before a step is
-// never needed alone: decay h_{t-1} = h_t - drive_t. For a decay of 0 that must be 0, since A, which multiplies it, may be
-// huge: so the drive is rounded before it is added and before it is subtracted.
+// With g_t = dL/dh_t: g_t = C_t dy_t + s_{t+1}, s_t = decay_t g_t; s runs against the scan.
 //
 // backward_kernel: a block takes S segments of one image, both routes of a pair, and loops over channel groups of 32.
-//   A thread recomputes its channel's segment from the saved entering state (d2 and h in registers), scans s backwards
-//   from zero for the carry, takes the entering s from shared memory and the chain's blocks, and walks back a second
-//   time for the gradients. Sums over channels (dmaps) stay in registers over the groups; sums over pixels (weights,
-//   bias, A, D) are added over the block's warps in a fixed order and leave as one partial sum a block.
+//   A thread recomputes its channel's segment from the saved entering state (d2 and decay h_{t-1} in registers), and
+//   with it the carry of s, takes the entering s from shared memory and the chain's blocks, and walks back for the
+//   gradients. Sums over channels (dmaps) stay in registers over the groups; sums over pixels (weights, bias, A, D) are
+//   added over the block's warps in a fixed order and leave as one partial sum a block. A thread has 128 registers, so
+//   little is kept: what a group needs is prefetched to shared memory while the group before is worked on.
 //   Moves: x, dy once a pair, dx once (twice for the second pair), states, maps and dmaps once a pair, partial sums.
 //   With Rank = 0, du2 is written too, for the GEMMs after it (in the place of u, where float has one).
 // backward_carries_kernel: the carries of s alone, one a block, route and channel (needs neither x nor states). For
@@ -73,21 +72,66 @@ __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const 
 }
 
 // ---- gradients ------------------------------------------------------------------------------------------------------
+// A lane's row of a tile, filled pixel by pixel, from the last one if Descending. Of 16-bit types 8 pixels are stored at
+// once, which meets no bank conflicts.
+template <typename T, bool Descending> struct TileRow {
+  T* row;
+  float previous;
+  uint32_t words[4];
+
+  __device__ __forceinline__ explicit TileRow(T* row) : row(row) {}
+  // The i-th value of the walk.
+  __device__ __forceinline__ void put(int i, float value) {
+    const int t = Descending ? kSegment - 1 - i : i;
+    if constexpr (sizeof(T) == 4) {
+      row[t] = value;
+    } else if (i % 2 == 0) {
+      previous = value;
+    } else {
+      words[t / 2 % 4] = Descending ? pack2<T>(value, previous) : pack2<T>(previous, value);
+      if (i % 8 == 7) *reinterpret_cast<uint4*>(row + t / 8 * 8) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  }
+};
+
+// The s that enters the block on one route, once the block's carries are there; publishes theirs.
+__device__ __forceinline__ float entering_from_chain(const Args& p, const Place& at, int route, bool reversed,
+                                                     const Carry* local, Carry* before) {
+  if (p.chaining == Chain::kNone) return 0.f;
+  if (p.chaining == Chain::kLookBack) {
+    if (at.warp == 0) {
+      publish(block_carry(p, at.batch, at.block, route, at.padded_channel),
+              block_total<kMaxWarps>(local, reversed, at.warps, at.lane));
+    }
+    if (p.chain <= kInFlight + 1) {  // few enough that each warp asks for all of them
+      return look_back(p, at.batch, route, at.padded_channel, reversed, 0, blocks_before(p, at.block, reversed)).end;
+    }
+  }
+  before[at.warp * 32 + at.lane] =
+      share_of_chain(p, at.batch, at.block, route, at.padded_channel, reversed, at.warp, at.warps);
+  __syncthreads();
+  return entering<kMaxWarps>(before, at.warps, at.lane);
+}
+
 // One route: adds to dx, dA, dbias and dmaps, and leaves the tiles of ss2d_reduce.cuh. `local` and `before` are the
 // block's carries of this route; `state` enters the thread's segment.
 template <typename T, int Rank, bool Reversed>
 __device__ __forceinline__ void backward_route(const Args& p, const Place& at, const Maps<T, Rank>& maps,
-                                               const char* operand, int route,
-                                               Values<T>& x, Values<T>& dy, float state, float A, T* tiles,
-                                               Carry* local, Carry* before, float (&dx)[kSegment], float& dA,
-                                               float& dbias, MapSums<T, Rank>& dmaps) {
+                                               const char* operand, int route, Values<T>& x, Values<T>& dy,
+                                               float state, float A, T* tiles, Carry* local, Carry* before,
+                                               float (&dx)[kSegment], float& dA, float& dbias,
+                                               MapSums<T, Rank>& dmaps) {
+  constexpr int tile_size = 32 * kTileStride<T>;
   const int q = 2 * at.pair + route;
-  float d2[kSegment], h[kSegment];
+  float d2[kSegment], carried[kSegment];  // decay times the state before
   x.stay_packed();
   dy.stay_packed();
   Carry carry = {1.f, 0.f};  // of s: its end is the sum of C_t dy_t, each times the decays up to t
-  {
+  const bool works = at.count > 0;
+  if (works) {
+    __syncwarp();  // all lanes have read the tiles of the route before
     const Projected<T, Rank> u(p, at, maps, Segment<T>(p, at), operand, tiles, route);
+    TileRow<T, Reversed> dC(tiles + 2 * tile_size + at.lane * kTileStride<T>);
     float4 two;
 #pragma unroll
     for (int i = 0; i < kSegment; ++i) {
@@ -96,32 +140,24 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
       const float2 bc = t % 2 ? make_float2(two.z, two.w) : make_float2(two.x, two.y);
       d2[t] = softplus2<T>(u[t]);
       const float decay = exp2_fast(A * d2[t]);
-      state = h[t] = fmaf(decay, state, __fmul_rn(d2[t], x[t] * bc.x));
+      carried[t] = decay * state;
+      state = fmaf(d2[t], x[t] * bc.x, carried[t]);
+      dC.put(i, state * dy[t]);
       carry.product *= decay;
       carry.end = fmaf(carry.product, bc.y * dy[t], carry.end);
     }
   }
   local[at.warp * 32 + at.lane] = carry;
   __syncthreads();
-  const bool chained = p.chaining != Chain::kNone;
-  if (chained) {
-    if (at.warp == 0 && p.chaining == Chain::kLookBack) {
-      publish(block_carry(p, at.batch, at.block, route, at.padded_channel),
-              block_total<kMaxWarps>(local, !Reversed, at.warps, at.lane));
-    }
-    before[at.warp * 32 + at.lane] =
-        share_of_chain(p, at.batch, at.block, route, at.padded_channel, !Reversed, at.warp, at.warps);
-    __syncthreads();
-  }
-  float s = incoming<kMaxWarps>(local, before, chained, !Reversed, at.warp, at.warps, at.lane);
+  const float enters = entering_from_chain(p, at, route, !Reversed, local, before);
+  if (!works) return;
+  float s = incoming<kMaxWarps>(local, enters, !Reversed, at.warp, at.warps, at.lane);
 
   x.stay_packed();
   dy.stay_packed();
   const float A_ln2 = A * kLn2;
-  T* tile = tiles + at.lane * kTileStride<T>;
+  TileRow<T, !Reversed> du_row(tiles + at.lane * kTileStride<T>), dB(tiles + tile_size + at.lane * kTileStride<T>);
   float4 two;
-  float previous[3];
-  uint32_t words[3][4];
 #pragma unroll
   for (int i = 0; i < kSegment; ++i) {
     const int t = Reversed ? i : kSegment - 1 - i;
@@ -129,27 +165,16 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
     const float2 bc = t % 2 ? make_float2(two.z, two.w) : make_float2(two.x, two.y);
     const float g = fmaf(bc.y, dy[t], s);
     s = exp2_fast(A * d2[t]) * g;
-    const float g_d2 = g * d2[t], B_x = bc.x * x[t];
-    const float carried = h[t] - __fmul_rn(d2[t], B_x);  // decay times the state before
-    const float du = g * fmaf(A_ln2, carried, B_x) * softplus2_slope<T>(d2[t]);
+    const float g_d2 = g * d2[t];
+    const float du = g * fmaf(A_ln2, carried[t], bc.x * x[t]) * softplus2_slope<T>(d2[t]);
     dx[t] = fmaf(g_d2, bc.x, dx[t]);
-    dA = fmaf(g_d2, carried, dA);
-    if (Rank == 0) dbias += du;
-    const float values[3] = {du, g_d2 * x[t], h[t] * dy[t]};
-    if constexpr (Rank == 0) tiles[t * 32 + at.lane] = from_float<T>(du);
-#pragma unroll
-    for (int j = Rank == 0; j < 3; ++j) {
-      if constexpr (sizeof(T) == 4) {
-        tile[j * 32 * kTileStride<T> + t] = values[j];
-      } else if (i % 2 == 0) {
-        previous[j] = values[j];
-      } else {
-        words[j][t / 2 % 4] = Reversed ? pack2<T>(previous[j], values[j]) : pack2<T>(values[j], previous[j]);
-        if (i % 8 == 7) {  // stores of 16 bytes meet no bank conflicts
-          *reinterpret_cast<uint4*>(tile + j * 32 * kTileStride<T> + t / 8 * 8) =
-              make_uint4(words[j][0], words[j][1], words[j][2], words[j][3]);
-        }
-      }
+    dA = fmaf(g_d2, carried[t], dA);
+    dB.put(i, g_d2 * x[t]);
+    if constexpr (Rank == 0) {
+      dbias += du;
+      tiles[t * 32 + at.lane] = from_float<T>(du);
+    } else {
+      du_row.put(i, du);
     }
   }
   __syncwarp();
@@ -169,7 +194,7 @@ struct ChannelValues {
 
   __device__ __forceinline__ static void load(const Args& p, const Place& at, float* shared) {
     const bool valid = at.active && at.count > 0;
-    const int64_t segment = at.batch * p.segments + at.block * at.warps + at.warp;
+    const int64_t segment = at.batch * p.segments + at.first / kSegment;
     const float* states = p.states + (valid ? (segment * 4 + 2 * at.pair) * p.channels + at.channel : 0);
     const float* A = p.A + 2 * at.pair * p.padded + at.padded_channel;
     float* to = shared + at.lane;
@@ -234,12 +259,15 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
   maps.load(p, at);
   load(first_group, 0);
 
+  const bool works = at.count > 0;  // a warp beyond the image only waits for the others
+  if (!works) {
+    for (int i = at.lane; i < outputs; i += 32) own_sums[i] = 0.f;
+  }
   MapSums<T, Rank> dmaps0, dmaps1;
   dmaps0.clear();
   dmaps1.clear();
   for (int group = first_group; group < last_group; ++group) {
     const int which = (group - first_group) % 2;
-    opaque(at.lane);
     wait_for_copies();
     if (group == first_group) maps.convert(p, at.lane);
     __syncthreads();  // copies are there, and the sums of the group before are read
@@ -253,32 +281,31 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
     }
     __syncwarp();
     if (group + 1 < last_group) load(group + 1, 1 - which);
-    opaque(at.lane);
     at.select_group(p, group);
     if (at.pair == 0) {
 #pragma unroll
       for (int t = 0; t < kSegment; ++t) dx[t] = own.skip * dy[t], dD = fmaf(x[t], dy[t], dD);
     }
 
-    float* to = own_sums;
     const char* kept = operands + which * operands_bytes;
     const char* operand0 = operand_at<T, Rank>(p, at, kept, 0);
     const char* operand1 = operand_at<T, Rank>(p, at, kept, 1);
-    backward_route<T, Rank, false>(p, at, maps, operand0, 0, x, dy, own.state[0], own.A[0], tiles, local,
-                                   before, dx, dA0, dbias0, dmaps0);
-    weight_sums<T, Rank>(tiles, maps, 0, dbias0, to, at.lane);
-    float* others = to + 64 * out_columns + at.lane;
-    others[0] = dA0, others[64] = dD;
-    opaque(at.lane);
-    backward_route<T, Rank, SecondReversed>(p, at, maps, operand1, 1, x, dy, own.state[1],
-                                            own.A[1], tiles, local + warps * 32, before, dx, dA1, dbias1, dmaps1);
-    weight_sums<T, Rank>(tiles, maps, 1, dbias1, to + 32 * out_columns, at.lane);
-    to[64 * out_columns + 32 + at.lane] = dA1;
-    opaque(at.lane);
-    __syncwarp();
-    write_tile(tiles, at.lane, dx);
-    const Segment<T> segment(p, at);
-    segment.store(p, at, tiles, dx_image, p.channels);
+    float* others = own_sums + 64 * out_columns + at.lane;
+    backward_route<T, Rank, false>(p, at, maps, operand0, 0, x, dy, own.state[0], own.A[0], tiles, local, before, dx,
+                                   dA0, dbias0, dmaps0);
+    if (works) {
+      weight_sums<T, Rank>(tiles, maps, 0, dbias0, own_sums, at.lane);
+      others[0] = dA0, others[64] = dD;
+    }
+    backward_route<T, Rank, SecondReversed>(p, at, maps, operand1, 1, x, dy, own.state[1], own.A[1], tiles,
+                                            local + warps * 32, before, dx, dA1, dbias1, dmaps1);
+    if (works) {
+      weight_sums<T, Rank>(tiles, maps, 1, dbias1, own_sums + 32 * out_columns, at.lane);
+      others[32] = dA1;
+      __syncwarp();
+      write_tile(tiles, at.lane, dx);
+      Segment<T>(p, at).store(p, at, tiles, dx_image, p.channels);
+    }
 
     __syncthreads();
     float* partial = p.partial + ((at.batch * p.chain + at.block) * p.groups + group) * outputs;

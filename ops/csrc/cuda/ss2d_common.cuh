@@ -99,10 +99,6 @@ template <typename T> __device__ __forceinline__ float softplus2_slope(float d2)
   return slope;
 }
 
-// From here on the compiler knows nothing of the value: what it has computed from it is computed again, not kept in
-// registers, of which the long kernels have too few.
-__device__ __forceinline__ void opaque(int& value) { asm volatile("" : "+r"(value)); }
-
 // ---- values of a segment --------------------------------------------------------------------------------------------
 // The values of one thread's segment, two to a register for 16-bit types.
 template <typename T> struct Values {
@@ -160,7 +156,7 @@ __device__ __forceinline__ Carry* block_carry(const Args& p, int64_t batch, int 
 
 // Carries of 8 bytes are published whole, so the value is its own flag: all bits set until it is there.
 constexpr uint64_t kUnpublished = ~0ull;
-constexpr int kInFlight = 4;  // carries that a warp asks for at once
+constexpr int kInFlight = 4;  // carries that a thread asks for at once
 
 __device__ __forceinline__ void publish(Carry* to, const Carry& carry) {
   uint64_t bits = static_cast<uint64_t>(__float_as_uint(carry.end)) << 32 | __float_as_uint(carry.product);
@@ -183,28 +179,26 @@ __device__ __forceinline__ Carry await(const Carry* from, uint64_t bits) {
 template <int Most>
 __device__ __forceinline__ Carry block_total(const Carry* local, bool reversed, int warps, int lane) {
   Carry carry = {1.f, 0.f};
+  const Carry* first = local + (reversed ? (warps - 1) * 32 : 0) + lane;
 #pragma unroll
   for (int w = 0; w < Most; ++w) {
-    if (w < warps) append(carry, local[(reversed ? warps - 1 - w : w) * 32 + lane]);
+    if (w < warps) append(carry, first[(reversed ? -w : w) * 32]);
   }
   return carry;
 }
 
-// This warp's share of what enters its block: of the carries of the blocks before it in scan order, or the entering
-// state itself, as the first warp's share.
-__device__ __forceinline__ Carry share_of_chain(const Args& p, int64_t batch, int block, int route, int channel,
-                                                bool reversed, int warp, int warps) {
+// Blocks of the chain before this one in scan order.
+__device__ __forceinline__ int blocks_before(const Args& p, int block, bool reversed) {
+  return reversed ? p.chain - 1 - block : block;
+}
+
+// What the blocks from `begin` to `end` in scan order have published, as one carry.
+__device__ __forceinline__ Carry look_back(const Args& p, int64_t batch, int route, int channel, bool reversed,
+                                           int begin, int end) {
   Carry carry = {1.f, 0.f};
-  if (p.chaining == Chain::kPrefix) {
-    if (warp == 0) carry = *block_carry(p, batch, block, route, channel);
-    return carry;
-  }
   const Carry* first = block_carry(p, batch, reversed ? p.chain - 1 : 0, route, channel);
   const int stride = (reversed ? -2 : 2) * p.padded;
-  const int count = reversed ? p.chain - 1 - block : block;
-  const int share = p.by_warps.quotient(count + warps - 1);
-  const int end = min(count, (warp + 1) * share);
-  for (int i = warp * share; i < end; i += kInFlight) {
+  for (int i = begin; i < end; i += kInFlight) {
     const Carry* from[kInFlight];
     uint64_t bits[kInFlight];
 #pragma unroll
@@ -220,23 +214,39 @@ __device__ __forceinline__ Carry share_of_chain(const Args& p, int64_t batch, in
   return carry;
 }
 
-// State entering this warp's segment from the blocks before and the warps before, at most `Most` in a block, in scan
-// order. `local` and `before` are [warps][32] carries of this route; `reversed` walks the warps from the end.
-template <int Most>
-__device__ __forceinline__ float incoming(const Carry* local, const Carry* before, bool chained, bool reversed,
-                                          int warp, int warps, int lane) {
-  float state = 0.f;
-  if (chained) {
-#pragma unroll
-    for (int w = 0; w < Most; ++w) {
-      if (w < warps) state = fmaf(before[w * 32 + lane].product, state, before[w * 32 + lane].end);
-    }
+// This warp's share of what enters its block: of the carries of the blocks before it in scan order, or the entering
+// state itself, as the first warp's share.
+__device__ __forceinline__ Carry share_of_chain(const Args& p, int64_t batch, int block, int route, int channel,
+                                                bool reversed, int warp, int warps) {
+  if (p.chaining == Chain::kPrefix) {
+    return warp == 0 ? *block_carry(p, batch, block, route, channel) : Carry{1.f, 0.f};
   }
+  const int count = blocks_before(p, block, reversed), share = p.by_warps.quotient(count + warps - 1);
+  return look_back(p, batch, route, channel, reversed, warp * share, min(count, (warp + 1) * share));
+}
+
+// State entering the block, from the shares of its warps, at most `Most`: [warps][32].
+template <int Most> __device__ __forceinline__ float entering(const Carry* shares, int warps, int lane) {
+  float state = 0.f;
+  shares += lane;
+#pragma unroll
+  for (int w = 0; w < Most; ++w) {
+    if (w < warps) state = fmaf(shares[w * 32].product, state, shares[w * 32].end);
+  }
+  return state;
+}
+
+// State entering this warp's segment: `state`, which enters the block, after the warps before, at most `Most` in a
+// block, in scan order. `local` are [warps][32] carries of this route; `reversed` walks the warps from the end.
+template <int Most>
+__device__ __forceinline__ float incoming(const Carry* local, float state, bool reversed, int warp, int warps,
+                                          int lane) {
   const int warps_before = reversed ? warps - 1 - warp : warp;
+  const Carry* first = local + (reversed ? (warps - 1) * 32 : 0) + lane;
 #pragma unroll
   for (int i = 0; i < Most - 1; ++i) {
     if (i < warps_before) {
-      const Carry carry = local[(reversed ? warps - 1 - i : i) * 32 + lane];
+      const Carry carry = first[(reversed ? -i : i) * 32];
       state = fmaf(carry.product, state, carry.end);
     }
   }

@@ -117,8 +117,10 @@ __device__ __forceinline__ void forward_body(const Args& p, void* shared) {
   before[(warps + warp) * 32 + lane] =
       share_of_chain(p, at.batch, at.block, 1, at.padded_channel, SecondReversed, warp, warps);
   __syncthreads();
-  const float state0 = incoming<kMaxWarps>(local, before, true, false, warp, warps, lane);
-  const float state1 = incoming<kMaxWarps>(local + warps * 32, before + warps * 32, true, SecondReversed, warp, warps, lane);
+  const float enters0 = entering<kMaxWarps>(before, warps, lane);
+  const float enters1 = entering<kMaxWarps>(before + warps * 32, warps, lane);
+  const float state0 = incoming<kMaxWarps>(local, enters0, false, warp, warps, lane);
+  const float state1 = incoming<kMaxWarps>(local + warps * 32, enters1, SecondReversed, warp, warps, lane);
   if (p.states != nullptr && at.active && at.count > 0) {
     const int64_t number = at.batch * p.segments + at.block * warps + warp;
     float* to = p.states + (number * 4 + 2 * at.pair) * p.channels + at.channel;

@@ -69,14 +69,13 @@ __global__ void __launch_bounds__(MaxWarps * 32, sizeof(T) == 4 || MaxWarps > kM
   const Memory memory(p, at, shared);
   Carry* local = memory.local;
   const Maps<T, Rank> maps(p, memory.maps);
-  const Segment<T> rows(p, at);
-  constexpr bool keeps = MaxWarps > kMaxWarps;
+  constexpr bool keeps = MaxWarps > kMaxWarps;  // the operands
   const auto operand = [&](int route) {
     return keeps ? operand_at<T, Rank>(p, at, memory.operands, route) : operand_of<T, Rank>(p, at, route);
   };
 
-  rows.load(p, at, static_cast<const T*>(p.x) + at.batch * p.length * p.channels, p.channels,
-            memory.image + warp * Segment<T>::kSize);
+  Segment<T>(p, at).load(p, at, static_cast<const T*>(p.x) + at.batch * p.length * p.channels, p.channels,
+                         memory.image + warp * Segment<T>::kSize);
   maps.load(p, at);
   if (keeps) load_operands<T, Rank>(p, at, memory.operands);
   if (lane < kSegment) {
@@ -127,8 +126,8 @@ __global__ void __launch_bounds__(MaxWarps * 32, sizeof(T) == 4 || MaxWarps > kM
       maps.load(p, at);
       if (keeps) load_operands<T, Rank>(p, at, memory.operands);
     }
-    const float state0 = incoming<MaxWarps>(local, nullptr, false, false, warp, warps, lane);
-    const float state1 = incoming<MaxWarps>(local + warps * 32, nullptr, false, SecondReversed, warp, warps, lane);
+    const float state0 = incoming<MaxWarps>(local, 0.f, false, warp, warps, lane);
+    const float state1 = incoming<MaxWarps>(local + warps * 32, 0.f, SecondReversed, warp, warps, lane);
     if (p.states != nullptr && at.active) {
       float* to = p.states + ((at.batch * p.segments + warp) * 4 + 2 * pair) * p.channels + at.channel;
       to[0] = state0;
@@ -149,7 +148,7 @@ __global__ void __launch_bounds__(MaxWarps * 32, sizeof(T) == 4 || MaxWarps > kM
   if (p.float_output) {
     store_output(p, at, Segment<float>(p, at), memory.scratch, y);
   } else {
-    store_output(p, at, rows, memory.scratch, y);
+    store_output(p, at, Segment<T>(p, at), memory.scratch, y);
   }
 }
 

@@ -109,7 +109,7 @@ __device__ __forceinline__ const char* operand_of(const Args& p, const Place& at
 // Bytes of the operands that a block keeps in shared memory, of both routes. Those of great ranks are read where they
 // are: so much memory would cost more, in blocks that run beside, than the latency does.
 template <typename T, int Rank> __host__ __device__ constexpr int kept_bytes(int map_columns) {
-  return map_columns <= 64 ? 2 * operand_bytes<T, Rank>(map_columns) : 0;
+  return Maps<T, Rank>::columns(map_columns) <= 64 ? 2 * operand_bytes<T, Rank>(map_columns) : 0;
 }
 
 // Begin to copy the operands of both routes of the pair to shared memory, by all threads of the block.
@@ -145,16 +145,17 @@ template <typename T, int Rank, bool Half = sizeof(T) == 2> struct Projected {
       sum[n][0] = sum[n][2] = b.x, sum[n][1] = sum[n][3] = b.y;
     }
     const T* matrix = maps.matrix(route, at.lane);
-    const uint4* weight = reinterpret_cast<const uint4*>(operand + 32 * sizeof(float));
+    const uint4* weight = reinterpret_cast<const uint4*>(operand + 32 * sizeof(float)) + at.lane;
     if constexpr (Rank == 6) {
-      const uint4 b = weight[at.lane];
+      const uint4 b = *weight;
       uint32_t a[4];
       load_matrix<false>(a, matrix);
       mma_short<T>(sum[0], a, b.x), mma_short<T>(sum[1], a, b.y);
       mma_short<T>(sum[2], a, b.z), mma_short<T>(sum[3], a, b.w);
     } else {
+#pragma unroll 1  // the registers are few
       for (int k = 0; k < Maps<T, Rank>::columns(p.map_columns) / 16; ++k, matrix += 16, weight += 64) {
-        const uint4 b0 = weight[at.lane], b1 = weight[32 + at.lane];
+        const uint4 b0 = weight[0], b1 = weight[32];
         uint32_t a[4];
         load_matrix<false>(a, matrix);
         mma<T>(sum[0], a, b0.x, b1.x), mma<T>(sum[1], a, b0.y, b1.y);
