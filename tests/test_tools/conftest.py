@@ -1,12 +1,16 @@
 """A small digits data set, and how to run the tools as a user would: in processes of their own, from another folder."""
 
+import contextlib
 import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+from tests.background import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,25 +30,23 @@ def tool():
     return load_tool
 
 
-@pytest.fixture(scope='session')
-def user_folder(tmp_path_factory):
-    """A folder outside the repository with a small data set where the demo configs expect it."""
-    folder = tmp_path_factory.mktemp('user')
-    arguments = ['--num-train', '8', '--num-val', '4', '--image-size', '64', '--out-dir', str(folder / 'data/digits')]
-    assert load_tool('dataset_converters/digits.py').main(arguments) == 0
+def make_user_folder(folder, environment=os.environ):
+    """Fill a folder outside the repository with a small data set where the demo configs expect it."""
+    script = [sys.executable, str(ROOT / 'tools/dataset_converters/digits.py')]
+    sizes = ['--num-train', '8', '--num-val', '4', '--image-size', '64', '--out-dir', str(folder / 'data/digits')]
+    subprocess.run([*script, *sizes], env=dict(environment), check=True, capture_output=True)
     return folder
 
 
-@pytest.fixture(scope='session')
-def run(user_folder):
+def runner_in(folder, environment=os.environ):
     """Function (command line, more arguments, ok=True) that runs a command there and returns what it printed."""
 
-    def run_there(command, *arguments, ok=True, **environment):
+    def run_there(command, *arguments, ok=True, **own_environment):
         words = [sys.executable if word == 'python' else word for word in command.split()]
         result = subprocess.run(
             [*words, *arguments],
-            cwd=user_folder,
-            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', **environment},
+            cwd=folder,
+            env={**environment, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', **own_environment},
             capture_output=True,
             text=True,
             timeout=600,
@@ -53,3 +55,23 @@ def run(user_folder):
         return result.stdout + result.stderr
 
     return run_there
+
+
+@contextlib.contextmanager
+def place_of_its_own():
+    """The same for a test in the background: a folder, and the function that runs commands there."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = make_user_folder(Path(name), ENVIRONMENT)
+        yield folder, runner_in(folder, ENVIRONMENT)
+
+
+@pytest.fixture(scope='session')
+def user_folder(tmp_path_factory):
+    """A folder outside the repository with a small data set."""
+    return make_user_folder(tmp_path_factory.mktemp('user'))
+
+
+@pytest.fixture(scope='session')
+def run(user_folder):
+    """What :func:`runner_in` gives for it."""
+    return runner_in(user_folder)

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mmvmamba.checkpoint import read_checkpoint
+from tests.background import in_background
 
-from .conftest import ROOT
+from .conftest import ROOT, place_of_its_own
 from .test_launch import DEMO
 
 QUICK = [
@@ -41,36 +42,42 @@ def metrics(folder):
     return json.loads(newest.read_text())
 
 
-def test_classification_through_mim(run, user_folder):
-    config, work = ROOT / DEMO['mmpretrain'], user_folder / 'classification'
-    checkpoint, quick = work / 'epoch_1.pth', [*QUICK, *BY_EPOCH, *SMALL_CLASSES]
-    train = f'python -m mim train mmpretrain {config} --gpus 0 --work-dir {work}'
-    run(train, *quick)
-    test = f'python -m mim test mmpretrain {config} --checkpoint {checkpoint} --gpus 0 --work-dir {work}/test'
-    text = run(test, *QUICK)
-    assert 'selective_scan' in text or 'ss2d_scan' in text  # the log says which backend runs
-    assert 0 <= metrics(work / 'test')['accuracy/top1'] <= 100
-    test = f'python {ROOT}/tools/test.py {config} {checkpoint} --work-dir {work}/tta --tta'
-    assert 'accuracy/top1' in run(test, *QUICK)
-    quick[quick.index('train_cfg.max_epochs=1')] = 'train_cfg.max_epochs=2'
-    text = run(f'{train} --resume', *quick)
-    assert 'resumed epoch: 1' in text and (work / 'epoch_2.pth').is_file()
+@in_background
+def test_classification_through_mim():
+    with place_of_its_own() as (folder, run):
+        config, work = ROOT / DEMO['mmpretrain'], folder / 'classification'
+        checkpoint, quick = work / 'epoch_1.pth', [*QUICK, *BY_EPOCH, *SMALL_CLASSES]
+        train = f'python -m mim train mmpretrain {config} --gpus 0 --work-dir {work}'
+        run(train, *quick)
+        test = f'python -m mim test mmpretrain {config} --checkpoint {checkpoint} --gpus 0 --work-dir {work}/test'
+        text = run(test, *QUICK)
+        assert 'selective_scan' in text or 'ss2d_scan' in text  # the log says which backend runs
+        assert 0 <= metrics(work / 'test')['accuracy/top1'] <= 100
+        test = f'python {ROOT}/tools/test.py {config} {checkpoint} --work-dir {work}/tta --tta'
+        assert 'accuracy/top1' in run(test, *QUICK)
+        quick[quick.index('train_cfg.max_epochs=1')] = 'train_cfg.max_epochs=2'
+        text = run(f'{train} --resume', *quick)
+        assert 'resumed epoch: 1' in text and (work / 'epoch_2.pth').is_file()
 
 
-def test_detection_through_the_tools(run, user_folder):
-    config, work = ROOT / DEMO['mmdet'], user_folder / 'detection'
-    run(f'python {ROOT}/tools/train.py {config} --work-dir {work}', *QUICK, *BY_EPOCH)
-    test = f'python {ROOT}/tools/test.py {config} {work}/epoch_1.pth --work-dir {work}/test'
-    text = run(f'{test} --show-dir {work}/shown --out {work}/results.pkl', *QUICK)
-    assert 'coco/segm_mAP' in text
-    assert len(list((work / 'shown').rglob('*.png'))) == 4 and (work / 'results.pkl').stat().st_size > 0
+@in_background
+def test_detection_through_the_tools():
+    with place_of_its_own() as (folder, run):
+        config, work = ROOT / DEMO['mmdet'], folder / 'detection'
+        run(f'python {ROOT}/tools/train.py {config} --work-dir {work}', *QUICK, *BY_EPOCH)
+        test = f'python {ROOT}/tools/test.py {config} {work}/epoch_1.pth --work-dir {work}/test'
+        text = run(f'{test} --show-dir {work}/shown --out {work}/results.pkl', *QUICK)
+        assert 'coco/segm_mAP' in text
+        assert len(list((work / 'shown').rglob('*.png'))) == 4 and (work / 'results.pkl').stat().st_size > 0
 
 
-def test_segmentation_by_the_name_of_a_shipped_config(run, user_folder):
-    name, work = DEMO['mmseg'].rpartition('/')[2], user_folder / 'segmentation'
-    run(f'python -m mim train mmvmamba {name} --gpus 0 --work-dir {work}', *QUICK, *BY_ITER)
-    test = f'python -m mim test mmvmamba {name} --checkpoint {work}/iter_2.pth --gpus 0 --work-dir {work}/test --tta'
-    assert 'mIoU' in run(test, *QUICK) and 0 <= metrics(work / 'test')['mIoU'] <= 100
+@in_background
+def test_segmentation_by_the_name_of_a_shipped_config():
+    with place_of_its_own() as (folder, run):
+        name, work = DEMO['mmseg'].rpartition('/')[2], folder / 'segmentation'
+        run(f'python -m mim train mmvmamba {name} --gpus 0 --work-dir {work}', *QUICK, *BY_ITER)
+        test = f'python -m mim test mmvmamba {name} --checkpoint {work}/iter_2.pth --gpus 0 --work-dir {work}/test'
+        assert 'mIoU' in run(f'{test} --tta', *QUICK) and 0 <= metrics(work / 'test')['mIoU'] <= 100
 
 
 HOOK = '''
