@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from mmengine.registry import init_default_scope
 
 import mmvmamba
 import mmvmamba.ops
+from tests.background import ENVIRONMENT, in_background
 
 SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
 ROOTS = dict(mmvmamba=Path(mmvmamba.__file__).parent, ops=Path(mmvmamba.ops.__file__).parent)
@@ -33,16 +35,19 @@ def test_same_backbone_in_all_scopes(name):
         assert all(torch.equal(first, second) for first, second in zip(outs, results[0][1]))
 
 
-@pytest.mark.parametrize('scope', SCOPES)
-def test_scope_in_the_type_needs_no_import(scope, tmp_path):
-    code = (
-        f'from {scope}.registry import MODELS\n'
-        'from mmengine.registry import init_default_scope\n'
-        f'init_default_scope("{scope}")\n'
-        'print(type(MODELS.build(dict(type="mmvmamba.VSSMBackbone", arch="nano"))).__name__)\n'
-    )
-    result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
-    assert result.stdout.split()[-1:] == ['VSSMBackbone'], result.stderr
+@in_background
+def test_scope_in_the_type_needs_no_import():
+    for scope in SCOPES:
+        code = (
+            f'from {scope}.registry import MODELS\n'
+            'from mmengine.registry import init_default_scope\n'
+            f'init_default_scope("{scope}")\n'
+            'print(type(MODELS.build(dict(type="mmvmamba.VSSMBackbone", arch="nano"))).__name__)\n'
+        )
+        command = [sys.executable, '-c', code]
+        with tempfile.TemporaryDirectory() as elsewhere:
+            result = subprocess.run(command, cwd=elsewhere, env=ENVIRONMENT, capture_output=True, text=True)
+        assert result.stdout.split()[-1:] == ['VSSMBackbone'], f'{scope}: {result.stderr}'
 
 
 @pytest.mark.parametrize('package', ROOTS)

@@ -1,7 +1,6 @@
 """Threads, forked and spawned workers around the CPU op, and a short soak."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ import torch
 
 from mmvmamba.models import VSSMBackbone
 from mmvmamba.ops import use_backend
+from tests.background import ENVIRONMENT, in_background
 from tests.test_tools.conftest import ROOT, load_tool
 
 ARCH = dict(dims=8, depths=(1, 1))
@@ -63,12 +63,13 @@ def test_a_backend_chosen_in_one_thread_stays_there():
     assert seen == dict(cpu='cpu', naive='naive') and resolve('selective_scan', 'cpu') == 'cpu'
 
 
+@in_background
 def test_data_loader_workers_do_not_deadlock():
     """Forked ones twice and spawned ones; here as in a training run, the parent has used the op before."""
     result = subprocess.run(
         [sys.executable, '-m', 'tests.test_trust.scanned'],
         cwd=ROOT,
-        env={**os.environ, 'OMP_NUM_THREADS': '2', 'PYTHONWARNINGS': 'ignore'},
+        env={**ENVIRONMENT, 'OMP_NUM_THREADS': '2', 'PYTHONWARNINGS': 'ignore'},
         capture_output=True,
         text=True,
         timeout=240,
