@@ -34,7 +34,8 @@ def make_user_folder(folder, environment=os.environ):
     """Fill a folder outside the repository with a small data set where the demo configs expect it."""
     script = [sys.executable, str(ROOT / 'tools/dataset_converters/digits.py')]
     sizes = ['--num-train', '8', '--num-val', '4', '--image-size', '64', '--out-dir', str(folder / 'data/digits')]
-    subprocess.run([*script, *sizes], env=dict(environment), check=True, capture_output=True)
+    result = subprocess.run([*script, *sizes], env=dict(environment), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
     return folder
 
 
