@@ -46,6 +46,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const 
   Carry* local = memory.local;
   char *operands = memory.operands, *scratch = memory.scratch;
   const Maps<T, Rank> maps(p, memory.maps);
+  at.tabulate(p, memory.pixels);
   const Segment<T> segment(p, at);
 
   segment.load(p, at, static_cast<const T*>(p.dy) + at.batch * p.length * p.channels, p.channels, memory.input);
@@ -136,8 +137,7 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
 #pragma unroll
     for (int i = 0; i < kSegment; ++i) {
       const int t = Reversed ? kSegment - 1 - i : i;
-      if (i % 2 == 0) two = maps.bc_pair(route, t & ~1);
-      const float2 bc = t % 2 ? make_float2(two.z, two.w) : make_float2(two.x, two.y);
+      const float2 bc = maps.bc_of_walk(route, i, t, two);
       d2[t] = softplus2<T>(u[t]);
       const float decay = exp2_fast(A * d2[t]);
       carried[t] = decay * state;
@@ -161,8 +161,7 @@ __device__ __forceinline__ void backward_route(const Args& p, const Place& at, c
 #pragma unroll
   for (int i = 0; i < kSegment; ++i) {
     const int t = Reversed ? i : kSegment - 1 - i;
-    if (i % 2 == 0) two = maps.bc_pair(route, t & ~1);
-    const float2 bc = t % 2 ? make_float2(two.z, two.w) : make_float2(two.x, two.y);
+    const float2 bc = maps.bc_of_walk(route, i, t, two);
     const float g = fmaf(bc.y, dy[t], s);
     s = exp2_fast(A * d2[t]) * g;
     const float g_d2 = g * d2[t];
@@ -210,12 +209,14 @@ struct ChannelValues {
 };
 
 // Shared memory of a block: carries, two sets of operands, then of each warp x, dy, what is in dx, the tiles, values of
-// the channels, maps and sums.
+// the channels, the pixels of its steps, maps and sums.
 template <typename T, int Rank> struct BackwardMemory {
   static constexpr int kTile = Segment<T>::kSize * sizeof(T), kSums = kPartialSize<Rank> * sizeof(float);
+  static constexpr int kPixels = kSegment * sizeof(int);
   __host__ __device__ static int carries(int warps) { return 3 * warps * 32 * sizeof(Carry); }
   __host__ __device__ static int warp_bytes(int map_columns) {
-    return 3 * kTile + kTilesBytes<T, Rank> + ChannelValues::kBytes + Maps<T, Rank>::bytes(map_columns) + kSums;
+    return 3 * kTile + kTilesBytes<T, Rank> + ChannelValues::kBytes + kPixels + Maps<T, Rank>::bytes(map_columns) +
+           kSums;
   }
   __host__ __device__ static int bytes(int map_columns, int warps) {
     return carries(warps) + 2 * kept_bytes<T, Rank>(map_columns) + warps * warp_bytes(map_columns);
@@ -238,7 +239,8 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
   T *x_tile = reinterpret_cast<T*>(own), *dy_tile = x_tile + Segment<T>::kSize, *dx_tile = dy_tile + Segment<T>::kSize;
   T* tiles = dx_tile + Segment<T>::kSize;
   float* values = reinterpret_cast<float*>(reinterpret_cast<char*>(tiles) + kTilesBytes<T, Rank>);
-  const Maps<T, Rank> maps(p, reinterpret_cast<char*>(values) + ChannelValues::kBytes);
+  int* pixels = reinterpret_cast<int*>(reinterpret_cast<char*>(values) + ChannelValues::kBytes);
+  const Maps<T, Rank> maps(p, reinterpret_cast<char*>(pixels) + Memory::kPixels);
   const int sums_stride = Memory::warp_bytes(p.map_columns);  // bytes from a warp's sums to the next one's
   char* sums = operands + 2 * operands_bytes + sums_stride - Memory::kSums;
   float* own_sums = reinterpret_cast<float*>(sums + at.warp * sums_stride);
@@ -256,6 +258,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
   };
   const int per_split = (p.groups + p.splits - 1) / p.splits, first_group = split * per_split;
   const int last_group = min(p.groups, first_group + per_split);
+  at.tabulate(p, pixels);
   maps.load(p, at);
   load(first_group, 0);
 
@@ -319,14 +322,14 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
     }
   }
 
-  const int first = at.first, count = at.count;
+  const int count = at.count;
   const int64_t batch = at.batch;
 #pragma unroll
   for (int route = 0; route < 2; ++route) {
     const int q = 2 * at.pair + route;
     (route ? dmaps1 : dmaps0).write(at.lane, [&](int pixel, int column, float v0, float v1) {
       if (pixel >= count) return;
-      const int64_t index = (batch * p.length + at.pixel(p, first + pixel)) * 4 + q;
+      const int64_t index = (batch * p.length + at.pixel(p, pixel)) * 4 + q;
       if constexpr (Rank == 0) {
         if (column == 6) {
           float* to = p.dmaps_part + split * p.batch * p.length * 8 + index * 2;

@@ -31,17 +31,18 @@ __device__ __forceinline__ void read_output(const Place& at, const char* scratch
 }
 
 // Shared memory of a block: carries, then the operands, then of each warp the input's tile (x, or dy for the carries of
-// s), scratch (a tile of u2 or y), and maps.
+// s), scratch (a tile of u2 or y), the pixels of its steps, and maps.
 template <typename T, int Rank> struct ForwardMemory {
   Carry *local, *before;  // [2][warps][32] each
   char *operands, *scratch, *maps;
   T* input;
+  int* pixels;
 
   static constexpr int kInput = Segment<T>::kSize * sizeof(T);
   static constexpr int kScratch = std::max<int>(Projected<T, Rank>::kTileBytes, Segment<float>::kSize * sizeof(float));
   __host__ __device__ static int carries(int warps) { return 4 * warps * 32 * sizeof(Carry); }
   __host__ __device__ static int warp_bytes(int map_columns) {
-    return kInput + kScratch + Maps<T, Rank>::bytes(map_columns);
+    return kInput + kScratch + kSegment * sizeof(int) + Maps<T, Rank>::bytes(map_columns);
   }
   static int bytes(const Args& p, int warps) {
     return carries(warps) + kept_bytes<T, Rank>(p.map_columns) + warps * warp_bytes(p.map_columns);
@@ -51,7 +52,8 @@ template <typename T, int Rank> struct ForwardMemory {
       : local(static_cast<Carry*>(shared)), before(local + 2 * at.warps * 32),
         operands(static_cast<char*>(shared) + carries(at.warps)) {
     char* own = operands + kept_bytes<T, Rank>(p.map_columns) + at.warp * warp_bytes(p.map_columns);
-    input = reinterpret_cast<T*>(own), scratch = own + kInput, maps = scratch + kScratch;
+    input = reinterpret_cast<T*>(own), scratch = own + kInput;
+    pixels = reinterpret_cast<int*>(scratch + kScratch), maps = scratch + kScratch + kSegment * sizeof(int);
   }
 };
 
@@ -65,6 +67,7 @@ __device__ __forceinline__ void forward_body(const Args& p, void* shared) {
   Carry *local = memory.local, *before = memory.before;
   char *operands = memory.operands, *scratch = memory.scratch;
   const Maps<T, Rank> maps(p, memory.maps);
+  at.tabulate(p, memory.pixels);
   const Segment<T> segment(p, at);
 
   segment.load(p, at, static_cast<const T*>(p.x) + at.batch * p.length * p.channels, p.channels, memory.input);

@@ -74,17 +74,14 @@ __global__ void __launch_bounds__(MaxWarps * 32, sizeof(T) == 4 || MaxWarps > kM
     return keeps ? operand_at<T, Rank>(p, at, memory.operands, route) : operand_of<T, Rank>(p, at, route);
   };
 
+  Place second = at;
+  second.select_pair(p, 1);
+  second.tabulate(p, memory.order + steps + at.first);
+  at.tabulate(p, memory.order + at.first);
   Segment<T>(p, at).load(p, at, static_cast<const T*>(p.x) + at.batch * p.length * p.channels, p.channels,
                          memory.image + warp * Segment<T>::kSize);
   maps.load(p, at);
   if (keeps) load_operands<T, Rank>(p, at, memory.operands);
-  if (lane < kSegment) {
-    const int step = at.first + lane;
-    Place second = at;
-    second.select_pair(p, 1);
-    memory.order[step] = step;
-    memory.order[steps + step] = step < p.length ? second.pixel(p, step) : step;
-  }
   const float skip = p.skip[at.padded_channel];
   float y[kSegment];
 #pragma unroll 1
@@ -94,6 +91,7 @@ __global__ void __launch_bounds__(MaxWarps * 32, sizeof(T) == 4 || MaxWarps > kM
     const int *here = own_order + pair * steps, *other = own_order + (1 - pair) * steps;
     const float* A = p.A + 2 * pair * p.padded + at.padded_channel;
     const float A0 = A[0], A1 = A[p.padded];
+    at.pixels = here;
     const Segment<T> segment(p, at);
     wait_for_copies();
     maps.convert(p, lane);
@@ -123,6 +121,7 @@ __global__ void __launch_bounds__(MaxWarps * 32, sizeof(T) == 4 || MaxWarps > kM
     __syncthreads();
     if (pair == 0) {
       at.select_pair(p, 1);
+      at.pixels = other;
       maps.load(p, at);
       if (keeps) load_operands<T, Rank>(p, at, memory.operands);
     }
@@ -145,6 +144,7 @@ __global__ void __launch_bounds__(MaxWarps * 32, sizeof(T) == 4 || MaxWarps > kM
     __syncthreads();  // before anyone projects, or stores, by way of scratch
   }
   at.select_pair(p, 0);
+  at.pixels = memory.order + at.first;
   if (p.float_output) {
     store_output(p, at, Segment<float>(p, at), memory.scratch, y);
   } else {

@@ -50,13 +50,13 @@ template <typename T, int Rank> struct Maps {
       for (int i = at.lane; i < kSegment * per_pixel; i += 32) {
         const int t = Rank == 0 ? p.by_parts.quotient(i) : i / per_pixel, part = i - t * per_pixel;
         const int route = part >= per_row;
-        const uint32_t pixel = at.pixel(p, min(at.first + t, p.length - 1));
+        const uint32_t pixel = at.pixel(p, t);
         copy_async<16>(rows + (route * kSegment + t) * stride + (part - route * per_row) * 8,
                        image + pixel * 4 * p.map_columns + part * 8, true);
       }
     } else {
       const int route = at.lane / kSegment, t = at.lane % kSegment;
-      const uint32_t pixel = at.pixel(p, min(at.first + t, p.length - 1));
+      const uint32_t pixel = at.pixel(p, t);
       const T* from = image + (pixel * 4 + route) * p.map_columns;
       if constexpr (Rank == 0) {
         copy_async<8>(floats + at.lane * 2, from + p.map_columns - 2, true);
@@ -85,6 +85,11 @@ template <typename T, int Rank> struct Maps {
     if constexpr (kColumns == 2) return *reinterpret_cast<const float4*>(floats + (route * kSegment + t) * 2);
     const float2 low = bc(route, t), high = bc(route, t + 1);
     return make_float4(low.x, low.y, high.x, high.y);
+  }
+  // The same as `bc` for the i-th step of a walk over all of them, in either direction; `two` is kept between steps.
+  __device__ __forceinline__ float2 bc_of_walk(int route, int i, int t, float4& two) const {
+    if (i % 2 == 0) two = bc_pair(route, t & ~1);
+    return t % 2 ? make_float2(two.z, two.w) : make_float2(two.x, two.y);
   }
 
   // Where load_matrix of a 16 x 16 part of the route's rows starts for this lane.

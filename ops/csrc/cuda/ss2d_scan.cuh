@@ -16,8 +16,7 @@ __device__ __forceinline__ Carry scan_segment(const Maps<T, Rank>& maps, int rou
 #pragma unroll
   for (int i = 0; i < kSegment; ++i) {
     const int t = Reversed ? kSegment - 1 - i : i;
-    if (i % 2 == 0) two = maps.bc_pair(route, t & ~1);
-    const float2 bc = t % 2 ? make_float2(two.z, two.w) : make_float2(two.x, two.y);
+    const float2 bc = maps.bc_of_walk(route, i, t, two);
     const float d2 = softplus2<T>(u[t]);
     const float decay = exp2_fast(A * d2);
     carry.end = fmaf(decay, carry.end, d2 * x[t] * bc.x);

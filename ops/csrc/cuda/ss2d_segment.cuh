@@ -14,6 +14,7 @@ struct Place {
   int64_t batch;
   bool active;  // whether its channel exists; else `channel` is another one
   bool column_order;
+  const int* pixels;  // of the warp's steps, in shared memory
 
   // Blocks are numbered by image, then by `part` (channel group or split), then along the chain.
   __device__ __forceinline__ Place(const Args& p, const Divisor& by_parts, int& part)
@@ -35,11 +36,19 @@ struct Place {
     pair = which;
     column_order = which == 1 && p.column_order;
   }
-  // Memory index of step l of the pair's pixel order.
-  __device__ __forceinline__ int pixel(const Args& p, int l) const {
-    const uint32_t column = p.by_height.quotient(l);
-    return column_order ? p.by_height.remainder(l, column) * p.width + column : l;
+  // Write where the pair's order has the warp's steps to `table`, [kSegment]; one beyond the image is itself.
+  __device__ __forceinline__ void tabulate(const Args& p, int* table) {
+    if (lane < kSegment) {
+      const int step = first + lane;
+      const uint32_t column = p.by_height.quotient(step);
+      const bool down = column_order && step < p.length;
+      table[lane] = down ? p.by_height.remainder(step, column) * p.width + column : step;
+    }
+    __syncwarp();
+    pixels = table;
   }
+  // Memory index of step t of the segment; of one beyond the image another's.
+  __device__ __forceinline__ int pixel(const Args& p, int t) const { return min(pixels[t], p.length - 1); }
 };
 
 // The parts of a segment that a lane copies. Tiles are [kSegment][32]; images are given by their first pixel, `stride`
@@ -53,7 +62,7 @@ template <typename E> struct Segment {
   __device__ __forceinline__ Segment(const Args& p, const Place& at)
       : row(at.lane / kParts), part(at.lane % kParts * kPart) {
 #pragma unroll
-    for (int i = 0; i < kTimes; ++i) pixel[i] = at.pixel(p, min(at.first + row + i * kRows, p.length - 1));
+    for (int i = 0; i < kTimes; ++i) pixel[i] = at.pixel(p, row + i * kRows);
   }
 
   // Begin to load the channels of the group; what lies beyond the image or the channels is zero.
@@ -69,7 +78,7 @@ template <typename E> struct Segment {
       for (int t = 0; t < kSegment; ++t) {
         const bool valid = at.active && t < at.count;
         tile[t * 32 + at.lane] =
-            valid ? image[static_cast<uint32_t>(at.pixel(p, at.first + t)) * stride + at.channel] : from_float<E>(0.f);
+            valid ? image[static_cast<uint32_t>(at.pixel(p, t)) * stride + at.channel] : from_float<E>(0.f);
       }
     }
   }
@@ -89,7 +98,7 @@ template <typename E> struct Segment {
     } else {
       for (int t = 0; t < kSegment; ++t) {
         if (at.active && t < at.count) {
-          image[static_cast<uint32_t>(at.pixel(p, at.first + t)) * stride + at.channel] = tile[t * 32 + at.lane];
+          image[static_cast<uint32_t>(at.pixel(p, t)) * stride + at.channel] = tile[t * 32 + at.lane];
         }
       }
     }
