@@ -5,7 +5,8 @@
 // Arithmetic is float. Forward moves x in and y out. Backward computes the convolution again: one kernel moves x and dy
 // in and dz, the gradient before SiLU, out, and keeps the sums for weight and bias in registers over all tiles of a
 // thread; they are added over the block in a fixed order, and leave as one partial sum a block. The forward kernel with
-// flipped weights then makes dx of dz.
+// flipped weights then makes dx of dz. Tasks are taken from the last to the first, where what the kernel before wrote
+// last is still in the L2 cache, and those of dx from the first, where dz is.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   float w[4 * kTaps], b[4];
   load_parameters(weight, bias, place.group, w, b);
   for (unsigned task = place.first_task; task < walk.tasks; task += place.stride) {
-    const Tile tile(walk, place, task);
+    const Tile tile(walk, place, Gradient ? task : walk.tasks - 1 - task);
     const int end = min(walk.height, tile.last + 1);  // of the rows that the tile reads
     const int64_t start = tile.offset + static_cast<int64_t>(tile.first) * place.row_stride;
     const T* from = x + start;
@@ -210,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     float w[4 * kTaps], b[4];
     load_parameters(weight, bias, place.group, w, b);
     for (unsigned task = place.first_task; task < walk.tasks; task += place.stride) {
-      const Tile tile(walk, place, task);
+      const Tile tile(walk, place, walk.tasks - 1 - task);
       const int end = min(walk.height, tile.last + 1);
       const int64_t start = tile.offset + static_cast<int64_t>(tile.first) * place.row_stride;
       const T *from = x + start, *grad = dy + start;

@@ -1,4 +1,6 @@
-// Kernels of layer_norm and add_layer_norm: `Lanes` lanes own a row of at most 1024 channels, values in registers.
+// Kernels of layer_norm and add_layer_norm: `Lanes` lanes own a row of at most 1024 channels, values in registers. They
+// go from the last row to the first: the L2 cache holds what the product before wrote last, and then what the one after
+// reads first.
 #pragma once
 
 #include <cstdint>
@@ -87,12 +89,13 @@ __global__ void __launch_bounds__(kThreads)
     if (channel < channels) load(weight + channel, w[i]), load(bias + channel, b[i]);
   }
   const int64_t stride = static_cast<int64_t>(gridDim.x) * (kThreads / Lanes);
-  // All lanes of a warp take part in the shuffles; a row beyond the last repeats it and isn't stored.
+  // All lanes of a warp take part in the shuffles; a row before the first repeats it and isn't stored.
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads / Lanes); first < rows; first += stride) {
-    const int64_t row = first + threadIdx.x / Lanes;
-    const int64_t offset = (row < rows ? row : rows - 1) * channels;
+    const int64_t before = rows - 1 - first - threadIdx.x / Lanes, row = max(before, int64_t{0});
+    const bool stored = before >= 0;
+    const int64_t offset = row * channels;
     float factor = 1.f;
-    if constexpr (kResidual<Beside>) factor = beside.factor(row < rows ? row : rows - 1);
+    if constexpr (kResidual<Beside>) factor = beside.factor(row);
     float v[Chunks][4], sum = 0.f;
 #pragma unroll
     for (int i = 0; i < Chunks; ++i) {
@@ -105,7 +108,7 @@ __global__ void __launch_bounds__(kThreads)
           load(beside.branch + offset + channel, added);
 #pragma unroll
           for (int j = 0; j < 4; ++j) v[i][j] = fmaf(factor, added[j], v[i][j]);
-          if (row < rows) store(beside.sum + offset + channel, v[i]);
+          if (stored) store(beside.sum + offset + channel, v[i]);
         }
         sum += v[i][0] + v[i][1] + v[i][2] + v[i][3];
       }
@@ -120,7 +123,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     const float scale = rsqrtf(sum_over_row<Lanes>(squares) / channels + eps);
-    if (row >= rows) continue;
+    if (!stored) continue;
 #pragma unroll
     for (int i = 0; i < Chunks; ++i) {
       const int channel = 4 * (lane + i * Lanes);
@@ -133,7 +136,7 @@ __global__ void __launch_bounds__(kThreads)
             for (int j = 0; j < 4; ++j) v[i][j] = gelu<std::is_same<Out, float>::value>(v[i][j]);
           }
         }
-        store(y + row * channels + channel, v[i]);
+        store(y + offset + channel, v[i]);
       }
     }
     if (lane == 0 && statistics != nullptr) statistics[row] = make_float2(mean, scale);
@@ -178,21 +181,22 @@ __global__ void __launch_bounds__(kThreads, Chunks <= 6 ? 2 : 1)
     if (channel < channels) load(weight + channel, w[i]);
   }
   const int64_t stride = static_cast<int64_t>(gridDim.x) * (kThreads / Lanes);
-  // All lanes of a warp take part in the shuffles; a row beyond the last repeats it and isn't stored.
-  const auto valid_row = [&](int64_t first) { return min(first + threadIdx.x / Lanes, rows - 1); };
+  // All lanes of a warp take part in the shuffles; a row before the first repeats it and isn't stored.
+  const auto row_of = [&](int64_t first) { return max(rows - 1 - first - threadIdx.x / Lanes, int64_t{0}); };
   Row<In, Out, Lanes, Chunks> input;
   int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads / Lanes);
-  if (kAhead && first < rows) input.fetch(x, dy, statistics, valid_row(first), channels);
+  if (kAhead && first < rows) input.fetch(x, dy, statistics, row_of(first), channels);
   for (; first < rows; first += stride) {
-    const int64_t row = first + threadIdx.x / Lanes, valid = valid_row(first);
-    if (!kAhead) input.fetch(x, dy, statistics, valid, channels);
+    const int64_t row = row_of(first);
+    const bool stored = first + threadIdx.x / Lanes < rows;
+    if (!kAhead) input.fetch(x, dy, statistics, row, channels);
     const float2 mean_scale = input.mean_scale;
     float normal[Chunks][4], grad[Chunks][4], dsum[kResidual<Beside> ? Chunks : 1][4], dot = 0.f, sum = 0.f;
     if constexpr (kResidual<Beside>) {
 #pragma unroll
       for (int i = 0; i < Chunks; ++i) {
         const int channel = 4 * (lane + i * Lanes);
-        if (channel < channels) load(beside.dsum + valid * channels + channel, dsum[i]);
+        if (channel < channels) load(beside.dsum + row * channels + channel, dsum[i]);
       }
     }
 #pragma unroll
@@ -200,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, Chunks <= 6 ? 2 : 1)
       load(reinterpret_cast<const In*>(&input.x[i]), normal[i]);
       load(reinterpret_cast<const Out*>(&input.dy[i]), grad[i]);
     }
-    if (kAhead && first + stride < rows) input.fetch(x, dy, statistics, valid_row(first + stride), channels);
+    if (kAhead && first + stride < rows) input.fetch(x, dy, statistics, row_of(first + stride), channels);
 #pragma unroll
     for (int i = 0; i < Chunks; ++i) {
       const int channel = 4 * (lane + i * Lanes);
@@ -220,7 +224,7 @@ __global__ void __launch_bounds__(kThreads, Chunks <= 6 ? 2 : 1)
         }
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          if (row < rows) {
+          if (stored) {
             own[0][i][j] = fmaf(grad[i][j], normal[i][j], own[0][i][j]);
             own[1][i][j] += grad[i][j];
           }
@@ -232,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, Chunks <= 6 ? 2 : 1)
     }
     dot = sum_over_row<Lanes>(dot) / channels;
     sum = sum_over_row<Lanes>(sum) / channels;
-    if (row >= rows) continue;
+    if (!stored) continue;
 #pragma unroll
     for (int i = 0; i < Chunks; ++i) {
       const int channel = 4 * (lane + i * Lanes);

@@ -38,10 +38,12 @@ using at::Tensor;
 constexpr int kWidth = 8;  // values of a thread
 constexpr int kThreads = 256;
 
+// This kernel and the next go from the end to the start: the L2 cache holds what the product before wrote last, and then
+// what the one after reads first.
 template <typename T> __global__ void __launch_bounds__(kThreads) gelu_kernel(const T* x, T* y, int64_t vectors) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
 #pragma unroll 2
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < vectors; i += stride) {
+  for (int64_t i = vectors - 1 - static_cast<int64_t>(blockIdx.x) * kThreads - threadIdx.x; i >= 0; i -= stride) {
     float v[kWidth];
     load(x + i * kWidth, v);
 #pragma unroll
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(kSumThreads)
   const SumPlace<kWidth> place(shape, columns);
   float sum[kWidth] = {};
   if (place.active) {
-    for (int64_t row = place.first_row; row < rows; row += place.row_stride) {
+    for (int64_t row = rows - 1 - place.first_row; row >= 0; row -= place.row_stride) {
       const int64_t at = row * columns + place.column;
       float h[kWidth], g[kWidth];
       load(hidden + at, h);
