@@ -17,9 +17,12 @@ namespace {
 
 using at::Tensor;
 
-constexpr int kThreads = 256, kChunk = 4 * kThreads;  // elements of a block
+constexpr int kThreads = 256;
+constexpr int kTogether = 4;                   // elements of a thread
+constexpr int kChunk = kTogether * kThreads;  // of a block
 
-// Tensors cast by one launch. Those with `rows` are stacks of matrices, each to be transposed.
+// Tensors cast by one launch, contiguous. Those with `rows` are stacks of matrices, each to be transposed; the others
+// begin at multiples of 16 bytes.
 struct Casts {
   const void* from[kMostCasts];
   void* to[kMostCasts];
@@ -43,16 +46,26 @@ template <typename From, typename To> __global__ void __launch_bounds__(kThreads
   const From* from = static_cast<const From*>(casts.from[which]);
   To* to = static_cast<To*>(casts.to[which]);
   const int64_t begin = (blockIdx.x - casts.first_block[which]) * kChunk;
+  const int64_t size = casts.sizes[which];
   const unsigned rows = casts.rows[which], columns = casts.columns[which];
-#pragma unroll
-  for (int i = 0; i < kChunk / kThreads; ++i) {
-    const int64_t at = begin + i * kThreads + threadIdx.x;
-    if (at >= casts.sizes[which]) continue;
-    int64_t place = at;
-    if (rows > 0) {
-      const unsigned row = static_cast<unsigned>(at) / columns, matrix = row / rows;
-      place = static_cast<int64_t>(matrix) * rows * columns + (static_cast<unsigned>(at) % columns) * rows + row % rows;
+  if (rows == 0) {
+    const int64_t first = begin + threadIdx.x * kTogether;
+    if (first + kTogether <= size) {
+      float v[kTogether];
+      load(from + first, v);
+      store(to + first, v);
+    } else {
+      for (int64_t at = first; at < size; ++at) to[at] = narrow<To>(widen(from[at]));
     }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kTogether; ++i) {
+    const int64_t at = begin + i * kThreads + threadIdx.x;
+    if (at >= size) continue;
+    const unsigned row = static_cast<unsigned>(at) / columns, matrix = row / rows;
+    const int64_t place =
+        static_cast<int64_t>(matrix) * rows * columns + (static_cast<unsigned>(at) % columns) * rows + row % rows;
     to[place] = narrow<To>(widen(from[at]));
   }
 }
