@@ -168,11 +168,11 @@ template <typename In, typename Out, int Lanes, int Chunks> struct Row {
 // A warp waits for memory once a row: `dsum` is read before the sums over the row, and where registers allow it the
 // next row's x and dy as well. 16 warps a processor with these in flight beat 24 without (H100, 2.7 and 2.5 TB/s).
 template <typename In, typename Out, int Lanes, int Chunks, typename Beside>
-__global__ void __launch_bounds__(kThreads, Chunks <= 6 ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, Chunks <= 4 ? 2 : 1)
     backward_kernel(const Out* dy, const In* x, Beside beside, const float* weight, const float* bias,
                     const float2* statistics, In* dx, float* partial, int64_t rows, int channels) {
   extern __shared__ float sums[];  // [kSums][channels]
-  constexpr bool kAhead = Chunks <= 3;
+  constexpr bool kAhead = Chunks <= 3 || Chunks == 6;
   const int lane = threadIdx.x % Lanes;
   float w[Chunks][4], own[kSums<Beside>][Chunks][4] = {};
 #pragma unroll
