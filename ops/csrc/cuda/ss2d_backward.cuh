@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const 
   __syncthreads();
   for (int route = warp; route < 2; route += warps) {
     *block_carry(p, at.batch, at.block, route, at.padded_channel) =
-        block_total<kMaxWarps>(local + route * warps * 32, !(route == 1 && SecondReversed), warps, lane);
+        block_total(local + route * warps * 32, !(route == 1 && SecondReversed), warps, lane);
   }
 }
 
@@ -102,7 +102,7 @@ __device__ __forceinline__ float entering_from_chain(const Args& p, const Place&
   if (p.chaining == Chain::kLookBack) {
     if (at.warp == 0) {
       publish(block_carry(p, at.batch, at.block, route, at.padded_channel),
-              block_total<kMaxWarps>(local, reversed, at.warps, at.lane));
+              block_total(local, reversed, at.warps, at.lane));
     }
     if (p.chain <= kInFlight + 1) {  // few enough that each warp asks for all of them
       return look_back(p, at.batch, route, at.padded_channel, reversed, 0, blocks_before(p, at.block, reversed)).end;
@@ -111,7 +111,7 @@ __device__ __forceinline__ float entering_from_chain(const Args& p, const Place&
   before[at.warp * 32 + at.lane] =
       share_of_chain(p, at.batch, at.block, route, at.padded_channel, reversed, at.warp, at.warps);
   __syncthreads();
-  return entering<kMaxWarps>(before, at.warps, at.lane);
+  return entering(before, at.warps, at.lane);
 }
 
 // One route: adds to dx, dA, dbias and dmaps, and leaves the tiles of ss2d_reduce.cuh. `local` and `before` are the
@@ -266,17 +266,20 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
   if (!works) {
     for (int i = at.lane; i < outputs; i += 32) own_sums[i] = 0.f;
   }
+  // The route comes first whose s has passed the fewest blocks before this one: when the other's turn comes, the blocks
+  // before it have published their carries.
+  const bool second_first = SecondReversed && blocks_before(p, at.block, true) > blocks_before(p, at.block, false);
   MapSums<T, Rank> dmaps0, dmaps1;
   dmaps0.clear();
   dmaps1.clear();
   for (int group = first_group; group < last_group; ++group) {
-    const int which = (group - first_group) % 2;
+    const int which = (group ^ first_group) & 1;
     wait_for_copies();
     if (group == first_group) maps.convert(p, at.lane);
     __syncthreads();  // copies are there, and the sums of the group before are read
     Values<T> x = read_tile(x_tile, at.lane), dy = read_tile(dy_tile, at.lane);
     const ChannelValues own(values, at.lane);
-    float dx[kSegment], dA0 = 0.f, dA1 = 0.f, dbias0 = 0.f, dbias1 = 0.f, dD = 0.f;
+    float dx[kSegment], dD = 0.f;
     if (at.pair == 1) {
       const Values<T> rows = read_tile(dx_tile, at.lane);
 #pragma unroll
@@ -291,20 +294,28 @@ __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
     }
 
     const char* kept = operands + which * operands_bytes;
-    const char* operand0 = operand_at<T, Rank>(p, at, kept, 0);
-    const char* operand1 = operand_at<T, Rank>(p, at, kept, 1);
     float* others = own_sums + 64 * out_columns + at.lane;
-    backward_route<T, Rank, false>(p, at, maps, operand0, 0, x, dy, own.state[0], own.A[0], tiles, local, before, dx,
-                                   dA0, dbias0, dmaps0);
+    if (works) others[64] = dD;
+    const auto run = [&](auto reversed, int route, MapSums<T, Rank>& dmaps) {
+      float dA = 0.f, dbias = 0.f;
+      backward_route<T, Rank, decltype(reversed)::value>(
+          p, at, maps, operand_at<T, Rank>(p, at, kept, route), route, x, dy, own.state[route], own.A[route], tiles,
+          local + route * warps * 32, before, dx, dA, dbias, dmaps);
+      if (!works) return;
+      weight_sums<T, Rank>(tiles, maps, route, dbias, own_sums + route * 32 * out_columns, at.lane);
+      others[route * 32] = dA;
+    };
+    bool second = second_first;
+#pragma unroll 1
+    do {
+      if (second) {
+        run(std::bool_constant<SecondReversed>(), 1, dmaps1);
+      } else {
+        run(std::false_type(), 0, dmaps0);
+      }
+      second = !second;
+    } while (second != second_first);
     if (works) {
-      weight_sums<T, Rank>(tiles, maps, 0, dbias0, own_sums, at.lane);
-      others[0] = dA0, others[64] = dD;
-    }
-    backward_route<T, Rank, SecondReversed>(p, at, maps, operand1, 1, x, dy, own.state[1], own.A[1], tiles,
-                                            local + warps * 32, before, dx, dA1, dbias1, dmaps1);
-    if (works) {
-      weight_sums<T, Rank>(tiles, maps, 1, dbias1, own_sums + 32 * out_columns, at.lane);
-      others[32] = dA1;
       __syncwarp();
       write_tile(tiles, at.lane, dx);
       Segment<T>(p, at).store(p, at, tiles, dx_image, p.channels);

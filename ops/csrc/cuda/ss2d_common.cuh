@@ -175,13 +175,12 @@ __device__ __forceinline__ Carry await(const Carry* from, uint64_t bits) {
   return {__uint_as_float(static_cast<uint32_t>(bits)), __uint_as_float(static_cast<uint32_t>(bits >> 32))};
 }
 
-// The carry of all warps of a block, at most `Most`, in scan order, from their carries in shared memory.
-template <int Most>
+// The carry of all warps of a block, in scan order, from their carries in shared memory.
 __device__ __forceinline__ Carry block_total(const Carry* local, bool reversed, int warps, int lane) {
   Carry carry = {1.f, 0.f};
   const Carry* first = local + (reversed ? (warps - 1) * 32 : 0) + lane;
 #pragma unroll
-  for (int w = 0; w < Most; ++w) {
+  for (int w = 0; w < kMaxWarps; ++w) {
     if (w < warps) append(carry, first[(reversed ? -w : w) * 32]);
   }
   return carry;
@@ -225,12 +224,12 @@ __device__ __forceinline__ Carry share_of_chain(const Args& p, int64_t batch, in
   return look_back(p, batch, route, channel, reversed, warp * share, min(count, (warp + 1) * share));
 }
 
-// State entering the block, from the shares of its warps, at most `Most`: [warps][32].
-template <int Most> __device__ __forceinline__ float entering(const Carry* shares, int warps, int lane) {
+// State entering the block, from the shares of its warps: [warps][32].
+__device__ __forceinline__ float entering(const Carry* shares, int warps, int lane) {
   float state = 0.f;
   shares += lane;
 #pragma unroll
-  for (int w = 0; w < Most; ++w) {
+  for (int w = 0; w < kMaxWarps; ++w) {
     if (w < warps) state = fmaf(shares[w * 32].product, state, shares[w * 32].end);
   }
   return state;

@@ -112,7 +112,7 @@ __device__ __forceinline__ void forward_body(const Args& p, void* shared) {
   if (!WithOutput || p.chaining == Chain::kLookBack) {
     for (int route = warp; route < 2; route += warps) {
       publish(block_carry(p, at.batch, at.block, route, at.padded_channel),
-              block_total<kMaxWarps>(local + route * warps * 32, route == 1 && SecondReversed, warps, lane));
+              block_total(local + route * warps * 32, route == 1 && SecondReversed, warps, lane));
     }
   }
   if constexpr (!WithOutput) return;
@@ -120,8 +120,8 @@ __device__ __forceinline__ void forward_body(const Args& p, void* shared) {
   before[(warps + warp) * 32 + lane] =
       share_of_chain(p, at.batch, at.block, 1, at.padded_channel, SecondReversed, warp, warps);
   __syncthreads();
-  const float enters0 = entering<kMaxWarps>(before, warps, lane);
-  const float enters1 = entering<kMaxWarps>(before + warps * 32, warps, lane);
+  const float enters0 = entering(before, warps, lane);
+  const float enters1 = entering(before + warps * 32, warps, lane);
   const float state0 = incoming<kMaxWarps>(local, enters0, false, warp, warps, lane);
   const float state1 = incoming<kMaxWarps>(local + warps * 32, enters1, SecondReversed, warp, warps, lane);
   if (p.states != nullptr && at.active && at.count > 0) {

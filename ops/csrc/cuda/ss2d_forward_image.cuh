@@ -20,11 +20,9 @@ template <typename T, int Rank> struct ImageMemory {
   int* order;    // [2][warps * kSegment]
   T* image;      // [warps * kSegment][32], what lies beyond the image is zero
   char *scratch, *maps, *operands;
-  float* y;      // [warps * kSegment][kRow]: the scratch of all warps
+  float* y;      // [warps * kSegment][32], in the scratch of all warps
 
-  static constexpr int kRow = 40;  // floats from a pixel to the next, as in the tiles of u2
-  static constexpr int kScratch = kSegment * kRow * sizeof(float);
-  static_assert(kScratch >= Projected<T, Rank>::kTileBytes);
+  static constexpr int kScratch = std::max<int>(Projected<T, Rank>::kTileBytes, Segment<float>::kSize * sizeof(float));
   static constexpr int kShared = 2 * 32 * sizeof(Carry) + 2 * kSegment * sizeof(int) + Segment<T>::kSize * sizeof(T);
   // The operands are kept where few blocks run beside one another, each of many warps.
   __host__ __device__ static int kept(const Args& p, int warps) {
@@ -68,6 +66,7 @@ __global__ void __launch_bounds__(MaxWarps * 32, sizeof(T) == 4 || MaxWarps > kM
   const int lane = at.lane, warp = at.warp, warps = at.warps, steps = warps * kSegment;
   const Memory memory(p, at, shared);
   Carry* local = memory.local;
+  const uint32_t own_image = shared_address(memory.image + lane), own_y = shared_address(memory.y + lane);
   const Maps<T, Rank> maps(p, memory.maps);
   constexpr bool keeps = MaxWarps > kMaxWarps;  // the operands
   const auto operand = [&](int route) {
@@ -101,7 +100,7 @@ __global__ void __launch_bounds__(MaxWarps * 32, sizeof(T) == 4 || MaxWarps > kM
       const Pixels pixels(here);
       T raw[kSegment];
 #pragma unroll
-      for (int t = 0; t < kSegment; ++t) raw[t] = memory.image[pixels.at[t] * 32 + lane];
+      for (int t = 0; t < kSegment; ++t) raw[t] = load_shared<T>(own_image + pixels.at[t] * (32 * sizeof(T)));
       x.set_raw(raw);
     }
     if (pair == 0) {
@@ -135,12 +134,12 @@ __global__ void __launch_bounds__(MaxWarps * 32, sizeof(T) == 4 || MaxWarps > kM
     const Pixels from(here);
 #pragma unroll
     for (int t = 0; t < kSegment; ++t) {
-      memory.y[from.at[t] * Memory::kRow + lane] = fmaf(through1[t], state1, fmaf(through0[t], state0, y[t]));
+      store_shared(own_y + from.at[t] * 128, fmaf(through1[t], state1, fmaf(through0[t], state0, y[t])));
     }
     __syncthreads();
     const Pixels to(other);
 #pragma unroll
-    for (int t = 0; t < kSegment; ++t) y[t] = memory.y[to.at[t] * Memory::kRow + lane];
+    for (int t = 0; t < kSegment; ++t) y[t] = load_shared<float>(own_y + to.at[t] * 128);
     __syncthreads();  // before anyone projects, or stores, by way of scratch
   }
   at.select_pair(p, 0);

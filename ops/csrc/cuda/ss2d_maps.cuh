@@ -142,12 +142,13 @@ template <typename T, int Rank, bool Half = sizeof(T) == 2> struct Projected {
 
   __device__ __forceinline__ Projected(const Args& p, const Place& at, const Maps<T, Rank>& maps,
                                        const Segment<T>&, const char* operand, void* scratch, int route) {
-    const float* bias = reinterpret_cast<const float*>(operand) + at.lane % 4 * 2;
     float sum[4][4];
+    const float4* bias = reinterpret_cast<const float4*>(operand) + at.lane % 4 * 2;
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const float2 b = *reinterpret_cast<const float2*>(bias + n * 8);
+    for (int n = 0; n < 4; n += 2) {
+      const float4 b = bias[n / 2];
       sum[n][0] = sum[n][2] = b.x, sum[n][1] = sum[n][3] = b.y;
+      sum[n + 1][0] = sum[n + 1][2] = b.z, sum[n + 1][1] = sum[n + 1][3] = b.w;
     }
     const T* matrix = maps.matrix(route, at.lane);
     const uint4* weight = reinterpret_cast<const uint4*>(operand + 32 * sizeof(float)) + at.lane;
@@ -158,14 +159,18 @@ template <typename T, int Rank, bool Half = sizeof(T) == 2> struct Projected {
       mma_short<T>(sum[0], a, b.x), mma_short<T>(sum[1], a, b.y);
       mma_short<T>(sum[2], a, b.z), mma_short<T>(sum[3], a, b.w);
     } else {
-#pragma unroll 1  // the registers are few
-      for (int k = 0; k < Maps<T, Rank>::columns(p.map_columns) / 16; ++k, matrix += 16, weight += 64) {
-        const uint4 b0 = weight[0], b1 = weight[32];
+      const int columns = Maps<T, Rank>::columns(p.map_columns);
+      const auto add = [&] {
+        const uint4 low = weight[0], high = weight[32];
         uint32_t a[4];
         load_matrix<false>(a, matrix);
-        mma<T>(sum[0], a, b0.x, b1.x), mma<T>(sum[1], a, b0.y, b1.y);
-        mma<T>(sum[2], a, b0.z, b1.z), mma<T>(sum[3], a, b0.w, b1.w);
-      }
+        mma<T>(sum[0], a, low.x, low.y), mma<T>(sum[1], a, low.z, low.w);
+        mma<T>(sum[2], a, high.x, high.y), mma<T>(sum[3], a, high.z, high.w);
+        matrix += 16, weight += 64;
+      };
+      add();  // there is one at least, which the compiler doesn't know
+#pragma unroll 1  // the registers are few
+      for (int k = 16; k < columns; k += 16) add();
     }
     __syncwarp();  // all lanes have read what was there
     float* row = static_cast<float*>(scratch) + at.lane / 4 * kRow + at.lane % 4 * 2;

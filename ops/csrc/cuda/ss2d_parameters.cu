@@ -35,15 +35,17 @@ template <typename T> __global__ void prepare_kernel(const __grid_constant__ Pre
     if (p.dt_matrix != nullptr) static_cast<T*>(p.dt_matrix)[to] = from_float<T>(dt);
   }
   if (p.dt_operand != nullptr) {
-    // [q][group] of 32 biases, then words of mma's b, two columns each, as the lanes want them: [8 columns]
-    // [lane][tile of 8 channels].
-    const int lane = channel % 8 * 4 + column % 8 / 2;
-    const int word = (column / 8 * 32 + lane) * 4 + channel % 32 / 8;
+    // [q][group] of 32 biases, as [4 lanes][tile of 8 channels][2], then words of mma's b, two columns each, as the lanes
+    // want them: of 8 columns [lane][tile], of more [16 columns][two tiles][lane][tile][8 columns].
+    const int lane = channel % 8 * 4 + column % 8 / 2, tile = channel % 32 / 8;
+    const int word = p.map_columns == 8
+                         ? lane * 4 + tile
+                         : ((column / 16 * 2 + tile / 2) * 32 + lane) * 4 + tile % 2 * 2 + column / 8 % 2;
     const int64_t bytes = 128 + 64 * p.map_columns;
     char* operand = static_cast<char*>(p.dt_operand) + (q * (p.padded / 32) + channel / 32) * bytes;
     reinterpret_cast<T*>(operand + 128)[word * 2 + column % 2] = from_float<T>(dt);
     if (column == 0) {
-      reinterpret_cast<float*>(operand)[channel % 32] =
+      reinterpret_cast<float*>(operand)[channel % 8 / 2 * 8 + tile * 2 + channel % 2] =
           active ? kLog2e * p.dt_bias[route * p.channels + channel] : 0.f;
     }
   }

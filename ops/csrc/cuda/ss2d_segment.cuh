@@ -16,12 +16,14 @@ struct Place {
   bool column_order;
   const int* pixels;  // of the warp's steps, in shared memory
 
-  // Blocks are numbered by image, then by `part` (channel group or split), then along the chain.
+  // Blocks are numbered by image, then by `part` (channel group or split), then along the chain. The second pair takes
+  // the images from the last: the L2 cache still holds what the first has left there.
   __device__ __forceinline__ Place(const Args& p, const Divisor& by_parts, int& part)
       : lane(threadIdx.x & 31), warp(threadIdx.x >> 5), warps(blockDim.x >> 5), pair(p.pair),
         column_order(p.column_order) {
     const uint32_t parts = p.by_chain.quotient(blockIdx.x), image = by_parts.quotient(parts);
-    block = p.by_chain.remainder(blockIdx.x, parts), part = by_parts.remainder(parts, image), batch = image;
+    block = p.by_chain.remainder(blockIdx.x, parts), part = by_parts.remainder(parts, image);
+    batch = pair == 1 ? p.batch - 1 - image : image;
     first = (block * warps + warp) * kSegment;
     count = max(0, min(kSegment, p.length - first));
   }

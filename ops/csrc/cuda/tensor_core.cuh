@@ -36,9 +36,30 @@ __device__ __forceinline__ void mma_short<__nv_bfloat16>(float (&d)[4], const ui
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
+// Addresses in shared memory, and values there: for places that a table gives, which the compiler would otherwise put
+// together anew from several instructions each.
+__device__ __forceinline__ uint32_t shared_address(const void* at) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(at));
+}
+template <typename T> __device__ __forceinline__ T load_shared(uint32_t address) {
+  if constexpr (sizeof(T) == 2) {
+    uint16_t v;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address) : "memory");
+    return *reinterpret_cast<const T*>(&v);
+  } else {
+    static_assert(sizeof(T) == 4, "values of 2 or 4 bytes");
+    uint32_t v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+    return *reinterpret_cast<const T*>(&v);
+  }
+}
+__device__ __forceinline__ void store_shared(uint32_t address, float v) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
+}
+
 // Four 8 x 8 matrices from shared memory; lane l passes the address of row l % 8 of matrix l / 8, 16-byte aligned.
 template <bool Transposed> __device__ __forceinline__ void load_matrix(uint32_t (&a)[4], const void* at) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(at));
+  const uint32_t address = shared_address(at);
   if constexpr (Transposed) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3]) : "r"(address) : "memory");
@@ -52,9 +73,8 @@ template <bool Transposed> __device__ __forceinline__ void load_matrix(uint32_t 
 // sees its own copies.
 template <int Bytes> __device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async copies 4, 8 or 16 bytes");
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
-               "l"(from), "n"(Bytes), "r"(valid ? Bytes : 0)
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(Bytes),
+               "r"(valid ? Bytes : 0)
                : "memory");
 }
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
