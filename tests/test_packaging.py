@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -192,6 +193,16 @@ def test_every_cuda_source_compiles():
     sources = [folder / 'ss2d_autograd.cpp', *folder.glob('cuda/*.cpp'), *folder.glob('cuda/*.cu')]
     errors = [error for error in map(error_of, sources) if error]
     assert len(sources) > 20 and not errors, '\n'.join(errors)
+
+
+def test_kernels_that_may_overlap_wait_first():
+    """Those that launch.cuh puts beside the end of the kernel before; a file launches all of its own one way."""
+    begins = {}
+    for source in sorted((ROOT / 'ops/csrc/cuda').glob('*.cu*')):
+        text = source.read_text()
+        for head, first in re.findall(r'__global__ ([^{]*){\s*([^\n]*)', text):
+            begins[source.name, re.search(r'(\w+_kernel)\(', head)[1]] = ('<<<' in text, first == 'begin_kernel();')
+    assert len(begins) > 20 and not [kernel for kernel, (plain, waits) in begins.items() if plain == waits]
 
 
 def test_another_cuda_than_that_of_torch_is_named(script):

@@ -8,6 +8,7 @@
 
 #include "allocate.h"
 #include "column_sum.cuh"
+#include "launch.cuh"
 #include "occupancy.cuh"
 #include "vector.cuh"
 
@@ -29,6 +30,7 @@ struct Parts {
 };
 
 __global__ void __launch_bounds__(kColumns* kRows) add_rows_kernel(const __grid_constant__ Parts parts) {
+  begin_kernel();
   __shared__ float sums[kRows][kColumns + 1];
   int which = 0;
   while (which + 1 < parts.count && blockIdx.x >= parts.of[which + 1].first_block) ++which;
@@ -52,6 +54,7 @@ __global__ void __launch_bounds__(kColumns* kRows) add_rows_kernel(const __grid_
 template <typename T, int Width>
 __global__ void __launch_bounds__(kSumThreads)
     column_sum_kernel(const T* x, float* partial, int64_t rows, int columns, SumShape shape) {
+  begin_kernel();
   const SumPlace<Width> place(shape, columns);
   float sum[Width] = {};
   if (place.active) {
@@ -70,8 +73,8 @@ template <typename T, int Width> Columns run_column_sum(const at::Tensor& x) {
   const int64_t columns = x.size(-1), rows = x.numel() / columns;
   const SumShape shape = sum_shape<Width>(rows, columns, resident_blocks(column_sum_kernel<T, Width>, kSumThreads));
   at::Tensor partial = allocate({shape.row_blocks, columns}, x.options().dtype(at::kFloat));
-  column_sum_kernel<T, Width><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-      static_cast<const T*>(x.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(columns), shape);
+  launch(column_sum_kernel<T, Width>, shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream(),
+         static_cast<const T*>(x.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(columns), shape);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return {partial, 0, columns};
 }
@@ -79,6 +82,7 @@ template <typename T, int Width> Columns run_column_sum(const at::Tensor& x) {
 template <typename T, int Width>
 __global__ void __launch_bounds__(kSumThreads)
     add_bias_kernel(T* x, const float* bias, int64_t rows, int columns, SumShape shape) {
+  begin_kernel();
   const SumPlace<Width> place(shape, columns);
   if (!place.active) return;
   float b[Width];
@@ -96,8 +100,8 @@ __global__ void __launch_bounds__(kSumThreads)
 template <typename T, int Width> void run_add_bias(const at::Tensor& x, const at::Tensor& bias) {
   const int64_t columns = x.size(-1), rows = x.numel() / columns;
   const SumShape shape = sum_shape<Width>(rows, columns, resident_blocks(add_bias_kernel<T, Width>, kSumThreads));
-  add_bias_kernel<T, Width><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-      static_cast<T*>(x.data_ptr()), bias.data_ptr<float>(), rows, static_cast<int>(columns), shape);
+  launch(add_bias_kernel<T, Width>, shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream(),
+         static_cast<T*>(x.data_ptr()), bias.data_ptr<float>(), rows, static_cast<int>(columns), shape);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -124,7 +128,7 @@ std::vector<at::Tensor> add_rows(const std::vector<Columns>& addends) {
                                static_cast<int>(c.count), blocks};
     blocks += static_cast<unsigned>((c.count + kColumns - 1) / kColumns);
   }
-  add_rows_kernel<<<blocks, dim3(kColumns, kRows), 0, at::cuda::getCurrentCUDAStream()>>>(parts);
+  launch(add_rows_kernel, blocks, dim3(kColumns, kRows), 0, at::cuda::getCurrentCUDAStream(), parts);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return sums;
 }

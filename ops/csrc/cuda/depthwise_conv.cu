@@ -19,6 +19,7 @@
 #include "allocate.h"
 #include "column_sum.h"
 #include "dense.h"
+#include "launch.cuh"
 #include "vector.cuh"
 
 namespace mmvmamba {
@@ -150,6 +151,7 @@ template <typename T, bool Gradient>
 __global__ void __launch_bounds__(kThreads, 3)
     conv_kernel(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
                 T* __restrict__ y, const __grid_constant__ Walk walk) {
+  begin_kernel();
   const Place place(walk);
   if (!place.active) return;
   float w[4 * kTaps], b[4];
@@ -204,6 +206,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     backward_kernel(const T* __restrict__ dy, const T* __restrict__ x, const float* __restrict__ weight,
                     const float* __restrict__ bias, T* __restrict__ dz, float* __restrict__ weight_sums,
                     float* __restrict__ bias_sums, const __grid_constant__ Walk walk) {
+  begin_kernel();
   __shared__ float4 sums[(kTaps + 1) * kMostLanes];  // 36 floats a lane for the weights, then 4 a lane for the bias
   const Place place(walk);
   float dw[4 * kTaps] = {}, db[4] = {};
@@ -323,8 +326,8 @@ void launch_conv(const Tensor& x, const Tensor& weight, const float* bias, const
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const Walk walk = plan(x, 3);
-    conv_kernel<T, Gradient><<<walk.grid(), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-        static_cast<const T*>(x.data_ptr()), weight.data_ptr<float>(), bias, static_cast<T*>(y.data_ptr()), walk);
+    launch(conv_kernel<T, Gradient>, walk.grid(), kThreads, 0, at::cuda::getCurrentCUDAStream(),
+           static_cast<const T*>(x.data_ptr()), weight.data_ptr<float>(), bias, static_cast<T*>(y.data_ptr()), walk);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
 }
@@ -370,10 +373,10 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_silu_backward(const Tensor& dy
   const Tensor bias_sums = allocate({walk.task_blocks, bias ? channels : 0}, weight.options());
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    backward_kernel<T><<<walk.grid(), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-        static_cast<const T*>(dy.data_ptr()), static_cast<const T*>(inputs.x.data_ptr()),
-        inputs.weight.template data_ptr<float>(), inputs.bias_data(), static_cast<T*>(dz.data_ptr()),
-        weight_sums.template data_ptr<float>(), bias ? bias_sums.template data_ptr<float>() : nullptr, walk);
+    launch(backward_kernel<T>, walk.grid(), kThreads, 0, at::cuda::getCurrentCUDAStream(),
+           static_cast<const T*>(dy.data_ptr()), static_cast<const T*>(inputs.x.data_ptr()),
+           inputs.weight.template data_ptr<float>(), inputs.bias_data(), static_cast<T*>(dz.data_ptr()),
+           weight_sums.template data_ptr<float>(), bias ? bias_sums.template data_ptr<float>() : nullptr, walk);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   launch_conv<true>(dz, inputs.weight, nullptr, dx);

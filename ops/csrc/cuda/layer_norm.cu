@@ -143,10 +143,11 @@ Result forward(const Tensor& x_in, const Addend* addend, const Parameters& param
     using Out = decltype(out);
     with_shape(channels, [&](auto lanes, auto chunks) {
       constexpr int Lanes = decltype(lanes)::value, Chunks = decltype(chunks)::value;
-      const auto launch = [&](auto beside) {
+      const auto run = [&](auto beside) {
         const auto kernel = norm::forward_kernel<In, Out, Lanes, Chunks, decltype(beside)>;
         const int64_t blocks = blocks_for(rows, Lanes, resident_blocks(kernel, kThreads));
-        kernel<<<blocks, kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
+        launch(
+            kernel, blocks, kThreads, 0, at::cuda::getCurrentCUDAStream(),
             static_cast<const In*>(x.data_ptr()), beside, parameters.weight.template data_ptr<float>(),
             parameters.bias.template data_ptr<float>(), static_cast<Out*>(result.y.data_ptr()),
             save ? reinterpret_cast<float2*>(result.statistics.data_ptr()) : nullptr, rows, static_cast<int>(channels),
@@ -155,14 +156,14 @@ Result forward(const Tensor& x_in, const Addend* addend, const Parameters& param
       };
       if constexpr (kCanAdd<In, Out>) {
         if (addend != nullptr) {
-          return launch(Branch<In, Out>{static_cast<const Out*>(branch.data_ptr()),
+          return run(Branch<In, Out>{static_cast<const Out*>(branch.data_ptr()),
                                         static_cast<In*>(result.sum.data_ptr()), factors});
         }
       }
       if constexpr (kCanFollow<In, Out>) {
-        if (parameters.after_conv()) return launch(parameters.beside());
+        if (parameters.after_conv()) return run(parameters.beside());
       }
-      launch(Plain{});
+      run(Plain{});
     });
   });
   return result;
@@ -191,13 +192,14 @@ Grads backward(const Tensor* dsum_in, const Tensor& dy_in, const Tensor& x_in, c
     using Out = decltype(out);
     with_shape(channels, [&](auto lanes, auto chunks) {
       constexpr int Lanes = decltype(lanes)::value, Chunks = decltype(chunks)::value;
-      const auto launch = [&](auto beside) {
+      const auto run = [&](auto beside) {
         const auto kernel = norm::backward_kernel<In, Out, Lanes, Chunks, decltype(beside)>;
         constexpr int sums = norm::kSums<decltype(beside)>;
         const size_t shared = sums * channels * sizeof(float);
         const int64_t blocks = blocks_for(rows, Lanes, resident_blocks(kernel, kThreads, shared));
         partial = allocate({blocks, sums * channels}, parameters.weight.options());
-        kernel<<<blocks, kThreads, shared, at::cuda::getCurrentCUDAStream()>>>(
+        launch(
+            kernel, blocks, kThreads, shared, at::cuda::getCurrentCUDAStream(),
             static_cast<const Out*>(dy.data_ptr()), static_cast<const In*>(x.data_ptr()), beside,
             parameters.weight.template data_ptr<float>(), parameters.bias.template data_ptr<float>(),
             reinterpret_cast<const float2*>(statistics.data_ptr()), static_cast<In*>(grads.dx.data_ptr()),
@@ -206,14 +208,14 @@ Grads backward(const Tensor* dsum_in, const Tensor& dy_in, const Tensor& x_in, c
       };
       if constexpr (kCanAdd<In, Out>) {
         if (dsum.defined()) {
-          return launch(BranchGrad<In, Out>{static_cast<const In*>(dsum.data_ptr()),
+          return run(BranchGrad<In, Out>{static_cast<const In*>(dsum.data_ptr()),
                                             static_cast<Out*>(grads.dbranch.data_ptr()), factors});
         }
       }
       if constexpr (kCanFollow<In, Out>) {
-        if (parameters.after_conv()) return launch(parameters.beside());
+        if (parameters.after_conv()) return run(parameters.beside());
       }
-      launch(Plain{});
+      run(Plain{});
     });
   });
   const bool shifted = parameters.shift.defined();

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "gelu.cuh"
+#include "launch.cuh"
 #include "vector.cuh"
 
 namespace mmvmamba {
@@ -81,6 +82,7 @@ template <typename In, typename Out, int Lanes, int Chunks, typename Beside>
 __global__ void __launch_bounds__(kThreads)
     forward_kernel(const In* x, Beside beside, const float* weight, const float* bias, Out* y, float2* statistics,
                    int64_t rows, int channels, float eps) {
+  begin_kernel();
   const int lane = threadIdx.x % Lanes;
   float w[Chunks][4], b[Chunks][4];
 #pragma unroll
@@ -171,6 +173,7 @@ template <typename In, typename Out, int Lanes, int Chunks, typename Beside>
 __global__ void __launch_bounds__(kThreads, Chunks <= 4 ? 2 : 1)
     backward_kernel(const Out* dy, const In* x, Beside beside, const float* weight, const float* bias,
                     const float2* statistics, In* dx, float* partial, int64_t rows, int channels) {
+  begin_kernel();
   extern __shared__ float sums[];  // [kSums][channels]
   constexpr bool kAhead = Chunks <= 3 || Chunks == 6;
   const int lane = threadIdx.x % Lanes;

@@ -11,6 +11,7 @@
 #include "allocate.h"
 #include "dense.h"
 #include "float_type.cuh"
+#include "launch.cuh"
 
 namespace mmvmamba {
 namespace {
@@ -41,6 +42,7 @@ struct Casts {
 };
 
 template <typename From, typename To> __global__ void __launch_bounds__(kThreads) cast_kernel(const Casts casts) {
+  begin_kernel();
   int which = 0;
   while (static_cast<int64_t>(blockIdx.x) >= casts.first_block[which + 1]) ++which;
   const From* from = static_cast<const From*>(casts.from[which]);
@@ -75,8 +77,8 @@ void run(const Casts& casts, at::ScalarType from_type, at::ScalarType to_type) {
   if (blocks == 0) return;
   with_float_type("cast", from_type, [&](auto from) {
     with_float_type("cast", to_type, [&](auto to) {
-      cast_kernel<decltype(from), decltype(to)>
-          <<<static_cast<unsigned>(blocks), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(casts);
+      launch(cast_kernel<decltype(from), decltype(to)>, static_cast<unsigned>(blocks), kThreads, 0,
+             at::cuda::getCurrentCUDAStream(), casts);
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
   });

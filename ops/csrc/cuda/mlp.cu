@@ -25,6 +25,7 @@
 #include "dense.h"
 #include "float_type.cuh"
 #include "gelu.cuh"
+#include "launch.cuh"
 #include "mixed_precision.h"
 #include "mlp_backward.cuh"
 #include "occupancy.cuh"
@@ -41,6 +42,7 @@ constexpr int kThreads = 256;
 // This kernel and the next go from the end to the start: the L2 cache holds what the product before wrote last, and then
 // what the one after reads first.
 template <typename T> __global__ void __launch_bounds__(kThreads) gelu_kernel(const T* x, T* y, int64_t vectors) {
+  begin_kernel();
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
 #pragma unroll 2
   for (int64_t i = vectors - 1 - static_cast<int64_t>(blockIdx.x) * kThreads - threadIdx.x; i >= 0; i -= stride) {
@@ -56,6 +58,7 @@ template <typename T> __global__ void __launch_bounds__(kThreads) gelu_kernel(co
 template <typename T>
 __global__ void __launch_bounds__(kSumThreads)
     gelu_backward_kernel(const T* hidden, T* grad, T* y, float* partial, int64_t rows, int columns, SumShape shape) {
+  begin_kernel();
   const SumPlace<kWidth> place(shape, columns);
   float sum[kWidth] = {};
   if (place.active) {
@@ -142,7 +145,7 @@ std::tuple<Tensor, Tensor> hidden_layer(const Tensor& x, const Tensor& weight, c
       constexpr int depth = decltype(channels)::value, bytes = product::kSharedBytes<depth>;
       const auto kernel = product::hidden_kernel<decltype(type), depth>;
       const dim3 grid = walking_grid(kernel, bytes, args.columns / product::kColumns, args.rows);
-      kernel<<<grid, product::kThreads, bytes, at::cuda::getCurrentCUDAStream()>>>(args);
+      launch(kernel, grid, product::kThreads, bytes, at::cuda::getCurrentCUDAStream(), args);
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
     return {activated, hidden};
@@ -154,8 +157,8 @@ std::tuple<Tensor, Tensor> hidden_layer(const Tensor& x, const Tensor& weight, c
     const int64_t vectors = hidden.numel() / kWidth;
     const int64_t most = int64_t{16} * at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
     const int64_t blocks = std::min((vectors + kThreads - 1) / kThreads, most);
-    gelu_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-        static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(activated.data_ptr()), vectors);
+    launch(gelu_kernel<T>, static_cast<unsigned>(blocks), kThreads, 0, at::cuda::getCurrentCUDAStream(),
+           static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(activated.data_ptr()), vectors);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return {activated, save ? hidden : Tensor()};
@@ -188,7 +191,7 @@ HiddenGrads few_channels_backward(const Tensor& dy, const Tensor& x, const Tenso
     args.grad = grads.dhidden.data_ptr(), args.bias = grads.bias.template data_ptr<float>();
     args.dw1 = grads.dweight1.template data_ptr<float>(), args.dw2 = grads.dweight2.template data_ptr<float>();
     args.rows = rows, args.columns = static_cast<int>(width);
-    kernel<<<grid, product::kThreads, bytes, at::cuda::getCurrentCUDAStream()>>>(args);
+    launch(kernel, grid, product::kThreads, bytes, at::cuda::getCurrentCUDAStream(), args);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return grads;
@@ -204,9 +207,10 @@ HiddenGrads hidden_backward(const Tensor& dy, const Tensor& x, const Tensor& hid
     using T = decltype(t);
     const SumShape shape = sum_shape<kWidth>(rows, width, resident_blocks(gelu_backward_kernel<T>, kSumThreads));
     grads.bias = allocate({shape.row_blocks, width}, dy.options().dtype(at::kFloat));
-    gelu_backward_kernel<T><<<shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream()>>>(
-        static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(grads.dhidden.data_ptr()),
-        static_cast<T*>(activated.data_ptr()), grads.bias.template data_ptr<float>(), rows, static_cast<int>(width), shape);
+    launch(gelu_backward_kernel<T>, shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream(),
+           static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(grads.dhidden.data_ptr()),
+           static_cast<T*>(activated.data_ptr()), grads.bias.template data_ptr<float>(), rows, static_cast<int>(width),
+           shape);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   grads.dweight1 = product_as(weight_type, grads.dhidden.t(), x);

@@ -76,6 +76,7 @@ __device__ __forceinline__ void store_partial(const float (&sum)[Down][Across][4
 
 template <typename T, int Depth, int Columns>
 __global__ void __launch_bounds__(kThreads, 1) hidden_backward_kernel(const __grid_constant__ BackwardArgs p) {
+  begin_kernel();
   using Memory = BackwardMemory<Depth, Columns>;
   constexpr int map = Memory::kMap, stride = Memory::kTile, warps = kThreads / 32;
   constexpr int across = Columns / 32, down = warps / across;    // warps of a tile of the hidden layer, and of dW2

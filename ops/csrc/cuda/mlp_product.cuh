@@ -11,6 +11,7 @@
 #include <cuda_runtime.h>
 
 #include "gelu.cuh"
+#include "launch.cuh"
 #include "tensor_core.cuh"
 #include "vector.cuh"
 
@@ -57,6 +58,7 @@ __device__ __forceinline__ void copy_rows(const T* from, int64_t first, int64_t 
 
 template <typename T, int Depth>
 __global__ void __launch_bounds__(kThreads, 2) hidden_kernel(const __grid_constant__ Args p) {
+  begin_kernel();
   extern __shared__ uint4 shared[];
   constexpr int stride = kStride<Depth>;
   T* b = reinterpret_cast<T*>(shared);

@@ -37,6 +37,7 @@ __device__ __forceinline__ Carry scan_back(const Maps<T, Rank>& maps, int route,
 
 template <typename T, int Rank, bool SecondReversed>
 __global__ void __launch_bounds__(kMaxWarps * 32) backward_carries_kernel(const __grid_constant__ Args p) {
+  begin_kernel();
   extern __shared__ float4 shared[];
   int group;
   Place at(p, p.by_groups, group);
@@ -226,6 +227,7 @@ template <typename T, int Rank> struct BackwardMemory {
 template <typename T, int Rank, bool SecondReversed>
 __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 2 : 1)
     backward_kernel(const __grid_constant__ Args p) {
+  begin_kernel();
   using Memory = BackwardMemory<T, Rank>;
   constexpr int out_columns = kPartialColumns<Rank>, outputs = kPartialSize<Rank>;
   extern __shared__ float4 memory[];

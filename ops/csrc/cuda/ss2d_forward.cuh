@@ -142,12 +142,14 @@ __device__ __forceinline__ void forward_body(const Args& p, void* shared) {
 template <typename T, int Rank, bool SecondReversed>
 __global__ void __launch_bounds__(kMaxWarps * 32, sizeof(T) == 2 ? 3 : 2)
     forward_kernel(const __grid_constant__ Args p) {
+  begin_kernel();
   extern __shared__ float4 shared[];
   forward_body<T, Rank, SecondReversed, true>(p, shared);
 }
 
 template <typename T, int Rank, bool SecondReversed>
 __global__ void __launch_bounds__(kMaxWarps * 32) forward_carries_kernel(const __grid_constant__ Args p) {
+  begin_kernel();
   extern __shared__ float4 shared[];
   forward_body<T, Rank, SecondReversed, false>(p, shared);
 }
@@ -156,7 +158,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32) forward_carries_kernel(const _
 inline void launch(void (*kernel)(const Args), int64_t blocks, int warps, int bytes, const Args& args,
                    cudaStream_t stream) {
   if (bytes > 48 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  kernel<<<static_cast<unsigned>(blocks), warps * 32, bytes, stream>>>(args);
+  mmvmamba::launch(kernel, static_cast<unsigned>(blocks), warps * 32, bytes, stream, args);
 }
 
 // Bytes that a block of any of the forward kernels for the chaining needs at most.

@@ -57,6 +57,7 @@ struct Pixels {
 template <typename T, int Rank, int MaxWarps, bool SecondReversed>
 __global__ void __launch_bounds__(MaxWarps * 32, sizeof(T) == 4 || MaxWarps > kMaxWarps ? 2 : 3)
     forward_image_kernel(const __grid_constant__ Args p) {
+  begin_kernel();
   extern __shared__ float4 shared[];
   using Memory = ImageMemory<T, Rank>;
   int group;

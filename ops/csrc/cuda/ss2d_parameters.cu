@@ -14,6 +14,7 @@ __device__ __forceinline__ int route_of(int q) { return (q & 1) * 2 + (q >> 1); 
 
 // One thread an element of the padded projections; the smaller outputs ride along. The same threads mark the carries.
 template <typename T> __global__ void prepare_kernel(const __grid_constant__ Prepare p) {
+  begin_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < p.num_carries) p.carries[i] = make_uint2(~0u, ~0u);
   if (i >= 4ll * p.map_columns * p.padded) return;
@@ -181,6 +182,7 @@ template <typename T> __device__ __forceinline__ void finish_matrix(const Finish
 template <typename T>
 __global__ void __launch_bounds__(kFinishWarps * 32)
     finish_kernel(const __grid_constant__ Finish p, int sums, int projections) {
+  begin_kernel();
   const int block = blockIdx.x;
   if (block < sums) {
     finish_sums(p, block);
@@ -197,11 +199,12 @@ template <typename T> void run_finish(const Finish& args, cudaStream_t stream) {
   const int projections = blocks(4ll * args.map_columns * args.channels, kProjectionValues<T>);
   const int matrices =
       args.ddt_matrix != nullptr ? blocks(4ll * args.dt_rank * args.channels, kFinishWarps * 32) : 0;
-  finish_kernel<T><<<sums + projections + matrices, kFinishWarps * 32, 0, stream>>>(args, sums, projections);
+  launch(finish_kernel<T>, sums + projections + matrices, kFinishWarps * 32, 0, stream, args, sums, projections);
 }
 
 // ---- around the scans -----------------------------------------------------------------------------------------------
 template <typename T> __global__ void add_parts_kernel(const __grid_constant__ Args p) {
+  begin_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t size = p.batch * p.length * 8;
   if (i >= size) return;
@@ -213,6 +216,7 @@ template <typename T> __global__ void add_parts_kernel(const __grid_constant__ A
 // A block takes 32 channels of one route and image; its warps share the chain, in two passes.
 __global__ void __launch_bounds__(512)
     combine_kernel(const __grid_constant__ Args p, bool first_reversed, bool second_reversed) {
+  begin_kernel();
   __shared__ Carry totals[16][32];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = blockIdx.x % p.groups;
   const int route = blockIdx.x / p.groups % 2;
@@ -244,11 +248,11 @@ unsigned blocks_for(int64_t threads) { return static_cast<unsigned>((threads + 2
 void launch_prepare(Type type, const Prepare& args, cudaStream_t stream) {
   const unsigned blocks = blocks_for(std::max<int64_t>(4ll * args.map_columns * args.padded, args.num_carries));
   if (type == Type::kHalf) {
-    prepare_kernel<__half><<<blocks, 256, 0, stream>>>(args);
+    launch(prepare_kernel<__half>, blocks, 256, 0, stream, args);
   } else if (type == Type::kBfloat16) {
-    prepare_kernel<__nv_bfloat16><<<blocks, 256, 0, stream>>>(args);
+    launch(prepare_kernel<__nv_bfloat16>, blocks, 256, 0, stream, args);
   } else {
-    prepare_kernel<float><<<blocks, 256, 0, stream>>>(args);
+    launch(prepare_kernel<float>, blocks, 256, 0, stream, args);
   }
 }
 
@@ -265,17 +269,17 @@ void launch_finish(Type type, const Finish& args, cudaStream_t stream) {
 void launch_add_parts(Type type, const Args& args, cudaStream_t stream) {
   const unsigned blocks = blocks_for(args.batch * args.length * 8);
   if (type == Type::kHalf) {
-    add_parts_kernel<__half><<<blocks, 256, 0, stream>>>(args);
+    launch(add_parts_kernel<__half>, blocks, 256, 0, stream, args);
   } else if (type == Type::kBfloat16) {
-    add_parts_kernel<__nv_bfloat16><<<blocks, 256, 0, stream>>>(args);
+    launch(add_parts_kernel<__nv_bfloat16>, blocks, 256, 0, stream, args);
   } else {
-    add_parts_kernel<float><<<blocks, 256, 0, stream>>>(args);
+    launch(add_parts_kernel<float>, blocks, 256, 0, stream, args);
   }
 }
 
 void launch_combine(const Args& args, bool first_reversed, bool second_reversed, cudaStream_t stream) {
   const unsigned blocks = static_cast<unsigned>(args.batch * 2 * args.groups);
-  combine_kernel<<<blocks, 512, 0, stream>>>(args, first_reversed, second_reversed);
+  launch(combine_kernel, blocks, 512, 0, stream, args, first_reversed, second_reversed);
 }
 
 int shared_bytes(Type type, int rank, int warps, bool backward, const Args& args) {
