@@ -106,19 +106,21 @@ class WriteParameters(Hook):
 '''
 
 
-def test_two_processes_keep_equal_parameters(run, user_folder):
-    (user_folder / 'write_parameters.py').write_text(HOOK)
-    (user_folder / 'two.py').write_text(
-        f"_base_ = ['{ROOT / DEMO['mmseg']}']\n"
-        "custom_imports = dict(imports=['write_parameters'])\n"
-        "custom_hooks = [dict(type='WriteParameters')]\n"
-    )
-    work, environment = user_folder / 'two', dict(PYTHON=sys.executable, PYTHONPATH=str(user_folder), PORT='29617')
-    run(f'bash {ROOT}/tools/dist_train.sh two.py 2 --work-dir {work}', *QUICK, *BY_ITER, **environment)
-    first, second = ((user_folder / f'rank{rank}of2.txt').read_text().splitlines() for rank in (0, 1))
-    assert first[0] == second[0] and first[1:] and first[1:] != second[1:]
-    test = f'bash {ROOT}/tools/dist_test.sh two.py {work}/iter_2.pth 2 --work-dir {work}/test'
-    assert 'mIoU' in run(test, *QUICK, **environment)
+@in_background
+def test_two_processes_keep_equal_parameters():
+    with place_of_its_own() as (folder, run):
+        (folder / 'write_parameters.py').write_text(HOOK)
+        (folder / 'two.py').write_text(
+            f"_base_ = ['{ROOT / DEMO['mmseg']}']\n"
+            "custom_imports = dict(imports=['write_parameters'])\n"
+            "custom_hooks = [dict(type='WriteParameters')]\n"
+        )
+        work, environment = folder / 'two', dict(PYTHON=sys.executable, PYTHONPATH=str(folder), PORT='29617')
+        run(f'bash {ROOT}/tools/dist_train.sh two.py 2 --work-dir {work}', *QUICK, *BY_ITER, **environment)
+        first, second = ((folder / f'rank{rank}of2.txt').read_text().splitlines() for rank in (0, 1))
+        assert first[0] == second[0] and first[1:] and first[1:] != second[1:]
+        test = f'bash {ROOT}/tools/dist_test.sh two.py {work}/iter_2.pth 2 --work-dir {work}/test'
+        assert 'mIoU' in run(test, *QUICK, **environment)
 
 
 @pytest.mark.slow
