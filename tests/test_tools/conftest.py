@@ -1,6 +1,7 @@
 """A small digits data set, and how to run the tools as a user would: in processes of their own, from another folder."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import subprocess
@@ -15,6 +16,7 @@ from tests.background import ENVIRONMENT
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@functools.cache  # the ops that a script defines go when one of two modules of it does
 def load_tool(name):
     """Import a script of tools/ as a module."""
     spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / 'tools' / name)

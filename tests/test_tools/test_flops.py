@@ -1,6 +1,5 @@
 """Parameters and FLOPs by the published rule, against the published figures."""
 
-import importlib.util
 import logging
 import re
 
@@ -9,10 +8,9 @@ from mmengine.config import Config
 
 import mmvmamba.layers.ss2d
 from tests.test_configs.zoo import ROOT, arch_of, config_paths, read
+from tests.test_tools.conftest import load_tool
 
-spec = importlib.util.spec_from_file_location('get_flops', ROOT / 'tools/analysis/get_flops.py')
-get_flops = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(get_flops)
+get_flops = load_tool('analysis/get_flops.py')
 
 # published millions of parameters and GFLOPs at 1280x800, and parameters and GFLOPs at 2048x512
 DETECTORS = {
