@@ -19,6 +19,7 @@ from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
+CSRC = str(ROOT / 'ops/csrc')  # includes name an op's room
 MIM_FILES = ('configs', 'tools', 'model-index.yml')
 REBUILD = 'pip install --no-build-isolation --no-deps --force-reinstall .'
 ARCHES = ('8.0', '8.6', '8.9', '9.0', '10.0', '10.3', '11.0', '12.0', '12.1')
@@ -61,9 +62,8 @@ def choose_build(torch, cpp_extension) -> tuple:
             'none',
             f'no C++ compiler: {compiler!r} is not on PATH; install g++ or clang (or set CXX), then: {REBUILD}',
         )
-    sources = list((ROOT / 'ops/csrc/cuda').glob('*.cu'))
-    if not sources or wanted == 'cpu':
-        return 'cpu', 'MMVMAMBA_BUILD=cpu' if wanted else 'no CUDA sources in this version'
+    if wanted == 'cpu':
+        return 'cpu', 'MMVMAMBA_BUILD=cpu'
     nvcc = find_nvcc(cpp_extension)
     if torch.version.cuda is None or not nvcc:
         reason = (
@@ -134,18 +134,22 @@ def words_of(error: BaseException) -> str:
     return ' '.join((message % tuple(values) if filled else str(error)).split())
 
 
+def find_sources(kind: str) -> list:
+    """Paths of what is compiled: in a CPU build all C++ but ``cuda*.cpp``; in a CUDA build everything."""
+    files = [path for path in Path('ops/csrc').rglob('*') if path.suffix in ('.cpp', '.cu')]
+    return sorted(str(path) for path in files if kind == 'cuda' or not (path.suffix == '.cu' or path.stem == 'cuda'))
+
+
 def make_extension(kind: str, cpp_extension) -> Extension:
     """The extension ``mmvmamba.ops._C``; a plain shared library without Python symbols."""
-    folder = Path('ops/csrc')
-    sources = [*sorted(folder.glob('*.cpp')), *sorted(folder.glob('cpu/*.cpp'))]
+    sources = find_sources(kind)
     # vectorising comparisons needs to know that they don't trap; NaN and infinity keep their meaning
     flags = ['-O3', '-g0', '-std=c++17', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast']
     flags += ['-fopenmp'] if sys.platform == 'linux' else []
     if kind == 'cpu':
         return cpp_extension.CppExtension(
-            'mmvmamba.ops._C', [str(source) for source in sources], extra_compile_args=flags, extra_link_args=flags[-1:]
+            'mmvmamba.ops._C', sources, include_dirs=[CSRC], extra_compile_args=flags, extra_link_args=flags[-1:]
         )
-    sources += [*sorted(folder.glob('cuda/*.cpp')), *sorted(folder.glob('cuda/*.cu'))]
     nvcc = find_nvcc(cpp_extension)
     arches = cuda_arches(nvcc, cpp_extension)
     print(f'mmvmamba: compiling CUDA kernels for {arches}', flush=True)
@@ -157,7 +161,8 @@ def make_extension(kind: str, cpp_extension) -> Extension:
     nvcc_flags += [f'-Xcompiler=-idirafter{path}' for path in packaged]
     return cpp_extension.CUDAExtension(
         'mmvmamba.ops._C',
-        [str(source) for source in sources],
+        sources,
+        include_dirs=[CSRC],
         define_macros=[('MMVMAMBA_WITH_CUDA', None)],
         extra_compile_args=dict(cxx=flags, nvcc=nvcc_flags),
         extra_link_args=['-fopenmp'] if sys.platform == 'linux' else [],

@@ -159,7 +159,7 @@ def test_built_arches_are_read_from_the_flags_of_torch(listed, expected, script)
 
 def cuda_flags():
     """Flags of the CUDA build that decide whether a file compiles, with as little optimisation as there is."""
-    folders = [*cpp_extension.include_paths(), sysconfig.get_path('include')]
+    folders = [*cpp_extension.include_paths(), sysconfig.get_path('include'), str(ROOT / 'ops/csrc')]
     packaged = Path(cpp_extension.__file__).parents[2].glob('nvidia/*/include')
     return [
         *('-std=c++17', '-arch=sm_90', '--use_fast_math', '-Xptxas=-O0', '-DMMVMAMBA_WITH_CUDA'),
@@ -180,17 +180,17 @@ def test_every_cuda_source_compiles():
     flags = cuda_flags()
 
     def error_of(source):
-        if source.name == 'layer_norm.cu':
+        if 'layer_norm' in source.parts:
             how = ['-ptx', '-Xcicc=-O0']
         else:
             how = ['-cubin', '-Xcicc=-O1'] if source.suffix == '.cu' else ['-c', '-Xcompiler=-fsyntax-only']
         with tempfile.TemporaryDirectory() as scratch:
             command = [NVCC, *how, *flags, str(source), '-o', f'{scratch}/out']
             result = subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
-        return '' if result.returncode == 0 else f'{source.name}:\n{result.stderr[-2000:]}'
+        return '' if result.returncode == 0 else f'{source}:\n{result.stderr[-2000:]}'
 
     folder = ROOT / 'ops/csrc'
-    sources = [folder / 'ss2d_autograd.cpp', *folder.glob('cuda/*.cpp'), *folder.glob('cuda/*.cu')]
+    sources = [path for name in ('autograd.cpp', 'cuda.cpp', '*.cu') for path in sorted(folder.rglob(name))]
     errors = [error for error in map(error_of, sources) if error]
     assert len(sources) > 20 and not errors, '\n'.join(errors)
 
@@ -198,10 +198,10 @@ def test_every_cuda_source_compiles():
 def test_kernels_that_may_overlap_wait_first():
     """Those that launch.cuh puts beside the end of the kernel before; a file launches all of its own one way."""
     begins = {}
-    for source in sorted((ROOT / 'ops/csrc/cuda').glob('*.cu*')):
+    for source in sorted((ROOT / 'ops/csrc').rglob('*.cu*')):
         text = source.read_text()
         for head, first in re.findall(r'__global__ ([^{]*){\s*([^\n]*)', text):
-            begins[source.name, re.search(r'(\w+_kernel)\(', head)[1]] = ('<<<' in text, first == 'begin_kernel();')
+            begins[str(source), re.search(r'(\w+_kernel)\(', head)[1]] = ('<<<' in text, first == 'begin_kernel();')
     assert len(begins) > 20 and not [kernel for kernel, (plain, waits) in begins.items() if plain == waits]
 
 

@@ -2,7 +2,7 @@
 // gradients. The CUDA sources, when built, add theirs to the same library.
 #include <torch/library.h>
 
-#include "cpu/ops.h"
+#include "cpu_ops.h"
 
 TORCH_LIBRARY(mmvmamba_C, m) {
   m.def("selective_scan_fwd_cpu(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, "

@@ -21,12 +21,15 @@ def build(folder: Path) -> None:
     shutil.copytree(ROOT / 'mmvmamba', package, ignore=ignore)
     shutil.copytree(ROOT / 'ops', package / 'ops', ignore=ignore)
     torch_folder = Path(torch.__file__).parent
-    includes = [f'-I{torch_folder}/include', f'-I{torch_folder}/include/torch/csrc/api/include']
-    sources = [*sorted((ROOT / 'ops/csrc').glob('*.cpp')), *sorted((ROOT / 'ops/csrc/cpu').glob('*.cpp'))]
+    csrc = ROOT / 'ops/csrc'
+    includes = [
+        f'-I{path}' for path in (csrc, f'{torch_folder}/include', f'{torch_folder}/include/torch/csrc/api/include')
+    ]
+    sources = [source for source in sorted(csrc.rglob('*.cpp')) if source.stem != 'cuda']
     flags = ['-std=c++17', '-O1', '-g1', '-fPIC', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', *SANITIZE]
     objects = []
     for source in sources:
-        objects.append(folder / f'{source.stem}.o')
+        objects.append(folder / f'{len(objects)}.o')
         command = [os.environ.get('CXX', 'g++'), *flags, *includes, '-c', str(source), '-o', str(objects[-1])]
         subprocess.run(command, check=True, capture_output=True, text=True)
     libraries = [f'-L{torch_folder}/lib', '-lc10', '-ltorch_cpu', '-ltorch']

@@ -1,3 +1,0 @@
-#include "selective_scan_instantiate.cuh"
-
-MMVMAMBA_SCAN_INSTANTIATE(bfloat16, __nv_bfloat16)

@@ -1,3 +1,0 @@
-#include "selective_scan_instantiate.cuh"
-
-MMVMAMBA_SCAN_INSTANTIATE(half, __half)

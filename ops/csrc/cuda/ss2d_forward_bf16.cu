@@ -1,4 +1,0 @@
-#include "ss2d_forward.cuh"
-#include "ss2d_instantiate.cuh"
-
-MMVMAMBA_SS2D_FORWARD(bfloat16, __nv_bfloat16)

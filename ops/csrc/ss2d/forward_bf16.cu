@@ -1,0 +1,4 @@
+#include "ss2d/forward.cuh"
+#include "ss2d/instantiate.cuh"
+
+MMVMAMBA_SS2D_FORWARD(bfloat16, __nv_bfloat16)

@@ -1,0 +1,1 @@
+"""The layers around the scan whose kernels do more than one of torch's: norms, linear layers, convolutions."""
