@@ -1,8 +1,8 @@
 """Selective-scan operators shared by classification, detection and segmentation."""
 
 from .backend import BackendError, BackendStatus, backend_report, use_backend
-from .fused.convolution.interface import conv2d_channel_last, depthwise_conv_silu
 from .cross_scan.interface import SCAN_MODES, cross_merge, cross_scan
+from .fused.convolution.interface import conv2d_channel_last, depthwise_conv_silu
 from .fused.layer_norm.interface import add_layer_norm, layer_norm
 from .fused.linear.interface import linear, mlp
 from .selective_scan.interface import selective_scan
