@@ -60,7 +60,8 @@ def layer_norm(
         return library.layer_norm(x, shift, weight, bias, float(eps), out_dtype, gelu, training)[0]
     dtype = torch.promote_types(x.dtype, weight.dtype)  # torch wants one dtype
     x = x.to(dtype) if shift is None else x.to(dtype) + shift.to(dtype)
-    y = F.layer_norm(x, x.shape[-1:], weight.to(dtype), bias.to(dtype), eps)
+    # a number also while a shape is traced
+    y = F.layer_norm(x, [int(x.shape[-1])], weight.to(dtype), bias.to(dtype), eps)
     return (F.gelu(y) if gelu else y).to(out_dtype)
 
 
