@@ -10,7 +10,6 @@ import argparse
 import functools
 import importlib
 import sys
-from pathlib import Path
 
 import torch
 from fvcore.nn import FlopCountAnalysis, flop_count_table
@@ -19,16 +18,13 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 
+from mmvmamba import cli
 from mmvmamba.layers import intercept_scan
 
 ROUTES = 4
 NORM_FLOPS = 4  # an element of a norm without weights, by fvcore's rule
 # free by the rule: fvcore does not know the activations, and ignores the ones that it knows
 FREE_OPS = ('silu', 'silu_', 'gelu', 'sigmoid', 'neg', 'exp', 'flip', 'softmax')
-
-
-class FlopsError(Exception):
-    """A command line or config that can't be counted; the message says what was expected."""
 
 
 # ---- the scan, counted instead of run: only shapes matter -----------------------------------------------------------
@@ -81,14 +77,11 @@ def counted_ops():
 # ---- models ---------------------------------------------------------------------------------------------------------
 def build_model(cfg: Config) -> torch.nn.Module:
     """Build the model of a config with random weights, in eval mode."""
-    scope = cfg.get('default_scope')
-    if scope not in ('mmpretrain', 'mmdet', 'mmseg'):
-        raise FlopsError(f'the config has default_scope {scope!r}, expected mmpretrain, mmdet or mmseg')
-    init_default_scope(scope)
+    init_default_scope(cfg.default_scope)
     model_cfg = cfg.model.copy()
     if cfg.get('data_preprocessor'):
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = importlib.import_module(f'{scope}.registry').MODELS.build(model_cfg)
+    model = importlib.import_module(f'{cfg.default_scope}.registry').MODELS.build(model_cfg)
     return revert_sync_batchnorm(model).eval()
 
 
@@ -137,7 +130,7 @@ def count_parameters(model: torch.nn.Module) -> int:
 def parse_args(arguments=None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='path of the config')
+    parser.add_argument('config', help='path of the config, or SCOPE::NAME')
     parser.add_argument(
         '--shape', type=int, nargs='+', metavar='SIZE', help='height and width, or one side (default: as published)'
     )
@@ -148,12 +141,8 @@ def parse_args(arguments=None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Count what the command line asks for, and print it."""
-    if not Path(args.config).is_file():
-        raise FlopsError(f'config {args.config!r} is not a file; expected the path of a config')
-    cfg = Config.fromfile(args.config)
-    if args.shape and (len(args.shape) > 2 or min(args.shape) < 32):
-        raise FlopsError(f'--shape is {args.shape}, expected one or two sizes of at least 32')
-    shape = (args.shape[0], args.shape[-1]) if args.shape else default_shape(cfg)
+    cfg = cli.read_config(args.config)
+    shape = cli.parse_size(args.shape, '--shape') or default_shape(cfg)
     analysis = count(cfg, shape)
     if args.by_module:
         print(flop_count_table(analysis, max_depth=args.depth, show_param_shapes=False))
@@ -168,12 +157,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments=None) -> int:
     """Run; returns the exit code."""
-    try:
-        run(parse_args(arguments))
-    except FlopsError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    return 0
+    return cli.run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':
