@@ -1,5 +1,6 @@
 """Shared fixtures: reference data, deterministic filling, and memory that shows when an output was not written."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,15 @@ from tests.fill import fill_module, make_input
 DATA = Path(__file__).parent / 'data'
 # torch reads this once, at the first matrix product on a GPU under deterministic algorithms, whichever test that is in
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+# a machine with a GPU that has only what training needs still runs the rest
+HAS_HYPOTHESIS = importlib.util.find_spec('hypothesis') is not None
+collect_ignore_glob = [] if HAS_HYPOTHESIS else ['test_*properties.py', 'test_cases.py']
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what was left out."""
+    if not HAS_HYPOTHESIS:
+        terminalreporter.write_line('hypothesis is not installed: the property tests were left out')
 
 
 def pytest_collection_finish(session):

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -153,6 +154,23 @@ def test_use_backend_is_undone_by_an_error(served):
     with pytest.raises(KeyError), use_backend('naive'):
         raise KeyError
     assert served(backend='naive') == 'naive' and backend._requested.get() is None
+
+
+def test_a_backend_chosen_in_one_thread_stays_there():
+    seen, ready, go = {}, threading.Barrier(2), threading.Barrier(2)
+
+    def work(name):
+        with use_backend(name):
+            ready.wait(30)
+            seen[name] = backend.resolve('selective_scan', 'cpu')
+            go.wait(30)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ('cpu', 'naive')]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert seen == dict(cpu='cpu', naive='naive') and backend.resolve('selective_scan', 'cpu') == 'cpu'
 
 
 def test_unknown_names_are_errors(monkeypatch):

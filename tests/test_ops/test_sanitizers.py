@@ -71,7 +71,7 @@ def test_cpu_kernels(tmp_path):
         'OMP_NUM_THREADS': '2',
         'PYTHONWARNINGS': 'ignore',
     }
-    script = ROOT / 'tests/test_trust/sanitized.py'
+    script = ROOT / 'tests/test_ops/sanitized.py'
     shutil.copy(script, tmp_path / 'sanitized.py')
     result = subprocess.run(
         [sys.executable, str(tmp_path / 'sanitized.py')],

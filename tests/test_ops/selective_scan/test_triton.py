@@ -8,7 +8,7 @@ import torch
 
 from tests.background import in_background
 from tests.test_ops.scan_inputs import NAMES, assert_scan_close, make_scan_inputs, relative_error, run_truth
-from tests.test_ops.test_selective_scan import strided
+from tests.test_ops.selective_scan.test_selective_scan import strided
 from tests.test_ops.triton_interpreter import INTERPRETED, patch_interpreter, run_interpreted
 
 

@@ -6,10 +6,8 @@ import torch
 from hypothesis import strategies as st
 
 from mmvmamba.ops import SCAN_MODES, BackendError, cross_merge, cross_scan, layer_norm, selective_scan, ss2d_scan
-from tests.test_ops.scan_inputs import GRADIENT_LIMIT, assert_scan_close, run_scan, run_truth
-
-from .cases import cases
-from .op_inputs import (
+from tests.cases import cases
+from tests.test_ops.op_inputs import (
     DEVICES,
     DTYPES,
     ELSEWHERE,
@@ -23,7 +21,8 @@ from .op_inputs import (
     scan_arguments,
     spoil,
 )
-from .oracle import oracle
+from tests.test_ops.oracle import oracle
+from tests.test_ops.scan_inputs import GRADIENT_LIMIT, assert_scan_close, run_scan, run_truth
 
 ROUNDING = {torch.float64: 2.0**-52, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 

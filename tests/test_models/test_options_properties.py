@@ -15,9 +15,8 @@ from mmvmamba.launch import CODEBASES, LaunchError
 from mmvmamba.layers.options import CHOICES, SS2DOptions
 from mmvmamba.models import ARCHS, MM_VSSM, VSSMBackbone, parse_forward_type
 from mmvmamba.models.archs import Arch, build_arch
+from tests.cases import attempt, cases
 from tests.test_tools.conftest import ROOT, load_tool
-
-from .cases import attempt, cases
 
 OPTIONS = {
     **{name: st.sampled_from(values) for name, values in CHOICES.items()},

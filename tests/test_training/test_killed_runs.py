@@ -15,7 +15,7 @@ from tests.test_tools.conftest import ROOT, run, user_folder  # noqa: F401  (fix
 def run_killed(folder, tmp_path, *arguments):
     shutil.copytree(folder / 'data', tmp_path / 'data')
     result = subprocess.run(
-        [sys.executable, '-m', 'tests.test_trust.killed_runs', str(tmp_path), *arguments],
+        [sys.executable, '-m', 'tests.test_training.killed_runs', str(tmp_path), *arguments],
         cwd=ROOT,
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'},
         capture_output=True,

@@ -30,6 +30,7 @@ def cases(quick: int, full: int, **strategies):
                 check(**values)
 
             wanted = full if size == 'full' else quick
+            torch.set_num_threads(1)  # thousands of tiny calls, and threads may have to wait for each other
             torch.set_printoptions(threshold=8, edgeitems=2)  # a failing case fits a screen
             settings(
                 max_examples=wanted,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mmvmamba.checkpoint import CheckpointError, read_checkpoint
-from tests.test_checkpoint import assert_loaded, build_through_init, official_weights, save
+from tests.test_checkpoint.test_checkpoint import assert_loaded, build_through_init, official_weights, save
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Data-loader workers that run the op: ``python -m tests.test_trust.scanned``, in a process of its own.
+"""Data-loader workers that run the op: ``python -m tests.test_ops.scanned``, in a process of its own.
 
 The parent runs the op with two threads first, which a forked OpenMP does not survive by itself.
 """

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from mmvmamba.checkpoint import CheckpointError, is_state, load_pretrained, read_checkpoint, select_weights
 from mmvmamba.models import VSSMBackbone
+from tests.cases import attempt, cases
 from tests.test_tools.conftest import load_tool
-
-from .cases import attempt, cases
-from .toy import Writes
+from tests.test_training.toy import Writes
 
 
 @pytest.fixture(scope='module')

@@ -22,7 +22,7 @@ ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore',
 
 
 def train(out, *arguments, launcher=(), module='distributed'):
-    command = [sys.executable, *launcher, '-m', f'tests.test_trust.{module}', str(out), *arguments]
+    command = [sys.executable, *launcher, '-m', f'tests.test_training.{module}', str(out), *arguments]
     return subprocess.run(command, cwd=out.parent, env=ENVIRONMENT, capture_output=True, text=True, timeout=400)
 
 

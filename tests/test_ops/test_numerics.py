@@ -9,9 +9,8 @@ import torch
 from scipy.signal import lfilter
 
 from mmvmamba.ops import backend_report, selective_scan, ss2d_scan
+from tests.test_ops.oracle import oracle
 from tests.test_ops.scan_inputs import ROUNDING, relative_error
-
-from .oracle import oracle
 
 HALF = (torch.float16, torch.bfloat16)
 ROUTES, CHANNELS, RANK, HEIGHT, WIDTH = 4, 6, 2, 5, 7

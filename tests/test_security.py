@@ -19,8 +19,7 @@ from mmvmamba.checkpoint import CheckpointError, read_checkpoint
 from mmvmamba.launch import LaunchError, download
 from mmvmamba.runtime import setup_runtime
 from tests.test_tools.conftest import ROOT
-
-from .toy import Writes
+from tests.test_training.toy import Writes
 
 SOURCES = sorted(
     path
