@@ -1,4 +1,4 @@
-"""Package set-up: the Python packages, mim's files, and an optional compiled extension.
+"""The build: the Python packages, mim's files, and an optional compiled extension; metadata lies in pyproject.toml.
 
 The extension never breaks an install.  ``MMVMAMBA_BUILD`` (``cpu``, ``cuda`` or ``none``) overrides what is built; what
 was built and for which GPUs, or why nothing was, is written to ``mmvmamba/ops/_build_info.json``, where the op backends
@@ -24,11 +24,6 @@ MIM_FILES = ('configs', 'tools', 'model-index.yml')
 REBUILD = 'pip install --no-build-isolation --no-deps --force-reinstall .'
 ARCHES = ('8.0', '8.6', '8.9', '9.0', '10.0', '10.3', '11.0', '12.0', '12.1')
 NEWEST_CXX17_TORCH = (2, 12)  # later headers need C++20
-
-
-def read_version() -> str:
-    """The version, without importing the package."""
-    return re.search(r"__version__ = '(.+)'", (ROOT / 'mmvmamba/version.py').read_text()).group(1)
 
 
 def find_torch():
@@ -253,9 +248,6 @@ class EditableWithMim(editable_wheel):
     source tree, since pip >= 25 leaves no link of its own.
     """
 
-    def run(self):
-        super().run()
-
     def _ensure_dist_info(self):
         super()._ensure_dist_info()
         top_level = Path(self.dist_info_dir) / 'top_level.txt'
@@ -263,13 +255,6 @@ class EditableWithMim(editable_wheel):
 
 
 setup(
-    name='mmvmamba',
-    version=read_version(),
-    description='VMamba as a fast backbone for mmpretrain, mmdet and mmsegmentation',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    python_requires='>=3.9',
     packages=[
         *find_packages(include=['mmvmamba*']),
         'mmvmamba.ops',
@@ -278,13 +263,4 @@ setup(
     package_dir={'mmvmamba.ops': 'ops'},
     ext_modules=[PLACEHOLDER],
     cmdclass=dict(build_ext=OptionalBuildExt, build_py=BuildWithMim, editable_wheel=EditableWithMim),
-    install_requires=['torch>=2.4', 'mmengine>=0.10.4', 'mmcv>=2.0.1', 'numpy'],
-    extras_require=dict(
-        cls=['mmpretrain>=1.2.0'],
-        det=['mmdet>=3.3.0'],
-        seg=['mmsegmentation>=1.2.2', 'ftfy', 'regex'],
-        demo=['scikit-learn', 'matplotlib', 'pycocotools', 'openmim'],
-        flops=['fvcore'],
-    ),
-    zip_safe=False,
 )

@@ -35,7 +35,7 @@ def tree(tmp_path):
     tree = tmp_path / 'tree'
     tree.mkdir()
     ignore = shutil.ignore_patterns('*.so', '__pycache__', '.mim', '_build_info.json', 'data')
-    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml'):
+    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'NOTICE', 'model-index.yml'):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, tree)
     for name in ('mmvmamba', 'ops', 'configs', 'tools'):
