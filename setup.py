@@ -219,7 +219,7 @@ class OptionalBuildExt(build_ext):
         return {}
 
 
-PLACEHOLDER = Extension('mmvmamba.ops._C', ['ops/csrc/registration.cpp'])
+PLACEHOLDER = Extension('mmvmamba.ops._C', ['ops/csrc/common/constants.cpp'])
 
 
 class BuildWithMim(build_py):
@@ -261,6 +261,7 @@ setup(
         *(f'mmvmamba.ops.{name}' for name in find_packages('ops')),
     ],
     package_dir={'mmvmamba.ops': 'ops'},
+    package_data={'': ['schema.inc']},
     ext_modules=[PLACEHOLDER],
     cmdclass=dict(build_ext=OptionalBuildExt, build_py=BuildWithMim, editable_wheel=EditableWithMim),
 )

@@ -4,7 +4,6 @@ from typing import Optional
 
 import torch
 
-from .. import library
 from ..backend import classify_length, resolve
 from ..checks import (
     MAX_STATE,
@@ -20,7 +19,7 @@ from ..checks import (
     promote,
     state_dtype,
 )
-from . import naive
+from . import naive, registration  # noqa: F401 (which defines the op)
 
 
 def selective_scan(
@@ -109,8 +108,9 @@ def selective_scan(
     if backend == 'naive':
         out, last_state = naive.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype)
     else:
-        out, carries = library.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype, backend)
-        last_state = carries[:, :, -1]
+        run = torch.ops.mmvmamba.selective_scan_triton if backend == 'triton' else torch.ops.mmvmamba.selective_scan
+        out, states = run(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype == torch.float32)
+        last_state = states[:, :, -1]
     return (out, last_state.detach()) if return_last_state else out
 
 

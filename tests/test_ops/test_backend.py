@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 
-from mmvmamba.ops import BackendError, backend, backend_report, cross_scan, selective_scan, use_backend
+from mmvmamba.ops import BackendError, backend, backend_report, cross_scan, extension, selective_scan, use_backend
 from tests.test_ops.scan_inputs import make_scan_inputs
 
 STATUS = {status.name: status for status in backend_report()}
@@ -60,7 +60,7 @@ def gpu(monkeypatch, tmp_path):
 
     def pretend(capability, kernels=True, **info):
         (tmp_path / '_build_info.json').write_text(json.dumps(info))
-        monkeypatch.setattr(backend, '_FOLDER', tmp_path)
+        monkeypatch.setattr(extension, 'FOLDER', tmp_path)
         monkeypatch.setattr(backend, 'load_extension', lambda: '')
         monkeypatch.setattr(backend, '_has_kernels', lambda device: kernels)
         monkeypatch.setattr(torch._C, '_dispatch_has_kernel_for_dispatch_key', lambda op, key: kernels)

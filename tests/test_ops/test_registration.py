@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from mmvmamba.ops import backend_report, cross_merge, cross_scan, library, selective_scan
+from mmvmamba.ops import backend_report, cross_merge, cross_scan, selective_scan
 from tests.test_ops.scan_inputs import make_scan_inputs, relative_error, run_scan, run_truth
 
+OPS = torch.ops.mmvmamba
 COMPILED = {status.name: status for status in backend_report()}['cpu']
 pytestmark = pytest.mark.skipif(not COMPILED.available, reason=f'no compiled CPU backend: {COMPILED.reason}')
 
@@ -16,20 +17,20 @@ pytestmark = pytest.mark.skipif(not COMPILED.available, reason=f'no compiled CPU
 def test_opcheck_selective_scan(dtype, d_state, optional):
     inputs = make_scan_inputs(batch=1, d_state=d_state, length=70, dtype=dtype, optional=optional)
     values = [None if value is None else value.requires_grad_() for value in inputs.values()]
-    torch.library.opcheck(library.selective_scan, (*values, True, dtype, 'cpu'))
-    out, carries = library.selective_scan(*values, True, dtype, 'cpu')
+    float_output = dtype == torch.float32
+    torch.library.opcheck(OPS.selective_scan.default, (*values, True, float_output))
+    out, states = OPS.selective_scan(*values, True, float_output)
     values = [None if value is None else value.detach() for value in values]
-    arguments = (out.detach(), *values, carries, True, 'cpu')
-    torch.library.opcheck(torch.ops.mmvmamba.selective_scan_backward, arguments)
+    torch.library.opcheck(OPS.selective_scan_backward.default, (out.detach(), *values, states, True))
 
 
 @pytest.mark.parametrize('channel_last', [False, True], ids=['first', 'last'])
 def test_opcheck_cross_scan(channel_last):
     x = torch.randn(1, 3, 4, 5, requires_grad=True)
-    torch.library.opcheck(library.cross_scan, (x, 'cross2d', channel_last, 'cpu'))
+    torch.library.opcheck(OPS.cross_scan.default, (x, 0, channel_last))
     shape = (1, 20, 4, 3) if channel_last else (1, 4, 3, 20)
     y = torch.randn(shape, requires_grad=True)
-    torch.library.opcheck(library.cross_merge, (y, 4, 5, 'bidi', channel_last, 'cpu'))
+    torch.library.opcheck(OPS.cross_merge.default, (y, 4, 5, 2, channel_last))
 
 
 def core(x, A, D, bias):
@@ -107,7 +108,7 @@ def test_autocast_promotes_the_inputs(dtype):
     dout = torch.randn_like(inputs['u'])
     with torch.autocast('cpu', dtype):
         result = run_scan(half, dout)
-        direct, _ = library.selective_scan(*half.values(), True, torch.float32, 'cpu')
+        direct, _ = OPS.selective_scan(*half.values(), True, True)
     truth = run_truth(half, dout)
     assert result['out'].dtype == torch.float32 and torch.equal(direct, result['out'])
     assert result['du'].dtype == dtype and result['ddelta'].dtype == torch.float32

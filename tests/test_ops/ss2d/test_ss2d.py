@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from mmvmamba.ops import cross_merge, cross_scan, selective_scan, ss2d_scan, use_backend
+from mmvmamba.ops.extension import load_extension
 from mmvmamba.ops.ss2d import interface
-from mmvmamba.ops.ss2d.library import map_columns
+from mmvmamba.ops.ss2d.registration import cuda_columns, map_columns
 from tests.test_ops.ss2d_inputs import make_map, make_parameters, relative_error, run
 
+needs_extension = pytest.mark.skipif(bool(load_extension()), reason=load_extension() or '-')
 SIZES = [(1, 1), (1, 5), (6, 1), (4, 7)]
 
 
@@ -23,8 +25,8 @@ def test_is_the_composition_of_its_equations(scan_mode, size):
     y = 0
     routes = []
     for k in range(4):
-        maps = torch.einsum('rd,bdl->brl', weight[k], xs[:, k])
-        dt, B, C = maps[:, :2], maps[:, 2:5], maps[:, 5:]
+        projections = torch.einsum('rd,bdl->brl', weight[k], xs[:, k])
+        dt, B, C = projections[:, :2], projections[:, 2:5], projections[:, 5:]
         delta = torch.einsum('dr,brl->bdl', dt_weight[k], dt)
         channels = slice(6 * k, 6 * k + 6)
         routes.append(
@@ -84,16 +86,16 @@ def test_meta_tensors_give_the_shape():
 @pytest.mark.parametrize(
     'backend, channels, dt_rank, size, fits',
     [
-        ('cuda', 8, 6, (4200, 4200), False),  # as if it had 32 channels
-        ('cuda', 32, 6, (4096, 4095), True),
-        ('cuda', 32, 6, (4096, 4096), False),
-        ('cuda', 33, 6, (4096, 2048), False),
-        ('cuda', 32, 48, (4096, 2047), True),
-        ('cuda', 32, 48, (4096, 2048), False),  # maps of 64 columns
+        pytest.param('cuda', 8, 6, (4200, 4200), False, marks=needs_extension),  # as if it had 32 channels
+        pytest.param('cuda', 32, 6, (4096, 4095), True, marks=needs_extension),
+        pytest.param('cuda', 32, 6, (4096, 4096), False, marks=needs_extension),
+        pytest.param('cuda', 33, 6, (4096, 2048), False, marks=needs_extension),
+        pytest.param('cuda', 32, 48, (4096, 2047), True, marks=needs_extension),
+        pytest.param('cuda', 32, 48, (4096, 2048), False, marks=needs_extension),  # projections of 64 columns
         ('triton', 8, 6, (4200, 4200), True),
         ('triton', 8, 6, (8192, 8191), True),
         ('triton', 8, 6, (8192, 8192), False),
-        ('triton', 8, 14, (8192, 4096), False),  # maps of 16 columns
+        ('triton', 8, 14, (8192, 4096), False),  # projections of 16 columns
     ],
     ids=str,
 )
@@ -101,7 +103,7 @@ def test_maps_too_large_for_the_fused_kernels_are_composed_and_said_once(
     backend, channels, dt_rank, size, fits, caplog, monkeypatch
 ):
     monkeypatch.setattr(interface, '_announced', set())
-    monkeypatch.setattr(interface.triton_op, 'UNSUPPORTED', '')
+    monkeypatch.setattr(interface.registration, 'UNSUPPORTED', '')
     x = torch.empty(1, channels, *size, device='meta')
     with caplog.at_level(logging.INFO, logger='mmvmamba.ops'):
         assert [interface._fits(x, dt_rank, 1, backend) for _ in range(2)] == [fits] * 2
@@ -116,6 +118,8 @@ def test_maps_too_large_for_the_fused_kernels_are_composed_and_said_once(
 @pytest.mark.parametrize('dt_rank, columns', [(1, 8), (6, 8), (7, 16), (12, 16), (13, 16), (24, 32), (48, 64)])
 def test_columns_hold_dt_b_and_c(dt_rank, columns):
     assert map_columns(dt_rank) == columns >= dt_rank + 2
+    if not load_extension():
+        assert cuda_columns(dt_rank) == columns
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import importlib.util
 import pytest
 import torch
 
-from mmvmamba.ops import ss2d_scan
-from mmvmamba.ops.ss2d import triton_op
+from mmvmamba.ops import SCAN_MODES, ss2d_scan
+from mmvmamba.ops.ss2d import registration
 from tests.background import in_background
 from tests.test_ops.ss2d_inputs import make_map, make_parameters, relative_error, run
 from tests.test_ops.triton_interpreter import INTERPRETED, patch_interpreter, run_interpreted
@@ -42,10 +42,10 @@ def test_shapes_without_a_launch(training):
     """What torch.compile traces: layouts and dtypes of the op and its backward."""
     x = make_map(2, 12, 5, 6, torch.float16).to('meta')
     parameters = [value.to('meta') for value in make_parameters(12, 3)]
-    y, maps, states = torch.ops.mmvmamba.ss2d_scan_triton(x, *parameters, 'cross2d', torch.float32, training)
+    y, projections, states = torch.ops.mmvmamba.ss2d_scan_triton(x, *parameters, 0, True, training)
     assert y.shape == x.shape and y.stride() == x.stride() and y.dtype == torch.float32
-    assert maps.shape == (60, 32) and states.shape == (2 * 5 * 4 * 12 if training else 0,)
-    gradients = torch.ops.mmvmamba.ss2d_scan_triton_backward(y, x, *parameters, maps, states, 'cross2d')
+    assert projections.shape == (60, 32) and states.shape == (2 * 5 * 4 * 12 if training else 0,)
+    gradients = torch.ops.mmvmamba.ss2d_scan_triton_backward(y, x, *parameters, projections, states, 0)
     for gradient, value in zip(gradients, (x, *parameters)):
         assert gradient.shape == value.shape and gradient.dtype == value.dtype
 
@@ -75,7 +75,7 @@ if INTERPRETED:
     ]
 
     def set_segment(monkeypatch, pixels):
-        for module in (triton, triton_op):
+        for module in (triton, registration):
             monkeypatch.setattr(module, 'TRITON_SEGMENT', pixels)
 
     @pytest.fixture(autouse=True)
@@ -89,7 +89,12 @@ if INTERPRETED:
         monkeypatch.setattr(triton, 'COMBINED', 2)
 
     def fused(mode, out_dtype=None):
-        return lambda x, *parameters: triton_op.ss2d_scan(x, *parameters, mode, out_dtype or x.dtype, True)
+        index, op = SCAN_MODES.index(mode), torch.ops.mmvmamba.ss2d_scan_triton
+
+        def run(x, *parameters):
+            return op(x, *(t.float() for t in parameters), index, (out_dtype or x.dtype) == torch.float32, True)[0]
+
+        return run
 
     @pytest.mark.parametrize('case', CASES, ids=str)
     def test_output_and_every_gradient(case, monkeypatch):
@@ -111,7 +116,7 @@ if INTERPRETED:
         y = fused('cross2d', torch.float32)(x, *parameters)
         assert y.dtype == torch.float32 and y.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(fused('cross2d', torch.float32)(x.contiguous(), *parameters), y)
-        without, _, states = torch.ops.mmvmamba.ss2d_scan_triton(x, *parameters, 'cross2d', torch.float32, False)
+        without, _, states = torch.ops.mmvmamba.ss2d_scan_triton(x, *parameters, 0, True, False)
         assert torch.equal(without, y) and states.numel() == 0
 
     def test_nan_passes_on_and_stays_in_its_image():
@@ -123,4 +128,4 @@ if INTERPRETED:
 
     def test_is_a_well_behaved_op():
         x, parameters = make_map(1, 8, 2, 3).requires_grad_(), [p.requires_grad_() for p in make_parameters(8, 2)]
-        torch.library.opcheck(torch.ops.mmvmamba.ss2d_scan_triton.default, (x, *parameters, 'unidi', x.dtype, True))
+        torch.library.opcheck(torch.ops.mmvmamba.ss2d_scan_triton.default, (x, *parameters, 1, True, True))

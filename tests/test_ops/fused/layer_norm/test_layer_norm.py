@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mmvmamba.ops import add_layer_norm, backend_report, layer_norm
+from mmvmamba.ops.fused.layer_norm.registration import OUTPUT_TYPES
 from tests.test_ops.ss2d_inputs import relative_error, run
 
 CUDA = next(status for status in backend_report() if status.name == 'cuda')
@@ -108,7 +109,7 @@ def test_is_a_well_behaved_op(shifted):
     x, parameters, _ = make_inputs(10, 32, device='cuda')
     x, weight, bias = (value.requires_grad_() for value in (x, *parameters))
     shift = torch.ones(32, device='cuda', requires_grad=True) if shifted else None
-    arguments = (x, shift, weight, bias, 1e-5, torch.float32, shifted, True)
+    arguments = (x, shift, weight, bias, 1e-5, OUTPUT_TYPES.index(torch.float32), shifted, True)
     torch.library.opcheck(torch.ops.mmvmamba.layer_norm.default, arguments)
 
 
@@ -185,7 +186,7 @@ def test_gpu_sum_and_gradients(shape, dtypes, drop):
 def test_sum_is_a_well_behaved_op():
     x, branch, parameters, _, factors = sum_inputs(3, 4, 32, torch.float16, 'cuda')
     leaves = [value.requires_grad_() for value in (x, branch, *parameters)]
-    arguments = (*leaves[:2], factors, *leaves[2:], 1e-5, torch.float16, True)
+    arguments = (*leaves[:2], factors, *leaves[2:], 1e-5, True)
     torch.library.opcheck(torch.ops.mmvmamba.add_layer_norm.default, arguments)
     only_sum = torch.ops.mmvmamba.add_layer_norm(*arguments)[0]
     dx, dbranch = torch.autograd.grad(only_sum.sum(), leaves[:2])
