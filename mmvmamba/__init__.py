@@ -1,9 +1,9 @@
 """VMamba for OpenMMLab: one backbone for mmpretrain, mmdet and mmsegmentation."""
 
 try:
-    from . import hooks  # noqa: F401  (registers them under plain names)
     from .models import MM_VSSM, VSSMBackbone
-    from .runtime import setup_runtime
+    from .training import hooks  # noqa: F401  (registers them under plain names)
+    from .training.runtime import setup_runtime
     from .version import __version__
 except ModuleNotFoundError as error:
     if error.name != f'{__name__}.ops':

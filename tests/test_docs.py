@@ -71,7 +71,7 @@ def check_config(word: str) -> None:
     if word.startswith('configs/'):
         assert (ROOT / word).is_file(), word
     elif '::' in word:
-        from mmvmamba.analysis.command import read_config
+        from mmvmamba.cli import read_config
 
         assert read_config(word).model
 

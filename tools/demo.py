@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from mmvmamba.cli import UserError, pyplot, run_tool
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path('data/digits')
 SHOWN = 8  # validation images in a picture
@@ -78,10 +80,6 @@ TASKS = (
 )
 
 
-class DemoError(Exception):
-    """A step failed; the message says which one and where its log is."""
-
-
 def say(message: str) -> None:
     """Print a line now."""
     print(f'[demo] {message}', flush=True)
@@ -111,7 +109,7 @@ def run(step: str, command: list, log: Path) -> float:
                 process.wait()
     if code:
         print(''.join(tail), file=sys.stderr)
-        raise DemoError(f'{step} failed with exit code {code}; its whole log is {log}')
+        raise UserError(f'{step} failed with exit code {code}; its whole log is {log}')
     return time.time() - start
 
 
@@ -176,11 +174,7 @@ def read_losses(work_dir: Path) -> tuple:
 
 def draw_losses(results: dict, out_dir: Path) -> None:
     """Draw the loss curves of all tasks into one picture."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(1, len(results), figsize=(5 * len(results), 3.5), layout='constrained', squeeze=False)
     for axis, name in zip(axes[0], results):
         axis.plot(*read_losses(out_dir / 'work_dirs' / name))
@@ -192,14 +186,10 @@ def draw_losses(results: dict, out_dir: Path) -> None:
 
 def draw_predictions(task: str, out_dir: Path) -> None:
     """Lay out some of the images that the test drew; those of detection and segmentation are pairs."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     pictures = sorted((out_dir / 'work_dirs' / task / 'test/shown').rglob('*.png'))
     if not pictures:
-        raise DemoError(f'the {task} test drew no predictions; see logs/{task}-test.log')
+        raise UserError(f'the {task} test drew no predictions; see logs/{task}-test.log')
     chosen = pictures[:: max(1, len(pictures) // SHOWN)][:SHOWN]
     columns = 4 if task == 'classification' else 2
     rows = -(-len(chosen) // columns)
@@ -227,8 +217,8 @@ def write_metrics(results: dict, out_dir: Path) -> str:
     return table
 
 
-def main(arguments=None) -> int:
-    """Run the demo; returns the exit code."""
+def parse_args(arguments=None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out-dir', type=Path, default=Path('demo_output'), help='default: %(default)s')
     names = [task.name for task in TASKS]
@@ -236,28 +226,33 @@ def main(arguments=None) -> int:
     parser.add_argument(
         '--quick', action='store_true', help='a few images and steps: whether everything runs, not how well'
     )
-    args = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def demonstrate(args: argparse.Namespace) -> None:
+    """Run the tasks, and say where to look."""
     start, results = time.time(), {}
-    try:
-        keep_earlier(args.out_dir)
-        make_data(args.out_dir)
-        for task in TASKS:
-            if task.name in args.tasks:
-                results[task.name] = train_and_test(task, args.out_dir, args.quick)
-                draw_predictions(task.name, args.out_dir)
-        draw_losses(results, args.out_dir)
-    except DemoError as error:
-        print(f'[demo] error: {error}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('[demo] interrupted', file=sys.stderr)
-        return 130
+    keep_earlier(args.out_dir)
+    make_data(args.out_dir)
+    for task in TASKS:
+        if task.name in args.tasks:
+            results[task.name] = train_and_test(task, args.out_dir, args.quick)
+            draw_predictions(task.name, args.out_dir)
+    draw_losses(results, args.out_dir)
     print(write_metrics(results, args.out_dir))
     say(f'{time.time() - start:.0f} s. Look at:')
     for name in ('metrics.md', 'losses.png', *(f'{task}.png' for task in results)):
         say(f'  {args.out_dir / name}')
     say(f'  {args.out_dir / "work_dirs"} (logs and checkpoints)')
-    return 0
+
+
+def main(arguments=None) -> int:
+    """Run the demo; returns the exit code."""
+    try:
+        return run_tool(demonstrate, parse_args(arguments))
+    except KeyboardInterrupt:
+        print('[demo] interrupted', file=sys.stderr)
+        return 130
 
 
 if __name__ == '__main__':

@@ -193,8 +193,8 @@ def main() -> int:
             lambda: install_package(env),
         )
     except SetupError as error:
-        print(f'[setup] error: {error}', file=sys.stderr)
-        return 1
+        print(f'error: {error}', file=sys.stderr)
+        return 2  # as the tools that can import mmvmamba.cli
     except KeyboardInterrupt:
         print('[setup] interrupted; run it again to go on', file=sys.stderr)
         return 130

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from mmengine.evaluator import DumpResults
 
-import mmvmamba  # noqa: F401  (registers the backbone and makes checkpoints loadable)
 from mmvmamba.checkpoint import find_damage
-from mmvmamba.launch import (
-    LaunchError,
+from mmvmamba.cli import UserError, run_tool
+from mmvmamba.cli.launch import (
     add_common_arguments,
     build_runner,
     check_data,
@@ -42,13 +41,13 @@ def prepare_config(args: argparse.Namespace):
     checkpoint = download(args.checkpoint)
     if '://' not in checkpoint:
         if not Path(checkpoint).is_file():
-            raise LaunchError(f'checkpoint {checkpoint!r} is not a file; expected a path or a URL')
+            raise UserError(f'checkpoint {checkpoint!r} is not a file; expected a path or a URL')
         with open(checkpoint, 'rb') as file:
             damage = find_damage(file) if file.read(2) == b'PK' else ''
         if damage:
-            raise LaunchError(f'checkpoint {checkpoint!r} is damaged, {damage}')
+            raise UserError(f'checkpoint {checkpoint!r} is damaged, {damage}')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        raise LaunchError(f'--out is {args.out!r}, expected a file name that ends in .pkl')
+        raise UserError(f'--out is {args.out!r}, expected a file name that ends in .pkl')
     cfg = load_config(args)
     check_data(cfg, 'test')
     cfg.load_from = checkpoint
@@ -61,19 +60,17 @@ def prepare_config(args: argparse.Namespace):
     return cfg
 
 
-def main(arguments=None) -> int:
-    """Evaluate; returns the exit code."""
-    args = parse_args(arguments)
-    try:
-        cfg = prepare_config(args)
-    except LaunchError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    runner = build_runner(cfg)
+def run(args: argparse.Namespace) -> None:
+    """Evaluate what the command line asks for."""
+    runner = build_runner(prepare_config(args))
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     runner.test()
-    return 0
+
+
+def main(arguments=None) -> int:
+    """Evaluate; returns the exit code."""
+    return run_tool(run, parse_args(arguments), quiet=False)
 
 
 if __name__ == '__main__':

@@ -6,9 +6,8 @@ python tools/train.py configs/demo/vmamba-nano_1xb64_digits-32px.py --work-dir w
 import argparse
 import sys
 
-import mmvmamba  # noqa: F401  (registers the backbone and makes checkpoints loadable)
-from mmvmamba.launch import (
-    LaunchError,
+from mmvmamba.cli import run_tool
+from mmvmamba.cli.launch import (
     add_common_arguments,
     build_runner,
     check_data,
@@ -59,15 +58,14 @@ def prepare_config(args: argparse.Namespace):
     return cfg
 
 
+def run(args: argparse.Namespace) -> None:
+    """Train what the command line asks for."""
+    build_runner(prepare_config(args)).train()
+
+
 def main(arguments=None) -> int:
     """Train; returns the exit code."""
-    try:
-        cfg = prepare_config(parse_args(arguments))
-    except LaunchError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    build_runner(cfg).train()
-    return 0
+    return run_tool(run, parse_args(arguments), quiet=False)
 
 
 if __name__ == '__main__':

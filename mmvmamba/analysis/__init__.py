@@ -1,1 +1,1 @@
-"""What the tools of tools/analysis and tools/export share."""
+"""What a trained backbone looks at: its receptive field, and its scan as attention."""

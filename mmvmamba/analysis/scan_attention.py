@@ -11,13 +11,12 @@ Each channel has its own weights. The merged map of SS2D is the sum over the fou
 
 import copy
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmvmamba.layers import ss2d
+from mmvmamba.layers import intercept_scan, scan_routes
 from mmvmamba.ops import cross_scan
 
 
@@ -90,13 +89,12 @@ def record_scan(backbone: nn.Module, stage: int, block: int, x: torch.Tensor) ->
     finally:
         handle.remove()
 
-    def recording_scan(*arguments):
+    def record(*arguments):
         names = ('x', 'x_proj_weight', 'dt_projs_weight', 'dt_projs_bias', 'A_logs', 'Ds', 'scan_mode')
-        calls.append(dict(zip(names, arguments), output=ss2d_scan(*arguments)))
+        calls.append(dict(zip(names, arguments), output=scan_routes(*arguments)))
         return calls[-1]['output']
 
-    ss2d_scan = ss2d.ss2d_scan
-    with mock.patch.object(ss2d, 'ss2d_scan', recording_scan), torch.no_grad():
+    with intercept_scan(record), torch.no_grad():
         copy.deepcopy(op).double()(inputs[0].double())
     return calls[0]
 

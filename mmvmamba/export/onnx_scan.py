@@ -8,20 +8,15 @@ product of its chunk's decays so far times the state before the chunk.  That is 
 """
 
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmvmamba.layers import SS2D
+from mmvmamba.layers import SS2D, intercept_scan
 from mmvmamba.ops import use_backend
-from mmvmamba.ops.backend import logger
-from mmvmamba.ops.cross_scan import naive as naive_merge
-from mmvmamba.ops.selective_scan import naive as naive_scan
-from mmvmamba.ops.ss2d import composed
+from mmvmamba.ops.cross_scan.naive import cross_merge, cross_scan
 
 OPSET = 17
 _DOMAIN = 'mmvmamba'
@@ -109,54 +104,22 @@ class _ChunkedScan(torch.autograd.Function):
         return g.op(f'{_DOMAIN}::ChunkedScan', a, b).setType(type_)
 
 
-def _traceable_scan(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, out_dtype=None):
-    """The naive selective scan with its loop over time as one node; arguments and results are the same."""
-    if delta_bias is not None:
-        delta = delta + delta_bias[:, None]
-    if delta_softplus:
-        delta = F.softplus(delta)
-    groups, d_state = B.shape[1], A.shape[1]
+def _traceable_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode):
+    """The scan of a map in plain PyTorch, its loop over time as one node; see :func:`mmvmamba.layers.scan_routes`."""
+    routes, channels, dt_rank = dt_projs_weight.shape
+    d_state = A_logs.shape[1]
+    u = cross_scan(x, scan_mode, channel_last=False)  # (B, K, D, L)
+    dt, B, C = torch.matmul(x_proj_weight, u).split([int(dt_rank), int(d_state), int(d_state)], dim=2)
+    delta = F.softplus(torch.matmul(dt_projs_weight, dt) + dt_projs_bias.unsqueeze(-1)).unsqueeze(3)
+    A = -torch.exp(A_logs).unflatten(0, (int(routes), int(channels))).unsqueeze(-1)
 
-    def by_group(x):  # (batch, dim, L) to (batch, K, dim / K, 1, L)
-        return x.unflatten(1, (int(groups), -1)).unsqueeze(3)
-
-    decay = torch.exp(delta.unsqueeze(2) * A.unsqueeze(-1)).flatten(1, 2)  # (batch, dim * N, L)
-    drive = (by_group(delta * u) * B.unsqueeze(2)).flatten(1, 3)
-    h = _ChunkedScan.apply(*(x.permute(2, 0, 1).flatten(1) for x in (decay, drive)))
-    states = h.unflatten(1, (-1, int(decay.shape[1]))).permute(1, 2, 0)  # (batch, dim * N, L)
-    states = states.unflatten(1, (int(groups), -1, int(d_state)))
-    y = (states * C.unsqueeze(2)).sum(dim=3).flatten(1, 2)
-    if D is not None:
-        y = y + D[:, None] * u
-    return y, states[..., -1]
-
-
-def _traceable_merge(y, size, scan_mode, backend):
-    """The naive cross-merge without the check that ``size`` holds integers: while tracing they are tensors."""
-    return naive_merge.cross_merge(y, size, scan_mode, channel_last=False)
-
-
-def _traceable_layer_norm(x, shape, *arguments):
-    """F.layer_norm over a number of channels that does not depend on the image."""
-    return torch.layer_norm(x, [int(size) for size in shape], *arguments)
-
-
-@contextmanager
-def _tracing():
-    """Ops as plain PyTorch, the loop over time as one node; without the warning that plain PyTorch is slow."""
-    level = logger.level
-    logger.setLevel('ERROR')
-    try:
-        with (
-            use_backend('naive'),
-            mock.patch.object(naive_scan, 'selective_scan', _traceable_scan),
-            mock.patch.object(composed, 'cross_merge', _traceable_merge),
-            mock.patch.object(F, 'layer_norm', _traceable_layer_norm),
-            torch.no_grad(),
-        ):
-            yield
-    finally:
-        logger.setLevel(level)
+    decay = torch.exp(delta * A)  # (B, K, D, N, L)
+    drive = delta * u.unsqueeze(3) * B.unsqueeze(2)
+    h = _ChunkedScan.apply(*(value.flatten(1, 3).permute(2, 0, 1).flatten(1) for value in (decay, drive)))
+    h = h.unflatten(1, (-1, int(routes), int(channels), int(d_state)))  # (L, B, K, D, N)
+    y = (h.permute(1, 2, 3, 4, 0) * C.unsqueeze(2)).sum(dim=3)
+    y = y + Ds.unflatten(0, (int(routes), int(channels))).unsqueeze(-1) * u
+    return cross_merge(y, x.shape[2:], scan_mode, channel_last=False)
 
 
 def export_onnx(graph: nn.Module, example: torch.Tensor, output_names: tuple, path: Path, metadata: dict) -> None:
@@ -180,7 +143,7 @@ def export_onnx(graph: nn.Module, example: torch.Tensor, output_names: tuple, pa
         raise ValueError('scan_mode is cascade2d, which can not be exported to ONNX; expected cross2d, unidi or bidi')
     axes = {0: 'batch', 2: 'height', 3: 'width'}
     dynamic = dict(images=axes)
-    with _tracing():
+    with use_backend('naive'), intercept_scan(_traceable_scan), torch.no_grad():
         outputs = graph(example)
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
         for name, output in zip(output_names, outputs):

@@ -5,14 +5,13 @@ import math
 import torch
 from torch import nn
 
-from mmvmamba.ops import ss2d_scan
 from mmvmamba.ops.checks import autocast_enabled
 
-from .cascade import cascade_scan
 from .convolution import DepthwiseConv
 from .linear import project
 from .norm import build_out_norm
 from .options import ACTIVATIONS, SS2DOptions
+from .scan import scan_routes
 from .ssm_init import init_ssm
 
 ROUTES = 4
@@ -79,6 +78,4 @@ class SS2D(nn.Module):
     def _scan_routes(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, D) to (B, H, W, D); the ops take maps of shape (B, D, H, W), here with channels_last strides."""
         parameters = (self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds)
-        if self.options.scan_mode == 'cascade2d':
-            return cascade_scan(x, *parameters)
-        return ss2d_scan(x.permute(0, 3, 1, 2), *parameters, self.options.scan_mode).permute(0, 2, 3, 1)
+        return scan_routes(x.permute(0, 3, 1, 2), *parameters, self.options.scan_mode).permute(0, 2, 3, 1)

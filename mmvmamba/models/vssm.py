@@ -1,11 +1,13 @@
 """VSSMBackbone: VMamba as a backbone for mmpretrain, mmdet and mmsegmentation."""
 
+import functools
+
 import torch
 from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmvmamba.checkpoint import load_pretrained, upgrade_hook
+from mmvmamba.checkpoint import MisfitError, load_pretrained, upgrade_hook
 from mmvmamba.layers import BlockSequence, VSSBlock
 from mmvmamba.layers.downsample import build_downsample
 from mmvmamba.layers.norm import build_norm
@@ -15,7 +17,7 @@ from mmvmamba.registry import register_backbone
 
 from .archs import ARCHS, build_arch
 
-__all__ = ['ARCHS', 'VSSMBackbone']
+__all__ = ['ARCHS', 'VSSMBackbone', 'fitting_archs']
 
 
 @register_backbone
@@ -141,8 +143,17 @@ class VSSMBackbone(BaseModule):
         """Load the checkpoint of ``init_cfg``; without one the weights stay as the constructor drew them."""
         if self.init_cfg is None:
             return
-        load_pretrained(self, self.init_cfg)
+        self.load_pretrained(self.init_cfg)
         self._is_init = True
+
+    def load_pretrained(self, init_cfg: dict) -> None:
+        """:func:`mmvmamba.checkpoint.load_pretrained`, whose error names the archs that would fit."""
+        try:
+            load_pretrained(self, init_cfg)
+        except MisfitError as error:
+            archs = ' or '.join(map(repr, fitting_archs(error.shapes)))
+            error.hint = f'it fits arch {archs}' if archs else f'no known arch fits; {error.hint}'
+            raise
 
     def train(self, mode: bool = True):
         """Set the mode, but keep frozen stages and, with ``norm_eval``, batch norms in eval mode."""
@@ -162,6 +173,26 @@ class VSSMBackbone(BaseModule):
         for module in frozen:
             module.eval()
             module.requires_grad_(False)
+
+
+def fitting_archs(shapes: dict) -> list:
+    """Find the archs of :data:`ARCHS` whose weights have these names and shapes.
+
+    Args:
+        shapes (dict): Shape of each weight of a backbone; norms of output maps are not compared.
+
+    Returns:
+        list[str]: Names of archs.
+    """
+    shapes = {key: shape for key, shape in shapes.items() if not key.startswith('outnorm')}
+    return [arch for arch in ARCHS if _shapes_of_arch(arch) == shapes]
+
+
+@functools.cache
+def _shapes_of_arch(arch: str) -> dict:
+    with torch.device('meta'):
+        state = VSSMBackbone(arch).state_dict()
+    return {key: value.shape for key, value in state.items() if not key.startswith('outnorm')}
 
 
 def _init_linear(module: nn.Module) -> None:

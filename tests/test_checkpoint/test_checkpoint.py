@@ -11,7 +11,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 from mmvmamba import VSSMBackbone
-from mmvmamba.checkpoint import CheckpointError, fitting_archs, load_pretrained, read_checkpoint
+from mmvmamba.checkpoint import CheckpointError, load_pretrained, read_checkpoint
+from mmvmamba.models.vssm import fitting_archs
 from tests.fill import fill_array, fill_module
 
 ARCH = dict(dims=16, depths=(1, 2), drop_path_rate=0.0)
@@ -63,7 +64,7 @@ def assert_loaded(model, weights):
 def log(monkeypatch):
     """Messages that loading sends to the log."""
     lines = []
-    monkeypatch.setattr('mmvmamba.checkpoint.print_log', lambda message, logger=None: lines.append(message))
+    monkeypatch.setattr('mmvmamba.checkpoint.fit.print_log', lambda message, logger=None: lines.append(message))
     return lines
 
 
@@ -276,14 +277,16 @@ def test_wrong_file(kind, path, tmp_path, monkeypatch):
 
 def test_wrong_arch_names_the_one_that_fits(path):
     state = VSSMBackbone('nano').state_dict()
-    assert fitting_archs(state) == ['nano']
+    assert fitting_archs({key: value.shape for key, value in state.items()}) == ['nano']
     with pytest.raises(CheckpointError, match=r"it fits arch 'nano'.*missing.*unexpected"):
-        load_pretrained(VSSMBackbone(dict(dims=32, depths=(1, 1, 1, 2))), save({'model': state}, path))
+        VSSMBackbone(dict(dims=32, depths=(1, 1, 1, 2))).load_pretrained(save({'model': state}, path))
 
 
 def test_unknown_arch_is_described(path):
     init_cfg = save({'model': official_weights()}, path)
     with pytest.raises(CheckpointError, match=r'no known arch fits; it has depths \(1, 2\), dims \(16, 32\)'):
+        build_through_init(init_cfg, arch=dict(depths=(1, 1)))
+    with pytest.raises(CheckpointError, match=r'does not fit this backbone, it has depths \(1, 2\), dims \(16, 32\)'):
         load_pretrained(backbone(arch=dict(depths=(1, 1))), init_cfg)
 
 

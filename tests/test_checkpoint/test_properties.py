@@ -56,12 +56,9 @@ def is_the_saved_one(state):
 
 @pytest.fixture(scope='module', autouse=True)
 def _path(folder):
-    """Where the file lies; and no search for the arch that would fit, which builds all of them."""
+    """Where the file lies."""
     global PATH
     PATH = folder / 'weights.pth'
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('mmvmamba.checkpoint.fitting_archs', lambda state: [])
-        yield
 
 
 def test_whole(folder):

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
 
-from mmvmamba.launch import set_test_time_augmentation
+from mmvmamba.cli.launch import set_test_time_augmentation
 from tests.fill import fill_module
 from tests.test_configs.zoo import ROOT, build, load
 

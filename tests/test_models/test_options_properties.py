@@ -11,7 +11,8 @@ import torch
 from hypothesis import strategies as st
 from mmengine.config import Config
 
-from mmvmamba.launch import CODEBASES, LaunchError
+from mmvmamba.cli import UserError
+from mmvmamba.cli.models import CODEBASES
 from mmvmamba.layers.options import CHOICES, SS2DOptions
 from mmvmamba.models import ARCHS, MM_VSSM, VSSMBackbone, parse_forward_type
 from mmvmamba.models.archs import Arch, build_arch
@@ -267,7 +268,7 @@ def prepare(tool, config, words) -> tuple:
     arguments = [config, *(['noext'] if tool == 'test.py' else []), *words]
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(output), redirect_stdout(io.StringIO()):
         patch.chdir(FOLDER)
-        cfg, message = attempt(lambda: module.prepare_config(module.parse_args(arguments)), SystemExit, LaunchError)
+        cfg, message = attempt(lambda: module.prepare_config(module.parse_args(arguments)), SystemExit, UserError)
     if message == '2':  # from argparse, which prints the usage first
         message = output.getvalue().partition(': error: ')[2]
         assert message, output.getvalue()

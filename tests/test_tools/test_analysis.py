@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmvmamba import VSSMBackbone
-from mmvmamba.analysis import command
+from mmvmamba import VSSMBackbone, cli
 from mmvmamba.analysis.receptive_field import contribution, smallest_square
 from mmvmamba.analysis.scan_attention import record_scan, scan_attention
 from mmvmamba.ops import cross_merge, cross_scan, selective_scan
@@ -131,7 +130,7 @@ def test_square_is_the_smallest_of_all(height, width):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, filled):
     """Images, and checkpoints of the demo's classifier and of another arch."""
-    from mmvmamba.analysis.command import load_model
+    from mmvmamba.cli import load_model
 
     folder = tmp_path_factory.mktemp('analysis')
     rng = np.random.default_rng(0)
@@ -268,5 +267,5 @@ def test_a_folder_that_can_not_be_written_is_found_before_the_work(tool, folder,
 
 
 def test_a_folder_that_can_not_be_made_is_one_line():
-    with pytest.raises(command.ToolError, match=r"'/proc/new/deep' can not be made: No such file or directory"):
-        command.make_out_dir(Path('/proc/new/deep'))
+    with pytest.raises(cli.UserError, match=r"'/proc/new/deep' can not be made: No such file or directory"):
+        cli.make_out_dir(Path('/proc/new/deep'))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmvmamba.analysis import command
+from mmvmamba import cli
 
 from .conftest import ROOT
 
@@ -59,8 +59,8 @@ def test_no_figure_without_finite_outputs(tool, quick, tmp_path, monkeypatch, ca
             model.head.fc.bias[3] = float('nan')
         return model
 
-    load_model = command.load_model
-    monkeypatch.setattr(command, 'load_model', load_broken)
+    load_model = cli.load_model
+    monkeypatch.setattr(cli, 'load_model', load_broken)
     models = ['--model', 'broken', CLASSIFIER, '--modes', 'inference', 'train']
     assert tool('analysis/throughput.py').main([*models, *quick]) == 2
     captured = capsys.readouterr()
@@ -82,7 +82,7 @@ def test_the_median_step_is_timed(tool, quick, monkeypatch):
     throughput = tool('analysis/throughput.py')
     args = throughput.parse_args(['--model', 'a', CLASSIFIER, *quick, '--steps', '3'])
     clock = iter([0, 1, 10, 12, 20, 29])  # steps of 1, 2 and 9 seconds
-    bench = throughput.Bench(command.load_model(CLASSIFIER, None), 'fp32', args)
+    bench = throughput.Bench(cli.load_model(CLASSIFIER, None), 'fp32', args)
     monkeypatch.setattr(throughput.time, 'perf_counter', lambda: next(clock))
     assert bench.measure('inference', [32])['seconds'] == 2
 
@@ -93,7 +93,7 @@ def test_compiled_models_compute_what_eager_ones_do(tool, quick, tmp_path):
     arch = 'backbone=dict(arch=dict(_delete_=True, dims=8, depths=(1,)), out_indices=(0,), drop_path_rate=0.0)'
     config.write_text(f"_base_ = ['{CLASSIFIER}']\nmodel = dict({arch}, head=dict(in_channels=8))\n")
     words = ['--model', 'a', str(config), *quick]
-    model = command.load_model(str(config), None)
+    model = cli.load_model(str(config), None)
     eager = throughput.Bench(model, 'fp32', throughput.parse_args(words))
     compiled = throughput.Bench(model, 'fp32', throughput.parse_args([*words, '--compile', 'default']))
     (expected,), (scores,) = eager.infer(eager.images(32)), compiled.infer(eager.images(32))
@@ -149,7 +149,7 @@ def test_gallery_needs_a_demo_and_plans_every_picture(tool, tmp_path, monkeypatc
     assert list(plan) == [*trainings, *pictures, 'curves']
     for name in trainings:
         args = tool('train.py').parse_args(plan[name][1:])
-        epochs = command.read_config(args.config).train_cfg.max_epochs
+        epochs = cli.read_config(args.config).train_cfg.max_epochs
         picture = 'erf' if name == 'resnet' else 'robustness_resolution'
         assert f'{args.work_dir}/epoch_{epochs}.pth' in plan[picture]  # the tool reads what the training writes
     for name in pictures:

@@ -104,7 +104,7 @@ def test_wrong_files_are_errors(converter, tmp_path, capsys):
     for name, words in (('wrong', 'weights'), ('text', 'torch.save'), ('nowhere', 'not a file')):
         if converter is not publish_model and name == 'wrong':
             words = 'optimizer'
-        assert converter.main([str(tmp_path / f'{name}.pth'), str(tmp_path / 'out.pth')]) == 1
+        assert converter.main([str(tmp_path / f'{name}.pth'), str(tmp_path / 'out.pth')]) == 2
         assert words in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ['text.pth', 'wrong.pth']
 
@@ -128,7 +128,7 @@ def test_what_is_not_written_whole_replaces_nothing(converter, fault, tmp_path, 
 
     monkeypatch.setattr(torch, 'save', save)
     if fault == 'full disk':
-        assert converter.main([str(path), str(path)]) == 1
+        assert converter.main([str(path), str(path)]) == 2
         assert re.match(r'error: .*weights.pth can not be written \(No space left', capsys.readouterr().err)
     else:
         with pytest.raises(KeyboardInterrupt):
@@ -140,7 +140,7 @@ def test_what_is_not_written_whole_replaces_nothing(converter, fault, tmp_path, 
 def test_a_target_that_is_a_folder(converter, tmp_path, capsys):
     torch.save({'model': official_weights()}, tmp_path / 'weights.pth')
     (tmp_path / 'file').touch()
-    assert converter.main([str(tmp_path / 'weights.pth'), str(tmp_path / 'file/out.pth')]) == 1
+    assert converter.main([str(tmp_path / 'weights.pth'), str(tmp_path / 'file/out.pth')]) == 2
     assert 'can not be written' in capsys.readouterr().err
 
 
@@ -150,7 +150,7 @@ def test_a_target_that_is_a_folder(converter, tmp_path, capsys):
 def test_publish_names_what_holds_no_weights(content, tmp_path, capsys):
     torch.save(content, tmp_path / 'wrong.pth')
     for weights in publish_model.PLACES:
-        assert publish_model.main([str(tmp_path / 'wrong.pth'), str(tmp_path / 'o.pth'), '--weights', weights]) == 1
+        assert publish_model.main([str(tmp_path / 'wrong.pth'), str(tmp_path / 'o.pth'), '--weights', weights]) == 2
         assert re.match(r'error: no weights in .*state_dict.* with names and tensors', capsys.readouterr().err)
 
 

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from mmvmamba.cli import UserError
+
 
 @pytest.fixture(scope='module')
 def demo(tool):
@@ -13,9 +15,7 @@ def demo(tool):
 
 def test_a_failed_step_names_its_log(demo, tmp_path, capsys):
     log = tmp_path / 'logs/step.log'
-    with pytest.raises(
-        demo.DemoError, match=r'training \(digits\) failed with exit code 3; its whole log is .*step.log'
-    ):
+    with pytest.raises(UserError, match=r'training \(digits\) failed with exit code 3; its whole log is .*step.log'):
         demo.run('training (digits)', [sys.executable, '-c', "print('the cause'); raise SystemExit(3)"], log)
     assert log.read_text() == 'the cause\n' and 'the cause' in capsys.readouterr().err
 

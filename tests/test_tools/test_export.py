@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmvmamba import VSSMBackbone
-from mmvmamba.analysis.command import load_model, normalize, read_image
+from mmvmamba.cli import load_model, normalize, read_image
 from mmvmamba.export.graphs import AdaptiveAvgPool, FeatureGraph, as_graph, as_tuple, relative_error
 from mmvmamba.ops import backend_report
 

@@ -4,9 +4,10 @@ import logging
 import re
 
 import pytest
+import torch
+from fvcore.nn import FlopCountAnalysis
 from mmengine.config import Config
 
-import mmvmamba.layers.ss2d
 from tests.test_configs.zoo import ROOT, arch_of, config_paths, read
 from tests.test_tools.conftest import load_tool
 
@@ -49,7 +50,7 @@ def _quiet():
 
 def test_scan_formula():
     # one image of 3x4 pixels, 2 channels on 4 routes, rank 1, state 1: 288 + 96 for projections, 864 + 96 for the scan
-    assert get_flops.ss2d_scan_flops(1, 2, 3, 4, 1, 1) == 288 + 96 + 864 + 96
+    assert get_flops.scan_flops((1, 2, 3, 4), 1, 1) == 288 + 96 + 864 + 96
     assert get_flops.selective_scan_flops(2, 8, 12, 16) == 2 * (9 * 8 * 12 * 16 + 8 * 12)
 
 
@@ -122,9 +123,7 @@ def test_flops_grow_with_the_number_of_pixels():
 @pytest.mark.parametrize('task', DEMO)
 def test_command_line(task, capsys):
     path = str(DEMO[task])
-    before = mmvmamba.layers.ss2d.ss2d_scan
     assert get_flops.main([path, '--shape', '64', '96', '--by-module']) == 0
-    assert mmvmamba.layers.ss2d.ss2d_scan is before
     out = capsys.readouterr().out
     assert '1 x 3 x 64 x 96' in out and 'backbone.layers' in out
     assert not re.search(r'counted as 0: .*(conv|linear|matmul|scan)', out)
@@ -139,7 +138,7 @@ def test_every_module_counts_once():
     modules = analysis.by_module()
     assert modules[''] == modules['backbone'] + modules['neck'] + modules['head'] == analysis.total()
     operators = analysis.by_operator('backbone.layers.0.blocks.0.op')
-    assert operators['ss2d_scan'] == get_flops.ss2d_scan_flops(1, 32, 16, 16, 2, 1)
+    assert operators['scan_routes'] == get_flops.scan_flops((1, 32, 16, 16), 2, 1)
 
 
 def test_cascade_is_counted():
@@ -149,14 +148,17 @@ def test_cascade_is_counted():
     cfg.model.head.in_channels = 16
     operators = get_flops.count(cfg, (64, 64)).by_operator()
     # rows and columns of 16x16, both directions: 2 passes of 2 * 16 channels over 256 pixels
-    assert operators['selective_scan'] == 2 * get_flops.selective_scan_flops(1, 32, 256, 1)
+    passes = 2 * get_flops.selective_scan_flops(1, 32, 256, 1)
+    projections = 4 * 256 * (16 * (1 + 2) + 16)  # 4 routes of 256 pixels: 16 channels to dt, B and C, and dt to 16
+    norm = FlopCountAnalysis(torch.nn.LayerNorm(16, elementwise_affine=False), torch.rand(1, 16, 16, 16)).total()
+    assert operators['scan_routes'] == passes + projections + 2 * norm
 
 
 @pytest.mark.parametrize(
     'arguments, words',
     [
         (['nowhere.py'], "config 'nowhere.py' is not a file"),
-        (['{config}', '--shape', '4'], '--shape is [4]'),
+        (['{config}', '--shape', '4'], '--shape is 4, expected'),
         (['{config}', '--shape', '64', '64', '3'], '--shape is'),
         (['{other}'], 'default_scope None'),
     ],
@@ -165,5 +167,5 @@ def test_cascade_is_counted():
 def test_errors(arguments, words, tmp_path, capsys):
     (tmp_path / 'other.py').write_text('model = dict()\n')
     places = dict(config=DEMO['classification'], other=tmp_path / 'other.py')
-    assert get_flops.main([argument.format(**places) for argument in arguments]) == 1
+    assert get_flops.main([argument.format(**places) for argument in arguments]) == 2
     assert words in capsys.readouterr().err

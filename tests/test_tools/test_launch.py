@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 import pytest
 from mmengine.config import Config
 
-from mmvmamba import launch
+from mmvmamba.cli import UserError, launch
 
 from .conftest import ROOT
 
@@ -36,10 +36,10 @@ def test_work_dir_and_options(scope):
 def test_missing_data_is_named(scope, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = load(ROOT / DEMO[scope])
-    with pytest.raises(launch.LaunchError, match=r"data_root 'data/digits/.*' of train_dataloader is not a folder"):
+    with pytest.raises(UserError, match=r"data_root 'data/digits/.*' of train_dataloader is not a folder"):
         launch.check_data(cfg, 'train')
     cfg.test_dataloader = None
-    with pytest.raises(launch.LaunchError, match='no test_dataloader'):
+    with pytest.raises(UserError, match='no test_dataloader'):
         launch.check_data(cfg, 'test')
 
 
@@ -48,15 +48,15 @@ def test_data_inside_wrappers_is_checked(tmp_path):
     wrapped = dict(
         type='RepeatDataset', dataset=dict(type='ConcatDataset', datasets=[dict(data_root=str(tmp_path)), leaf])
     )
-    with pytest.raises(launch.LaunchError, match='gone'):
+    with pytest.raises(UserError, match='gone'):
         launch.check_data(Config(dict(train_dataloader=dict(dataset=wrapped))), 'train')
 
 
 def test_foreign_config(tmp_path):
-    with pytest.raises(launch.LaunchError, match=r'nowhere.py.* is not a file'):
+    with pytest.raises(UserError, match=r'nowhere.py.* is not a file'):
         load(tmp_path / 'nowhere.py')
     (tmp_path / 'plain.py').write_text('model = dict()\n')
-    with pytest.raises(launch.LaunchError, match='default_scope None, expected one of mmpretrain, mmdet, mmseg'):
+    with pytest.raises(UserError, match='default_scope None, expected one of mmpretrain, mmdet, mmseg'):
         load(tmp_path / 'plain.py')
 
 
@@ -68,7 +68,7 @@ def test_show_dir_switches_the_hook_on(scope):
     assert hook.get('enable') or hook.get('draw')
     assert 'pictures' in str(hook) + str(cfg.visualizer)
     del cfg.default_hooks['visualization']
-    with pytest.raises(launch.LaunchError, match='visualization'):
+    with pytest.raises(UserError, match='visualization'):
         launch.set_visualization(cfg, 'pictures')
 
 
@@ -76,7 +76,7 @@ def test_show_dir_switches_the_hook_on(scope):
 def test_tta_defaults_to_a_flip(scope):
     cfg = load(ROOT / DEMO[scope])
     if scope == 'mmdet':
-        with pytest.raises(launch.LaunchError, match='masks'):
+        with pytest.raises(UserError, match='masks'):
             launch.set_test_time_augmentation(cfg)
         cfg.model.roi_head.mask_head = None
     inner = cfg.model
@@ -90,14 +90,14 @@ def test_tta_defaults_to_a_flip(scope):
 def test_tta_by_a_flip_needs_the_packing(pipeline):
     cfg = load(ROOT / DEMO['mmpretrain'])
     cfg.test_dataloader.dataset.pipeline = pipeline
-    with pytest.raises(launch.LaunchError, match=r'test_dataloader.dataset.pipeline that ends in PackInputs'):
+    with pytest.raises(UserError, match=r'test_dataloader.dataset.pipeline that ends in PackInputs'):
         launch.set_test_time_augmentation(cfg)
 
 
 def test_tta_of_a_segmentor_needs_its_config():
     cfg = load(ROOT / DEMO['mmseg'])
     cfg.pop('tta_pipeline')
-    with pytest.raises(launch.LaunchError, match='tta_pipeline'):
+    with pytest.raises(UserError, match='tta_pipeline'):
         launch.set_test_time_augmentation(cfg)
 
 
@@ -125,9 +125,9 @@ def test_train_options(tool, user_folder, monkeypatch):
     assert prepare('--resume').resume is True and prepare('--resume').load_from is None
     assert prepare('--resume', 'a.pth').load_from == 'a.pth'
     assert prepare('--no-validate').val_dataloader is None
-    with pytest.raises(launch.LaunchError, match=r'no auto_scale_lr.*--auto-scale-lr'):
+    with pytest.raises(UserError, match=r'no auto_scale_lr.*--auto-scale-lr'):
         prepare('--auto-scale-lr')
-    with pytest.raises(launch.LaunchError, match=r'no auto_scale_lr\.base_batch_size; expected a int'):
+    with pytest.raises(UserError, match=r'no auto_scale_lr\.base_batch_size; expected a int'):
         prepare('--auto-scale-lr', '--cfg-options', 'auto_scale_lr.enable=True')
 
 

@@ -19,7 +19,7 @@ import mmpretrain  # noqa: F401
 import torch
 from mmengine.fileio import LocalBackend
 
-import mmvmamba.hooks.atomic_checkpoint as saving
+import mmvmamba.training.hooks.atomic_checkpoint as saving
 from mmvmamba.checkpoint import find_damage
 from tests.test_tools.conftest import ROOT, load_tool
 

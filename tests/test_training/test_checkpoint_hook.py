@@ -14,7 +14,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import init_default_scope
 
 from mmvmamba.checkpoint import CheckpointError, find_damage
-from mmvmamba.hooks import AtomicCheckpointHook, ExactResumeHook, NaNGuardHook
+from mmvmamba.training.hooks import AtomicCheckpointHook, ExactResumeHook, NaNGuardHook
 
 from .toy import make_runner
 
@@ -69,7 +69,7 @@ def test_killed_while_saving(tmp_path, monkeypatch, moment, iteration, steps):
 
     After iteration 2, of 6, the best model and then the first epoch (again) are saved, after iteration 4 the second.
     """
-    import mmvmamba.hooks.atomic_checkpoint as module
+    import mmvmamba.training.hooks.atomic_checkpoint as module
 
     options = dict(max_keep_ckpts=1, save_best='score', rule='greater')
     runner = make_runner(tmp_path, 3, checkpoint=options, scores=[0.1, 0.2, 0.3])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmvmamba.hooks import NaNGuardHook, NonFiniteError
+from mmvmamba.training.hooks import NaNGuardHook, NonFiniteError
 
 from .toy import make_runner
 

@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from mmvmamba.analysis import command
+from mmvmamba import cli
 from mmvmamba.analysis.scan_attention import ScanAttention, record_scan, scan_attention
 
 TOLERANCE = 1e-9  # of the check; float64 rounds at 1e-16, and thousands of terms are added
@@ -40,7 +40,7 @@ def parse_args(arguments=None) -> argparse.Namespace:
     parser.add_argument('--stage', type=int, default=0, help='stage, from 0 (default: %(default)s)')
     parser.add_argument('--block', type=int, default=-1, help='block of the stage, from 0; -1 is the last, the default')
     parser.add_argument('--size', type=int, nargs='+', help="resize the image to H [W] (default: the image's own size)")
-    command.add_output_arguments(parser, 'analysis/attention_map')
+    cli.add_output_arguments(parser, 'analysis/attention_map')
     return parser.parse_args(arguments)
 
 
@@ -49,15 +49,13 @@ def find_pixel(pixel, image: np.ndarray, cells: tuple) -> tuple:
     height, width = image.shape[:2]
     x, y = pixel or (width // 2, height // 2)
     if not (0 <= x < width and 0 <= y < height):
-        raise command.ToolError(
-            f'--pixel is {x} {y}, outside the image, whose X is 0 to {width - 1}, Y 0 to {height - 1}'
-        )
+        raise cli.UserError(f'--pixel is {x} {y}, outside the image, whose X is 0 to {width - 1}, Y 0 to {height - 1}')
     return (y * cells[0] // height, x * cells[1] // width), (x, y)
 
 
 def draw(image: np.ndarray, pixel: tuple, attention: ScanAttention, routes: tuple, path) -> None:
     """Draw shares over the image above, signed weights below; merged first, then the routes."""
-    plt = command.pyplot()
+    plt = cli.pyplot()
     shares, merged = attention.normalized()
     raw = attention.raw()
     rgb, (height, width) = image[:, :, ::-1], image.shape[:2]
@@ -90,24 +88,24 @@ def draw(image: np.ndarray, pixel: tuple, attention: ScanAttention, routes: tupl
 
 def run(args: argparse.Namespace) -> None:
     """Compute, check, draw and write."""
-    command.check_out_dir(args.out_dir, args.force)
-    command.check_device(args.device)
-    image = command.read_image(args.image, 'image', command.parse_size(args.size))
-    model = command.load_model(args.config, args.checkpoint, args.device)
-    backbone = command.require_vmamba(model, args.config)
+    cli.check_out_dir(args.out_dir, args.force)
+    cli.check_device(args.device)
+    image = cli.read_image(args.image, 'image', cli.parse_size(args.size))
+    model = cli.load_model(args.config, args.checkpoint, args.device)
+    backbone = cli.require_vmamba(model, args.config)
     try:
-        call = record_scan(backbone, args.stage, args.block, command.normalize(model, image))
+        call = record_scan(backbone, args.stage, args.block, cli.normalize(model, image))
     except ValueError as error:
-        raise command.ToolError(f'--stage {args.stage} --block {args.block}: {error}') from error
+        raise cli.UserError(f'--stage {args.stage} --block {args.block}: {error}') from error
     cell, pixel = find_pixel(args.pixel, image, call['x'].shape[2:])
     attention = scan_attention(call, *cell)
     if not attention.error() < TOLERANCE:
-        raise command.ToolError(
+        raise cli.UserError(
             f'the weights give an output that is off by {attention.error():.1e} of the largest, expected below '
             f'{TOLERANCE}; are the weights of the checkpoint finite?'
         )
 
-    out_dir = command.make_out_dir(args.out_dir)
+    out_dir = cli.make_out_dir(args.out_dir)
     draw(image, pixel, attention, ROUTES[call['scan_mode']], out_dir / 'attention_map.png')
     shares, merged = attention.normalized()
     raw = attention.raw()
@@ -128,8 +126,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments=None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(arguments)
-    return command.run_tool(lambda: run(args))
+    return cli.run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 from mmengine.utils import track_iter_progress
 
-from mmvmamba.analysis import command
+from mmvmamba import cli
 from mmvmamba.analysis.receptive_field import contribution, smallest_square
 
 SHARES = (0.2, 0.3, 0.5, 0.9, 0.99)
@@ -24,27 +24,27 @@ DECADES = 5  # of the log scale
 def parse_args(arguments=None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_models_argument(parser)
+    cli.add_models_argument(parser)
     parser.add_argument('--images', required=True, help='a folder of images')
     parser.add_argument('--num-images', type=int, default=20, help='how many of them (default: %(default)s)')
     parser.add_argument('--size', type=int, nargs='+', default=[224], help='H [W] of the input (default: 224)')
     parser.add_argument('--seed', type=int, default=0, help='of untrained weights (default: %(default)s)')
-    command.add_output_arguments(parser, 'analysis/erf')
+    cli.add_output_arguments(parser, 'analysis/erf')
     return parser.parse_args(arguments)
 
 
 def measure(args: argparse.Namespace, spec: list, images: list, size: tuple) -> dict:
     """The field of one model, averaged over the images."""
     name, config, checkpoint = spec
-    model = command.load_model(config, checkpoint, args.device, args.seed)
+    model = cli.load_model(config, checkpoint, args.device, args.seed)
     field = 0
     print(f'{name}:', flush=True)
     for path in track_iter_progress(images):
-        x = command.normalize(model, command.read_image(path, '--images', size))
+        x = cli.normalize(model, cli.read_image(path, '--images', size))
         field = field + contribution(model.backbone, x) / len(images)
     print()
     if not bool(field.isfinite().all()) or field.sum() <= 0:
-        raise command.ToolError(f'--model {name!r}: its gradients are not finite, or all zero; there is no field')
+        raise cli.UserError(f'--model {name!r}: its gradients are not finite, or all zero; there is no field')
     return dict(field=field, squares={share: smallest_square(field, share) for share in SHARES})
 
 
@@ -55,7 +55,7 @@ def sides_text(result: dict, shares) -> str:
 
 def draw(results: dict, path) -> None:
     """Draw all fields side by side, on one log scale relative to the largest value of each."""
-    plt = command.pyplot()
+    plt = cli.pyplot()
     from matplotlib.colors import LogNorm
     from matplotlib.patches import Rectangle
 
@@ -80,16 +80,16 @@ def draw(results: dict, path) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, draw and write."""
-    command.check_out_dir(args.out_dir, args.force)
-    command.check_device(args.device)
-    command.check_names(args.models)
-    size = command.parse_size(args.size)
+    cli.check_out_dir(args.out_dir, args.force)
+    cli.check_device(args.device)
+    cli.check_names(args.models)
+    size = cli.parse_size(args.size)
     if args.num_images < 1:
-        raise command.ToolError(f'--num-images is {args.num_images}, expected at least 1')
-    images = command.list_images(args.images, '--images', args.num_images)
+        raise cli.UserError(f'--num-images is {args.num_images}, expected at least 1')
+    images = cli.list_images(args.images, '--images', args.num_images)
     results = {spec[0]: measure(args, spec, images, size) for spec in args.models}
 
-    out_dir = command.make_out_dir(args.out_dir)
+    out_dir = cli.make_out_dir(args.out_dir)
     draw(results, out_dir / 'erf.png')
     np.savez_compressed(out_dir / 'erf.npz', **{name: result['field'].numpy() for name, result in results.items()})
     summary = {
@@ -110,8 +110,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments=None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(arguments)
-    return command.run_tool(lambda: run(args))
+    return cli.run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':

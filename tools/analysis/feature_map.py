@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.visualization import Visualizer
 
-from mmvmamba.analysis import command
+from mmvmamba import cli
 from mmvmamba.models import VSSMBackbone
 
 
@@ -27,7 +27,7 @@ def parse_args(arguments=None) -> argparse.Namespace:
     parser.add_argument('image', help='path of the image')
     parser.add_argument('--channels', type=int, default=4, help='strongest channels to show (default: %(default)s)')
     parser.add_argument('--size', type=int, nargs='+', help="resize the image to H [W] (default: the image's own size)")
-    command.add_output_arguments(parser, 'analysis/feature_map')
+    cli.add_output_arguments(parser, 'analysis/feature_map')
     return parser.parse_args(arguments)
 
 
@@ -58,7 +58,7 @@ def panels(features: torch.Tensor, image: np.ndarray, channels: int) -> list:
 
 def draw(maps: dict, image: np.ndarray, channels: int, path) -> None:
     """A row a stage."""
-    plt = command.pyplot()
+    plt = cli.pyplot()
     rows = [(name, features, panels(features, image, channels)) for name, features in maps.items()]
     columns = max(len(pictures) for _, _, pictures in rows)
     figure, axes = plt.subplots(
@@ -79,15 +79,15 @@ def draw(maps: dict, image: np.ndarray, channels: int, path) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compute, draw and write."""
-    command.check_out_dir(args.out_dir, args.force)
-    command.check_device(args.device)
+    cli.check_out_dir(args.out_dir, args.force)
+    cli.check_device(args.device)
     if args.channels < 0:
-        raise command.ToolError(f'--channels is {args.channels}, expected at least 0')
-    image = command.read_image(args.image, 'image', command.parse_size(args.size))
-    model = command.load_model(args.config, args.checkpoint, args.device)
-    maps = stage_maps(model, command.normalize(model, image))
+        raise cli.UserError(f'--channels is {args.channels}, expected at least 0')
+    image = cli.read_image(args.image, 'image', cli.parse_size(args.size))
+    model = cli.load_model(args.config, args.checkpoint, args.device)
+    maps = stage_maps(model, cli.normalize(model, image))
 
-    out_dir = command.make_out_dir(args.out_dir)
+    out_dir = cli.make_out_dir(args.out_dir)
     draw(maps, image, args.channels, out_dir / 'feature_map.png')
     arrays = {name.replace(' ', '_'): features.cpu().numpy() for name, features in maps.items()}
     np.savez_compressed(out_dir / 'feature_map.npz', **arrays)
@@ -96,8 +96,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments=None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(arguments)
-    return command.run_tool(lambda: run(args))
+    return cli.run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ from pathlib import Path
 import mmcv
 import numpy as np
 
-from mmvmamba.analysis import command
+from mmvmamba import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED = {
@@ -50,7 +50,7 @@ def trained(demo: Path, task: str) -> tuple:
     folder = demo / 'work_dirs' / task
     pointer, configs = folder / 'last_checkpoint', sorted(folder.glob('*.py'))
     if not pointer.is_file() or not configs:
-        raise command.ToolError(f'--demo {str(demo)!r} has no trained work_dirs/{task}; run make demo first')
+        raise cli.UserError(f'--demo {str(demo)!r} has no trained work_dirs/{task}; run make demo first')
     return configs[0], folder / Path(pointer.read_text().strip()).name
 
 
@@ -58,7 +58,7 @@ def pixel_of_a_digit(mask: Path) -> tuple:
     """X and Y of the digit's pixel that lies nearest to the middle of all digits in a semantic mask."""
     digits = np.argwhere(mmcv.imread(str(mask), 'unchanged'))
     if not len(digits):
-        raise command.ToolError(f'--data has no digit in {mask}; expected what make demo made')
+        raise cli.UserError(f'--data has no digit in {mask}; expected what make demo made')
     middle = (digits.max(axis=0) + digits.min(axis=0)) / 2
     row, column = digits[((digits - middle) ** 2).sum(axis=1).argmin()]
     return column, row
@@ -70,11 +70,11 @@ def commands(args: argparse.Namespace, out_dir: Path) -> dict:
     digits, detector, segmentor = (trained(args.demo, task) for task in ('classification', 'detection', 'segmentation'))
     image, mask = data / 'scenes/val/00000.png', data / 'semantic/val/00000.png'
     if not (image.is_file() and mask.is_file()):
-        raise command.ToolError(f'--data {str(data)!r} has no {{scenes,semantic}}/val/00000.png; run make demo first')
+        raise cli.UserError(f'--data {str(data)!r} has no {{scenes,semantic}}/val/00000.png; run make demo first')
     train, compared = {}, {}
     for name, config in TRAINED.items():
         folder = out_dir / 'work_dirs' / name
-        epochs = 1 if args.quick else command.read_config(str(config)).train_cfg.max_epochs
+        epochs = 1 if args.quick else cli.read_config(str(config)).train_cfg.max_epochs
         compared[name] = config, folder / f'epoch_{epochs}.pth'
         train[name] = [tools / 'train.py', config, '--work-dir', folder]
         train[name] += ['--cfg-options', *QUICK] if args.quick else []
@@ -111,9 +111,9 @@ def commands(args: argparse.Namespace, out_dir: Path) -> dict:
 def run(args: argparse.Namespace) -> None:
     """Run every tool; the first that fails stops the gallery."""
     out_dir = args.out_dir or args.demo / 'gallery'
-    command.check_out_dir(out_dir, args.force)
+    cli.check_out_dir(out_dir, args.force)
     planned = commands(args, out_dir)
-    command.make_out_dir(out_dir)
+    cli.make_out_dir(out_dir)
     record = {}
     for i, (name, words) in enumerate(planned.items(), start=1):
         print(f'[{i}/{len(planned)}] python {shlex.join(words)}', flush=True)
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
                 [sys.executable, '-W', 'ignore', *words], stdout=log, stderr=subprocess.STDOUT
             ).returncode
         if code:
-            raise command.ToolError(f'{name} failed with exit code {code}; its log is {out_dir / name}.log')
+            raise cli.UserError(f'{name} failed with exit code {code}; its log is {out_dir / name}.log')
         record[name] = dict(command=shlex.join(['python', *words]), seconds=round(time.time() - start))
     (out_dir / 'gallery.json').write_text(json.dumps(record, indent=2) + '\n')
     print('\n'.join(f'wrote {path}' for path in sorted(out_dir.rglob('*.png')) if 'work_dirs' not in path.parts))
@@ -131,8 +131,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments=None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(arguments)
-    return command.run_tool(lambda: run(args))
+    return cli.run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':

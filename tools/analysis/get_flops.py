@@ -7,12 +7,9 @@ operations an element for norms and pooling, and 9 B L D N + B D L for a selecti
 """
 
 import argparse
-import contextlib
 import functools
 import importlib
 import sys
-from pathlib import Path
-from unittest import mock
 
 import torch
 from fvcore.nn import FlopCountAnalysis, flop_count_table
@@ -21,32 +18,23 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 
-import mmvmamba  # noqa: F401  (registers the backbone)
+from mmvmamba import cli
+from mmvmamba.layers import intercept_scan
 
 ROUTES = 4
+NORM_FLOPS = 4  # an element of a norm without weights, by fvcore's rule
 # free by the rule: fvcore does not know the activations, and ignores the ones that it knows
 FREE_OPS = ('silu', 'silu_', 'gelu', 'sigmoid', 'neg', 'exp', 'flip', 'softmax')
 
 
-class FlopsError(Exception):
-    """A command line or config that can't be counted; the message says what was expected."""
-
-
-# ---- ops that are counted instead of run: only their shapes matter --------------------------------------------------
-@torch.library.custom_op('mmvmamba_flops::ss2d_scan', mutates_args=())
-def counted_ss2d_scan(x: torch.Tensor, dt_projs_weight: torch.Tensor, A_logs: torch.Tensor) -> torch.Tensor:
-    """Stands for :func:`mmvmamba.ops.ss2d_scan` in a trace; (B, D, H, W) of zeros."""
+# ---- the scan, counted instead of run: only shapes matter -----------------------------------------------------------
+@torch.library.custom_op('mmvmamba_flops::scan_routes', mutates_args=())
+def counted_scan(x: torch.Tensor, dt_projs_weight: torch.Tensor, A_logs: torch.Tensor, scan_mode: str) -> torch.Tensor:
+    """Stands for :func:`mmvmamba.layers.scan_routes` in a trace, on any backend; (B, D, H, W) of zeros."""
     return torch.zeros_like(x)
 
 
-@torch.library.custom_op('mmvmamba_flops::selective_scan', mutates_args=())
-def counted_selective_scan(u: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
-    """Stands for :func:`mmvmamba.ops.selective_scan` in a trace; (B, D, L) of zeros."""
-    return torch.zeros_like(u)
-
-
-counted_ss2d_scan.register_fake(lambda x, dt_projs_weight, A_logs: torch.empty_like(x))
-counted_selective_scan.register_fake(lambda u, A: torch.empty_like(u))
+counted_scan.register_fake(lambda x, dt_projs_weight, A_logs, scan_mode: torch.empty_like(x))
 
 
 def selective_scan_flops(batch: int, dim: int, length: int, d_state: int) -> int:
@@ -54,50 +42,46 @@ def selective_scan_flops(batch: int, dim: int, length: int, d_state: int) -> int
     return 9 * batch * length * dim * d_state + batch * dim * length
 
 
-def ss2d_scan_flops(batch: int, channels: int, height: int, width: int, dt_rank: int, d_state: int) -> int:
-    """FLOPs of four routes: projection to dt, B and C, projection of dt to all channels, and the scan."""
+def scan_flops(shape: tuple, dt_rank: int, d_state: int, scan_mode: str = 'cross2d') -> int:
+    """FLOPs of a scan: projection to dt, B and C, projection of dt to all channels, and the recurrence, on four routes.
+
+    In the mode cascade2d, whose two passes have two routes each, two layer norms without weights are added.
+
+    Args:
+        shape (tuple[int]): Shape of the map, (B, D, H, W).
+        dt_rank (int): R.
+        d_state (int): N.
+        scan_mode (str): As in :class:`mmvmamba.layers.SS2DOptions`. Default: ``cross2d``.
+    """
+    batch, channels, height, width = shape
     length, dim = height * width, ROUTES * channels
     projections = batch * length * dim * (dt_rank + 2 * d_state) + batch * length * dim * dt_rank
-    return projections + selective_scan_flops(batch, dim, length, d_state)
+    norms = 2 * NORM_FLOPS * batch * channels * length if scan_mode == 'cascade2d' else 0
+    return projections + norms + selective_scan_flops(batch, dim, length, d_state)
 
 
-def _handle_ss2d_scan(inputs, outputs):
+def _handle_scan(inputs, outputs):
     x, dt_projs_weight, A_logs = (get_shape(value) for value in inputs[:3])
-    return ss2d_scan_flops(*x, dt_projs_weight[2], A_logs[1])
+    return scan_flops(x, dt_projs_weight[2], A_logs[1], inputs[3].toIValue())
 
 
-def _handle_selective_scan(inputs, outputs):
-    u, A = (get_shape(value) for value in inputs[:2])
-    return selective_scan_flops(*u, A[1])
-
-
-@contextlib.contextmanager
 def counted_ops():
-    """Let every SS2D call the stand-ins, so that the count does not depend on the op backend, nor take its time."""
+    """Let every SS2D call the stand-in, so that the count does not depend on the op backend, nor take its time."""
 
-    def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode):
-        return counted_ss2d_scan(x, dt_projs_weight, A_logs)
+    def scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode):
+        return counted_scan(x, dt_projs_weight, A_logs, scan_mode)
 
-    def selective_scan(u, delta, A, B, C, D, delta_bias, **options):
-        return counted_selective_scan(u, A)
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch('mmvmamba.layers.ss2d.ss2d_scan', ss2d_scan))
-        stack.enter_context(mock.patch('mmvmamba.layers.cascade.selective_scan', selective_scan))
-        yield
+    return intercept_scan(scan)
 
 
 # ---- models ---------------------------------------------------------------------------------------------------------
 def build_model(cfg: Config) -> torch.nn.Module:
     """Build the model of a config with random weights, in eval mode."""
-    scope = cfg.get('default_scope')
-    if scope not in ('mmpretrain', 'mmdet', 'mmseg'):
-        raise FlopsError(f'the config has default_scope {scope!r}, expected mmpretrain, mmdet or mmseg')
-    init_default_scope(scope)
+    init_default_scope(cfg.default_scope)
     model_cfg = cfg.model.copy()
     if cfg.get('data_preprocessor'):
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = importlib.import_module(f'{scope}.registry').MODELS.build(model_cfg)
+    model = importlib.import_module(f'{cfg.default_scope}.registry').MODELS.build(model_cfg)
     return revert_sync_batchnorm(model).eval()
 
 
@@ -129,8 +113,7 @@ def count(cfg: Config, shape: tuple) -> FlopCountAnalysis:
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
         model.forward = functools.partial(model.forward, data_samples=[DetDataSample(metainfo=meta)])
     analysis = FlopCountAnalysis(model, torch.randn(1, 3, *shape))
-    analysis.set_op_handle('mmvmamba_flops::ss2d_scan', _handle_ss2d_scan)
-    analysis.set_op_handle('mmvmamba_flops::selective_scan', _handle_selective_scan)
+    analysis.set_op_handle('mmvmamba_flops::scan_routes', _handle_scan)
     for name in FREE_OPS:
         analysis.set_op_handle(f'aten::{name}', None)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
@@ -147,7 +130,7 @@ def count_parameters(model: torch.nn.Module) -> int:
 def parse_args(arguments=None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='path of the config')
+    parser.add_argument('config', help='path of the config, or SCOPE::NAME')
     parser.add_argument(
         '--shape', type=int, nargs='+', metavar='SIZE', help='height and width, or one side (default: as published)'
     )
@@ -158,12 +141,8 @@ def parse_args(arguments=None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Count what the command line asks for, and print it."""
-    if not Path(args.config).is_file():
-        raise FlopsError(f'config {args.config!r} is not a file; expected the path of a config')
-    cfg = Config.fromfile(args.config)
-    if args.shape and (len(args.shape) > 2 or min(args.shape) < 32):
-        raise FlopsError(f'--shape is {args.shape}, expected one or two sizes of at least 32')
-    shape = (args.shape[0], args.shape[-1]) if args.shape else default_shape(cfg)
+    cfg = cli.read_config(args.config)
+    shape = cli.parse_size(args.shape, '--shape') or default_shape(cfg)
     analysis = count(cfg, shape)
     if args.by_module:
         print(flop_count_table(analysis, max_depth=args.depth, show_param_shapes=False))
@@ -178,12 +157,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments=None) -> int:
     """Run; returns the exit code."""
-    try:
-        run(parse_args(arguments))
-    except FlopsError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    return 0
+    return cli.run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from mmengine.utils import ProgressBar
 
-from mmvmamba.analysis import command
+from mmvmamba import cli
 
 
 def parse_args(arguments=None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_models_argument(parser)
+    cli.add_models_argument(parser)
     parser.add_argument('--data', required=True, help='a folder with a subfolder a class')
     parser.add_argument(
         '--sizes', type=int, nargs='+', default=[128, 160, 192, 224, 288, 384, 512], help='default: %(default)s'
@@ -30,19 +30,19 @@ def parse_args(arguments=None) -> argparse.Namespace:
     parser.add_argument('--crop-ratio', type=float, default=0.875, help='1 for no crop (default: %(default)s)')
     parser.add_argument('--batch-size', type=int, default=32, help='default: %(default)s')
     parser.add_argument('--limit', type=int, help='take this many images a class at most')
-    command.add_output_arguments(parser, 'analysis/robustness_resolution')
+    cli.add_output_arguments(parser, 'analysis/robustness_resolution')
     return parser.parse_args(arguments)
 
 
 def list_samples(data: str, limit) -> tuple:
     """The images of a folder with the place of their class, and the names of the classes."""
     if not Path(data).is_dir():
-        raise command.ToolError(f'--data {data!r} is not a folder; expected one with a subfolder a class')
+        raise cli.UserError(f'--data {data!r} is not a folder; expected one with a subfolder a class')
     classes = sorted(path.name for path in Path(data).iterdir() if path.is_dir())
     if not classes:
-        raise command.ToolError(f'--data {data!r} has no subfolder; expected one a class')
+        raise cli.UserError(f'--data {data!r} has no subfolder; expected one a class')
     folders = (str(Path(data) / name) for name in classes)
-    samples = [(path, i) for i, folder in enumerate(folders) for path in command.list_images(folder, '--data', limit)]
+    samples = [(path, i) for i, folder in enumerate(folders) for path in cli.list_images(folder, '--data', limit)]
     return samples, classes
 
 
@@ -67,10 +67,10 @@ def accuracy(args, model, samples: list, size: int, bar: ProgressBar) -> float:
     right = 0
     for start in range(0, len(samples), args.batch_size):
         batch = samples[start : start + args.batch_size]
-        images = [resize_and_crop(command.read_image(path, '--data'), size, args.crop_ratio) for path, _ in batch]
-        scores = predict(model, torch.cat([command.normalize(model, image) for image in images]))
+        images = [resize_and_crop(cli.read_image(path, '--data'), size, args.crop_ratio) for path, _ in batch]
+        scores = predict(model, torch.cat([cli.normalize(model, image) for image in images]))
         if not bool(scores.isfinite().all()):
-            raise command.ToolError(f'the scores at size {size} are not finite; there is no accuracy')
+            raise cli.UserError(f'the scores at size {size} are not finite; there is no accuracy')
         right += int((scores.argmax(dim=1).cpu() == torch.tensor([label for _, label in batch])).sum())
         bar.update(len(batch))
     return 100 * right / len(samples)
@@ -79,14 +79,12 @@ def accuracy(args, model, samples: list, size: int, bar: ProgressBar) -> float:
 def measure(args: argparse.Namespace, spec: list, samples: list, classes: list) -> dict:
     """Accuracies of one model at every size."""
     name, config, checkpoint = spec
-    model = command.load_model(config, checkpoint, args.device)
-    if not hasattr(model, 'head') or command.read_config(config).default_scope != 'mmpretrain':
-        raise command.ToolError(
-            f'config {config!r} is of a {type(model).__name__}, expected a classifier of mmpretrain'
-        )
+    model = cli.load_model(config, checkpoint, args.device)
+    if not hasattr(model, 'head') or cli.read_config(config).default_scope != 'mmpretrain':
+        raise cli.UserError(f'config {config!r} is of a {type(model).__name__}, expected a classifier of mmpretrain')
     scores = predict(model, torch.zeros(1, 3, 64, 64, device=args.device)).shape[1]
     if scores != len(classes):
-        raise command.ToolError(f'--data {args.data!r} has {len(classes)} classes, but config {config!r} {scores}')
+        raise cli.UserError(f'--data {args.data!r} has {len(classes)} classes, but config {config!r} {scores}')
     print(f'{name}:', flush=True)
     bar = ProgressBar(len(samples) * len(args.sizes))
     result = {size: accuracy(args, model, samples, size, bar) for size in args.sizes}
@@ -96,7 +94,7 @@ def measure(args: argparse.Namespace, spec: list, samples: list, classes: list) 
 
 def draw(results: dict, path: Path) -> None:
     """A curve a model."""
-    plt = command.pyplot()
+    plt = cli.pyplot()
     figure, axis = plt.subplots(figsize=(6, 4), layout='constrained')
     for name, result in results.items():
         axis.plot(list(result), list(result.values()), marker='o', label=name)
@@ -109,23 +107,23 @@ def draw(results: dict, path: Path) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, draw and write."""
-    command.check_out_dir(args.out_dir, args.force)
-    command.check_device(args.device)
-    command.check_names(args.models)
+    cli.check_out_dir(args.out_dir, args.force)
+    cli.check_device(args.device)
+    cli.check_names(args.models)
     for option, value, valid in (
-        ('--sizes', args.sizes, min(args.sizes) >= 4 and max(args.sizes) <= command.MAX_SIDE),
+        ('--sizes', args.sizes, min(args.sizes) >= 4 and max(args.sizes) <= cli.MAX_SIDE),
         ('--batch-size', args.batch_size, args.batch_size >= 1),
         ('--crop-ratio', args.crop_ratio, 0 < args.crop_ratio <= 1),
         ('--limit', args.limit, args.limit is None or args.limit >= 1),
     ):
         if not valid:
-            bounds = {'--sizes': f'sizes from 4 to {command.MAX_SIDE}', '--crop-ratio': 'a number above 0, at most 1'}
-            raise command.ToolError(f'{option} is {value}, expected {bounds.get(option, "at least 1")}')
+            bounds = {'--sizes': f'sizes from 4 to {cli.MAX_SIDE}', '--crop-ratio': 'a number above 0, at most 1'}
+            raise cli.UserError(f'{option} is {value}, expected {bounds.get(option, "at least 1")}')
     args.sizes = sorted(set(args.sizes))
     samples, classes = list_samples(args.data, args.limit)
     results = {spec[0]: measure(args, spec, samples, classes) for spec in args.models}
 
-    out_dir = command.make_out_dir(args.out_dir)
+    out_dir = cli.make_out_dir(args.out_dir)
     draw(results, out_dir / 'robustness_resolution.png')
     summary = {
         name: dict(config=config, checkpoint=checkpoint, images=len(samples), top1=results[name])
@@ -142,8 +140,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments=None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(arguments)
-    return command.run_tool(lambda: run(args))
+    return cli.run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':

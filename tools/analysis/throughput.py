@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from mmengine.utils import ProgressBar
 
 import mmvmamba
-from mmvmamba.analysis import command
+from mmvmamba import cli
 from mmvmamba.export.graphs import as_tuple
 
 PRECISIONS = dict(fp32=None, tf32=None, fp16=torch.float16, bf16=torch.bfloat16)
@@ -33,7 +33,7 @@ COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-
 def parse_args(arguments=None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_models_argument(parser, checkpoint=False)
+    cli.add_models_argument(parser, checkpoint=False)
     parser.add_argument('--batch-size', type=int, default=128, help='default: %(default)s')
     parser.add_argument('--sizes', type=int, nargs='+', default=[224], help='side of the images (default: 224)')
     parser.add_argument(
@@ -47,7 +47,7 @@ def parse_args(arguments=None) -> argparse.Namespace:
     parser.add_argument('--steps', type=int, default=30, help='steps timed (default: %(default)s)')
     parser.add_argument('--channels-last', action='store_true', help='images and convolutions in channels_last memory')
     parser.add_argument('--compile', choices=COMPILE_MODES, help='torch.compile with this mode, anew for every case')
-    command.add_output_arguments(parser, 'analysis/throughput')
+    cli.add_output_arguments(parser, 'analysis/throughput')
     return parser.parse_args(arguments)
 
 
@@ -160,7 +160,7 @@ def measure(args: argparse.Namespace) -> list:
     for name, config in args.models:
         for precision in args.precisions:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != 'fp32'
-            bench = Bench(command.load_model(config, None, args.device), precision, args)
+            bench = Bench(cli.load_model(config, None, args.device), precision, args)
             parameters = sum(p.numel() for p in bench.model.parameters())
             for mode, sizes in cases:
                 row = dict(
@@ -208,7 +208,7 @@ def table(rows: list) -> str:
 
 def draw(rows: list, path: Path) -> None:
     """Bars of images a second: a panel a mode, a group a precision and size, a color a model."""
-    plt = command.pyplot()
+    plt = cli.pyplot()
     modes = list(dict.fromkeys(row['mode'] for row in rows))
     names = list(dict.fromkeys(row['model'] for row in rows))
     figure, axes = plt.subplots(1, len(modes), figsize=(4.2 * len(modes), 3.8), layout='constrained', squeeze=False)
@@ -235,9 +235,9 @@ def draw(rows: list, path: Path) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Check the arguments before any work."""
-    command.check_out_dir(args.out_dir, args.force)
-    device = command.check_device(args.device)
-    command.check_names(args.models)
+    cli.check_out_dir(args.out_dir, args.force)
+    device = cli.check_device(args.device)
+    cli.check_names(args.models)
     for option, value, low in (
         ('--batch-size', args.batch_size, 1),
         ('--warmup', args.warmup, 0),
@@ -246,23 +246,21 @@ def check(args: argparse.Namespace) -> None:
         ('--mixed-sizes', min(args.mixed_sizes), 32),
     ):
         if value < low:
-            raise command.ToolError(f'{option} is {value}, expected at least {low}')
+            raise cli.UserError(f'{option} is {value}, expected at least {low}')
     for option, sizes in (('--sizes', args.sizes), ('--mixed-sizes', args.mixed_sizes)):
-        if max(sizes) > command.MAX_SIDE:
-            raise command.ToolError(f'{option} is {max(sizes)}, expected at most {command.MAX_SIDE}')
+        if max(sizes) > cli.MAX_SIDE:
+            raise cli.UserError(f'{option} is {max(sizes)}, expected at most {cli.MAX_SIDE}')
     if 'tf32' in args.precisions and device.type != 'cuda':
-        raise command.ToolError(
-            f'--precisions has tf32, which the device {args.device!r} does not have; expected a GPU'
-        )
+        raise cli.UserError(f'--precisions has tf32, which the device {args.device!r} does not have; expected a GPU')
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, draw and write; fail at the end if a model had no figure."""
     check(args)
     for _, config in args.models:
-        command.read_config(config)
+        cli.read_config(config)
     rows = measure(args)
-    out_dir = command.make_out_dir(args.out_dir)
+    out_dir = cli.make_out_dir(args.out_dir)
     info = machine(args)
     (out_dir / 'throughput.json').write_text(json.dumps(dict(machine=info, rows=rows), indent=2) + '\n')
     where = ', '.join(f'{key} {value}' for key, value in info.items())
@@ -271,13 +269,12 @@ def run(args: argparse.Namespace) -> None:
     print(f'{where}\n{table(rows)}\nwrote {out_dir}/throughput.json, .md and .png')
     failed = [row for row in rows if 'error' in row]
     if failed:
-        raise command.ToolError(f'{len(failed)} of {len(rows)} have no figure; the first: {failed[0]["error"]}')
+        raise cli.UserError(f'{len(failed)} of {len(rows)} have no figure; the first: {failed[0]["error"]}')
 
 
 def main(arguments=None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(arguments)
-    return command.run_tool(lambda: run(args))
+    return cli.run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':

@@ -23,6 +23,8 @@ from pycocotools import mask as coco_mask
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from mmvmamba.cli import UserError, run_tool
+
 DIGITS = [str(digit) for digit in range(10)]
 DIGIT_SIDE = 32  # pixels of a classification image
 SIZES = (0.25, 0.45)  # height of a digit in a scene over the scene's side
@@ -138,9 +140,7 @@ def write_scenes(root: Path, name: str, scans, labels, count: int, side: int, se
 def make_dataset(out_dir: Path, seed: int, num_train: int, num_val: int, image_size: int, force: bool) -> None:
     """Make the whole set in a temporary folder and move it into place when it is complete."""
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())) and not force:
-        raise FileExistsError(
-            f'--out-dir {out_dir} exists and is not empty; choose another, or replace it with --force'
-        )
+        raise UserError(f'--out-dir {out_dir} exists and is not empty; choose another, or replace it with --force')
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f'.{out_dir.name}-', dir=out_dir.parent))
     try:
@@ -172,16 +172,18 @@ def parse_args(arguments: Optional[list] = None) -> argparse.Namespace:
     return args
 
 
-def main(arguments: Optional[list] = None) -> int:
-    """Make the data set; returns the exit code."""
-    args = parse_args(arguments)
+def run(args: argparse.Namespace) -> None:
+    """Make what the command line asks for."""
     try:
         make_dataset(args.out_dir, args.seed, args.num_train, args.num_val, args.image_size, args.force)
     except OSError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        raise UserError(str(error)) from error
     print(f'wrote {args.out_dir}')
-    return 0
+
+
+def main(arguments: Optional[list] = None) -> int:
+    """Make the data set; returns the exit code."""
+    return run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':

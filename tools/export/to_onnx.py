@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from mmvmamba.analysis import command
+from mmvmamba import cli
 from mmvmamba.export.graphs import as_graph, as_tuple, relative_error
 from mmvmamba.export.onnx_scan import OPSET, export_onnx
 
@@ -43,23 +43,23 @@ def check_arguments(args: argparse.Namespace) -> tuple:
     """Check the arguments before any work; returns the size to trace and those to compare at."""
     missing = [name for name in ('onnx', *([] if args.no_check else ['onnxruntime'])) if find_spec(name) is None]
     if missing:
-        raise command.ToolError(
+        raise cli.UserError(
             f'{" and ".join(missing)} can not be imported; install with: pip install {" ".join(missing)}'
         )
     if args.out.is_dir():
-        raise command.ToolError(f'--out is {str(args.out)!r}, a folder; expected the path of a file')
+        raise cli.UserError(f'--out is {str(args.out)!r}, a folder; expected the path of a file')
     if args.out.exists() and not args.force:
-        raise command.ToolError(f'--out {str(args.out)!r} exists; expected a new file, or --force')
-    command.check_writable(args.out.parent, '--out')
-    size = command.parse_size(args.size)
+        raise cli.UserError(f'--out {str(args.out)!r} exists; expected a new file, or --force')
+    cli.check_writable(args.out.parent, '--out')
+    size = cli.parse_size(args.size)
     if any(side % MULTIPLE for side in size):
-        raise command.ToolError(f'--size is {size[0]} {size[1]}, expected multiples of {MULTIPLE}')
+        raise cli.UserError(f'--size is {size[0]} {size[1]}, expected multiples of {MULTIPLE}')
     sizes = []
     for text in args.check_sizes:
         sides = text.split('x')
         if len(sides) != 2 or not all(side.isdigit() for side in sides):
-            raise command.ToolError(f'--check-sizes has {text!r}, expected HxW, such as 224x224')
-        sizes.append(command.parse_size([int(side) for side in sides], '--check-sizes'))
+            raise cli.UserError(f'--check-sizes has {text!r}, expected HxW, such as 224x224')
+        sizes.append(cli.parse_size([int(side) for side in sides], '--check-sizes'))
     return size, sizes
 
 
@@ -80,30 +80,28 @@ def compare(path: Path, graph: torch.nn.Module, sizes: list) -> dict:
 def run(args: argparse.Namespace) -> None:
     """Export, compare, and only then put the file in its place."""
     size, check_sizes = check_arguments(args)
-    model = command.load_model(args.config, args.checkpoint)
-    scope = command.read_config(args.config).default_scope
+    model = cli.load_model(args.config, args.checkpoint)
+    scope = cli.read_config(args.config).default_scope
     graph, names = as_graph(model, scope, args.part)
     example = torch.randn(2, 3, *size)
     if not names:
         with torch.no_grad():
             names = tuple(f'map{i}' for i, _ in enumerate(graph(example)))
-    mean, std, to_rgb = command.preprocessing(model)
+    mean, std, to_rgb = cli.preprocessing(model)
     metadata = dict(mean=str(mean), std=str(std), channels='RGB' if to_rgb else 'BGR', config=Path(args.config).name)
 
-    command.make_out_dir(args.out.parent)
+    cli.make_out_dir(args.out.parent)
     partial = args.out.with_name(args.out.name + '.partial')
     try:
         try:
             export_onnx(graph, example, names, partial, metadata)
         except ValueError as error:
-            raise command.ToolError(f'config {args.config!r}: {error}') from error
+            raise cli.UserError(f'config {args.config!r}: {error}') from error
         errors = {} if args.no_check else compare(partial, graph, check_sizes)
         for (height, width), error in errors.items():
             print(f'{height}x{width}: largest relative error {error:.1e}')
         if any(not error < TOLERANCE for error in errors.values()):
-            raise command.ToolError(
-                f'the outputs differ from PyTorch by more than {TOLERANCE}; {args.out} is not written'
-            )
+            raise cli.UserError(f'the outputs differ from PyTorch by more than {TOLERANCE}; {args.out} is not written')
         partial.replace(args.out)
     finally:
         partial.unlink(missing_ok=True)
@@ -112,8 +110,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments=None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(arguments)
-    return command.run_tool(lambda: run(args))
+    return cli.run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from mmvmamba.analysis import command
+from mmvmamba import cli
 from mmvmamba.export.graphs import as_graph, as_tuple, relative_error
 from mmvmamba.ops import backend_report
 
@@ -59,21 +59,21 @@ def compare(path: Path, graph: torch.nn.Module, device: str) -> dict:
 def run(args: argparse.Namespace) -> None:
     """Export, compare, and only then put the file in its place."""
     if args.out.is_dir():
-        raise command.ToolError(f'--out is {str(args.out)!r}, a folder; expected the path of a file')
+        raise cli.UserError(f'--out is {str(args.out)!r}, a folder; expected the path of a file')
     if args.out.exists() and not args.force:
-        raise command.ToolError(f'--out {str(args.out)!r} exists; expected a new file, or --force')
-    command.check_writable(args.out.parent, '--out')
+        raise cli.UserError(f'--out {str(args.out)!r} exists; expected a new file, or --force')
+    cli.check_writable(args.out.parent, '--out')
     if args.out.suffix != '.pt2':
-        raise command.ToolError(f'--out is {str(args.out)!r}, expected a name that ends in .pt2')
-    device = command.check_device(args.device)
+        raise cli.UserError(f'--out is {str(args.out)!r}, expected a name that ends in .pt2')
+    device = cli.check_device(args.device)
     compiled = [s.name for s in backend_report() if s.available and device.type in s.devices]
     if not compiled:
         reasons = '; '.join(f'{s.name}: {s.reason}' for s in backend_report() if device.type in s.devices)
-        raise command.ToolError(f'a program needs a compiled op backend on {device.type}, and none can run: {reasons}')
-    model = command.load_model(args.config, args.checkpoint, device)
-    graph, _ = as_graph(model, command.read_config(args.config).default_scope, args.part)
+        raise cli.UserError(f'a program needs a compiled op backend on {device.type}, and none can run: {reasons}')
+    model = cli.load_model(args.config, args.checkpoint, device)
+    graph, _ = as_graph(model, cli.read_config(args.config).default_scope, args.part)
 
-    command.make_out_dir(args.out.parent)
+    cli.make_out_dir(args.out.parent)
     partial = args.out.with_name(args.out.stem + '.partial.pt2')
     try:
         torch.export.save(export_program(graph, args.device), partial)
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         for (height, width), error in errors.items():
             print(f'{height}x{width}: largest relative error {error:.1e}')
         if any(not error < TOLERANCE for error in errors.values()):
-            raise command.ToolError(f'the outputs differ by more than {TOLERANCE}; {args.out} is not written')
+            raise cli.UserError(f'the outputs differ by more than {TOLERANCE}; {args.out} is not written')
         partial.replace(args.out)
     finally:
         partial.unlink(missing_ok=True)
@@ -90,8 +90,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(arguments=None) -> int:
     """Run the tool; returns the exit code."""
-    args = parse_args(arguments)
-    return command.run_tool(lambda: run(args))
+    return cli.run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':

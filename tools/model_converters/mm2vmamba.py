@@ -8,7 +8,8 @@ A classifier is converted as a whole; of a detector or segmentor the backbone is
 import argparse
 import sys
 
-from mmvmamba.checkpoint import CheckpointError, backbone_weights, read_checkpoint, select_weights, write_checkpoint
+from mmvmamba.checkpoint import backbone_weights, read_checkpoint, select_weights, write_checkpoint
+from mmvmamba.cli import run_tool
 
 
 def to_official(content: dict, name: str) -> dict:
@@ -42,17 +43,16 @@ def parse_args(arguments=None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def run(args: argparse.Namespace) -> None:
+    """Convert what the command line names."""
+    converted = to_official(read_checkpoint(args.source), args.source)
+    write_checkpoint(converted, args.target)
+    print(f'wrote {len(converted["model"])} weights to {args.target}')
+
+
 def main(arguments=None) -> int:
     """Convert; returns the exit code."""
-    args = parse_args(arguments)
-    try:
-        converted = to_official(read_checkpoint(args.source), args.source)
-        write_checkpoint(converted, args.target)
-    except (CheckpointError, FileNotFoundError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    print(f'wrote {len(converted["model"])} weights to {args.target}')
-    return 0
+    return run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from mmvmamba.checkpoint import CheckpointError, is_state, read_checkpoint, write_checkpoint
+from mmvmamba.cli import run_tool
 
 META = ('dataset_meta', 'CLASSES', 'epoch', 'iter')
 PLACES = dict(averaged=('state_dict', 'model_ema', 'model'), raw=('ema_state_dict', 'state_dict', 'model'))
@@ -55,16 +56,15 @@ def parse_args(arguments=None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def run(args: argparse.Namespace) -> None:
+    """Publish what the command line names."""
+    named = write_checkpoint(reduce_checkpoint(read_checkpoint(args.source), args.weights), args.target, True)
+    print(f'wrote {named} ({named.stat().st_size / 2**20:.1f} MiB)')
+
+
 def main(arguments=None) -> int:
     """Publish; returns the exit code."""
-    args = parse_args(arguments)
-    try:
-        named = write_checkpoint(reduce_checkpoint(read_checkpoint(args.source), args.weights), args.target, True)
-    except (CheckpointError, FileNotFoundError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    print(f'wrote {named} ({named.stat().st_size / 2**20:.1f} MiB)')
-    return 0
+    return run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':

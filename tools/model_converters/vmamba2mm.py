@@ -18,6 +18,7 @@ from mmvmamba.checkpoint import (
     upgrade_names,
     write_checkpoint,
 )
+from mmvmamba.cli import run_tool
 
 
 def to_mm(content: dict, name: str) -> dict:
@@ -66,22 +67,21 @@ def parse_args(arguments=None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def run(args: argparse.Namespace) -> None:
+    """Convert what the command line names."""
+    content = read_checkpoint(args.source)
+    if args.weights != 'auto':
+        if not isinstance(content, dict) or args.weights not in content:
+            raise CheckpointError(f'checkpoint {args.source!r} has no {args.weights}')
+        content = {args.weights: content[args.weights]}
+    converted = to_mm(content, args.source)
+    write_checkpoint(converted, args.target)
+    print(f'wrote {len(converted["state_dict"])} weights to {args.target}')
+
+
 def main(arguments=None) -> int:
     """Convert; returns the exit code."""
-    args = parse_args(arguments)
-    try:
-        content = read_checkpoint(args.source)
-        if args.weights != 'auto':
-            if not isinstance(content, dict) or args.weights not in content:
-                raise CheckpointError(f'checkpoint {args.source!r} has no {args.weights}')
-            content = {args.weights: content[args.weights]}
-        converted = to_mm(content, args.source)
-        write_checkpoint(converted, args.target)
-    except (CheckpointError, FileNotFoundError) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
-    print(f'wrote {len(converted["state_dict"])} weights to {args.target}')
-    return 0
+    return run_tool(run, parse_args(arguments))
 
 
 if __name__ == '__main__':

@@ -8,7 +8,8 @@ def layer_norm(x, weight, bias, eps, out_dtype, shift, gelu) -> torch.Tensor:
     """Arguments as in :func:`mmvmamba.ops.layer_norm`."""
     dtype = torch.promote_types(x.dtype, weight.dtype)  # torch wants one dtype
     x = x.to(dtype) if shift is None else x.to(dtype) + shift.to(dtype)
-    y = F.layer_norm(x, x.shape[-1:], weight.to(dtype), bias.to(dtype), eps)
+    # a number also while a shape is traced
+    y = F.layer_norm(x, [int(x.shape[-1])], weight.to(dtype), bias.to(dtype), eps)
     return (F.gelu(y) if gelu else y).to(out_dtype)
 
 

@@ -10,7 +10,7 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader, checkpoint
 
-from mmvmamba.checkpoint_file import read_checkpoint
+from mmvmamba.checkpoint import read_checkpoint
 
 
 def setup_runtime() -> None:
@@ -38,7 +38,7 @@ def _load_safely() -> None:
 
 
 def load_from_http(filename: str, map_location=None):
-    """:func:`mmvmamba.checkpoint_file.read_checkpoint` for mmengine, which names a loader in the log by its name."""
+    """:func:`mmvmamba.checkpoint.read_checkpoint` for mmengine, which names a loader in the log by its name."""
     return read_checkpoint(filename, map_location)
 
 

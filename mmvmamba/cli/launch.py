@@ -11,9 +11,11 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmvmamba.checkpoint_file import CheckpointError, fetch_checkpoint
+from mmvmamba.checkpoint import fetch_checkpoint
 
-CODEBASES = ('mmpretrain', 'mmdet', 'mmseg')
+from .errors import UserError
+from .models import CODEBASES
+
 _PACK = dict(mmpretrain='PackInputs', mmdet='PackDetInputs', mmseg='PackSegInputs')
 _SEVERAL = (list, tuple)
 # what mmengine's Runner takes; any of these but the model may be missing or None
@@ -27,10 +29,6 @@ _KINDS = {
     'resume': bool,
 }
 _FLIP_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
-
-
-class LaunchError(Exception):
-    """A command line or config that can't be run; the message says what was found and what was expected."""
 
 
 class OptionAction(DictAction):
@@ -68,21 +66,21 @@ def load_config(args: argparse.Namespace) -> Config:
         Config: With ``launcher`` and ``work_dir`` set.
 
     Raises:
-        LaunchError: If the file is missing, not a config of one of the three codebases, or a setting has another type
+        UserError: If the file is missing, not a config of one of the three codebases, or a setting has another type
             than mmengine's Runner takes.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if not Path(args.config).is_file():
-        raise LaunchError(f'config {args.config!r} is not a file; expected the path of a config')
+        raise UserError(f'config {args.config!r} is not a file; expected the path of a config')
     try:
         cfg = Config.fromfile(args.config)
         if args.cfg_options:
             cfg.merge_from_dict(args.cfg_options)
     except Exception as error:  # a config is Python code, which can raise anything
-        raise LaunchError(f'config {args.config!r} can not be read: {type(error).__name__}: {error}') from error
+        raise UserError(f'config {args.config!r} can not be read: {type(error).__name__}: {error}') from error
     scope = cfg.get('default_scope')
     if scope not in CODEBASES:
-        raise LaunchError(
+        raise UserError(
             f'config {args.config!r} has default_scope {scope!r}, expected one of {", ".join(CODEBASES)}: it says '
             'which codebase runs the config, and comes with the default_runtime.py of each'
         )
@@ -112,7 +110,7 @@ def get_setting(cfg: Config, key: str, kinds=dict, needed: str = ''):
         The setting; None if it or one around it is missing or None.
 
     Raises:
-        LaunchError: If a type is another one, or the setting is needed and missing.
+        UserError: If a type is another one, or the setting is needed and missing.
     """
     names, value = key.split('.'), cfg
     purpose = f', for {needed}' if needed else ''
@@ -121,11 +119,11 @@ def get_setting(cfg: Config, key: str, kinds=dict, needed: str = ''):
         expected = ' or '.join(kind.__name__ for kind in (wanted if isinstance(wanted, tuple) else (wanted,)))
         value = value.get(name)
         if value is None and needed:
-            raise LaunchError(f'the config has no {place}; expected a {expected}{purpose}')
+            raise UserError(f'the config has no {place}; expected a {expected}{purpose}')
         if value is None:
             return None
         if not isinstance(value, wanted):
-            raise LaunchError(f'{place} is {value!r}, expected a {expected}{purpose}')
+            raise UserError(f'{place} is {value!r}, expected a {expected}{purpose}')
     return value
 
 
@@ -133,15 +131,15 @@ def check_data(cfg: Config, phase: str) -> None:
     """Check that a config has data for ``train``, ``val`` or ``test`` and what goes through them, and that they exist.
 
     Raises:
-        LaunchError: If a setting is missing, or a local ``data_root`` does not exist.
+        UserError: If a setting is missing, or a local ``data_root`` does not exist.
     """
     name, needed = f'{phase}_dataloader', 'training' if phase == 'train' else 'evaluation'
     for dataset in _leaf_datasets(get_setting(cfg, name, needed=needed).get('dataset')):
         root = dataset.get('data_root')
         if root and not isinstance(root, str):
-            raise LaunchError(f'data_root of {name} is {root!r}, expected a path')
+            raise UserError(f'data_root of {name} is {root!r}, expected a path')
         if root and '://' not in root and not Path(root).is_dir():
-            raise LaunchError(
+            raise UserError(
                 f'data_root {root!r} of {name} is not a folder (relative to {os.getcwd()}); set it with '
                 f'--cfg-options {name}.dataset.data_root=PATH or in the config'
             )
@@ -165,21 +163,17 @@ def download(checkpoint: str) -> str:
     mmengine would load it without a look at the hash in its name, and from open connections.
 
     Raises:
-        LaunchError: If it can't be downloaded.
+        CheckpointError: If it can't be downloaded.
     """
-    if not checkpoint.lower().startswith(('http://', 'https://')):
-        return checkpoint
-    try:
-        return fetch_checkpoint(checkpoint)
-    except CheckpointError as error:
-        raise LaunchError(str(error)) from error
+    is_url = checkpoint.lower().startswith(('http://', 'https://'))
+    return fetch_checkpoint(checkpoint) if is_url else checkpoint
 
 
 def use_atomic_checkpoints(cfg: Config) -> None:
-    """Put :class:`mmvmamba.hooks.AtomicCheckpointHook` where the config has mmengine's own, or the default one.
+    """Put :class:`~mmvmamba.training.hooks.AtomicCheckpointHook` where the config has mmengine's, or the default.
 
     Raises:
-        LaunchError: If ``default_hooks`` or its ``checkpoint`` is no dict.
+        UserError: If ``default_hooks`` or its ``checkpoint`` is no dict.
     """
     get_setting(cfg, 'default_hooks')
     if cfg.get('default_hooks') is None:
@@ -197,11 +191,11 @@ def set_test_time_augmentation(cfg: Config) -> None:
     them (mmpretrain, mmdet: average over a horizontal flip), that is used.
 
     Raises:
-        LaunchError: If the config has none, and neither has the codebase; or for masks, which mmdet can't merge.
+        UserError: If the config has none, and neither has the codebase; or for masks, which mmdet can't merge.
     """
     scope = cfg.default_scope
     if scope == 'mmdet' and get_setting(cfg, 'model.roi_head.mask_head', (dict, *_SEVERAL)) is not None:
-        raise LaunchError('--tta: mmdet merges augmented boxes but not masks; the model has a mask_head, expected none')
+        raise UserError('--tta: mmdet merges augmented boxes but not masks; the model has a mask_head, expected none')
     pipeline = get_setting(cfg, 'test_dataloader.dataset.pipeline', _SEVERAL, '--tta')
     if scope == 'mmseg':
         get_setting(cfg, 'tta_model', needed='--tta (mmseg::_base_/default_runtime.py has one)')
@@ -221,7 +215,7 @@ def _flip_pipeline(pipeline, scope: str) -> list:
     *steps, pack = deepcopy(pipeline) or [None]
     kind = pack.get('type') if isinstance(pack, dict) else None
     if getattr(kind, '__name__', str(kind)).rpartition('.')[2] != _PACK[scope]:
-        raise LaunchError(
+        raise UserError(
             f'--tta without tta_pipeline needs a test_dataloader.dataset.pipeline that ends in {_PACK[scope]}, '
             f'got {pack}'
         )
@@ -235,7 +229,7 @@ def set_visualization(cfg: Config, show_dir: str) -> None:
     """Let the test draw its predictions into a folder: by the codebase's own visualization hook.
 
     Raises:
-        LaunchError: If the config's ``default_hooks`` has no ``visualization``, or mmseg's no ``visualizer``.
+        UserError: If the config's ``default_hooks`` has no ``visualization``, or mmseg's no ``visualizer``.
     """
     hook = get_setting(cfg, 'default_hooks.visualization', needed='--show-dir (each default_runtime.py has one)')
     if cfg.default_scope == 'mmpretrain':

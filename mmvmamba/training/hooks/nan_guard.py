@@ -10,9 +10,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.structures import BaseDataElement
 
+from mmvmamba.checkpoint.whole import PART, commit, remove
 from mmvmamba.registry import register_hook
-
-from .files import PART, commit, remove
 
 
 class NonFiniteError(RuntimeError):

@@ -12,9 +12,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmvmamba.checkpoint import CheckpointError, find_damage
+from mmvmamba.checkpoint.whole import PART, commit, remove, write_whole
 from mmvmamba.registry import register_hook
-
-from .files import PART, commit, remove, write_whole
 
 # in the message hub, which is part of a checkpoint; what begins with 'val' there is printed with every validation
 _VALIDATED = 'last_iter_validated'
