@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Callable, Optional, Sequence
+from typing import Callable, Iterator, Optional, Sequence
 
 import torch
 
@@ -32,11 +32,11 @@ SHORT = 128  # steps, between the 49 where cuda scans faster than triton and the
 LONG = 16384  # steps, between the 3136 where cuda trains faster than triton and the 67200 where it does not
 _DEVICES = {'naive': ('any',), 'cpu': ('cpu',), 'triton': ('cuda',), 'cuda': ('cuda',)}
 
-OP_BACKENDS = {}  # op: the backends it has, filled by its room's registration
+OP_BACKENDS: dict = {}  # op: the backends it has, filled by its room's registration
 
 logger = logging.getLogger('mmvmamba.ops')
 _requested: ContextVar = ContextVar('mmvmamba_backend', default=None)  # op, or None for all others: backend
-_announced = set()
+_announced: set = set()
 
 
 class BackendError(RuntimeError):
@@ -98,11 +98,11 @@ def _gpu_misfit() -> str:
 
 def _runs_on(capability: tuple, arch: str) -> bool:
     """Whether code for ``arch``, such as ``9.0+PTX``, runs on a GPU."""
-    major, minor, kind, ptx = re.fullmatch(r'(\d+)\.(\d)([af]?)(\+PTX)?', arch).groups()
+    major, minor, kind, ptx = re.findall(r'^(\d+)\.(\d)([af]?)(\+PTX)?$', arch)[0]
     built = (int(major), int(minor))
     if kind == 'a':  # for one GPU alone
         return built == capability
-    return built <= capability and (built[0] == capability[0] or (ptx is not None and not kind))
+    return built <= capability and (built[0] == capability[0] or (ptx and not kind))
 
 
 def _cuda_status() -> tuple:
@@ -154,7 +154,7 @@ def _check_name(name: str, source: str) -> str:
 
 
 @contextmanager
-def use_backend(name: str, ops: Optional[Sequence[str]] = None):
+def use_backend(name: str, ops: Optional[Sequence[str]] = None) -> Iterator[None]:
     """Serve every op call inside the ``with`` block by one backend.
 
     Args:

@@ -11,7 +11,7 @@ from ..checks import autocast_enabled, check_out_dtype, check_same_device, check
 from ..cross_scan.interface import NUM_ROUTES, SCAN_MODES, check_scan_mode
 from . import composed, registration
 
-_announced = set()
+_announced: set = set()
 _composed: ContextVar = ContextVar('mmvmamba_composed', default=False)
 
 
@@ -34,7 +34,7 @@ def ss2d_scan(
     Ds: torch.Tensor,
     scan_mode: str = 'cross2d',
     *,
-    out_dtype: torch.dtype = None,
+    out_dtype: Optional[torch.dtype] = None,
     backend: Optional[str] = None,
 ) -> torch.Tensor:
     r"""2D selective scan, section 4.2 of `VMamba <https://arxiv.org/abs/2401.10166>`_: scan, select, merge.
@@ -87,9 +87,11 @@ def ss2d_scan(
     backend = resolve(op, x.device.type, backend, training, A_logs.shape[1], x.dtype == torch.float64)
     if backend != 'naive' and not _wants_composed() and _fits(x, dt_projs_weight.shape[2], A_logs.shape[1], backend):
         run = torch.ops.mmvmamba.ss2d_scan_triton if backend == 'triton' else torch.ops.mmvmamba.ss2d_scan
-        parameters = (t.float().contiguous() for t in parameters.values())
-        return run(x, *parameters, SCAN_MODES.index(scan_mode), out_dtype == torch.float32, training)[0]
-    return composed.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, backend)
+        weights = [t.float().contiguous() for t in parameters.values()]
+        return run(x, *weights, SCAN_MODES.index(scan_mode), out_dtype == torch.float32, training)[0]
+    return composed.ss2d_scan(
+        x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, out_dtype, backend
+    )
 
 
 @torch._dynamo.assume_constant_result
