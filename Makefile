@@ -4,6 +4,9 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+# Workers of pytest-xdist, such as: -n 2 --dist loadgroup --no-loadscope-reorder. None: one process for the tests, and
+# what waits for processes of its own runs beside it (tests/background.py)
+WORKERS ?=
 export MMVMAMBA_BUILD
 
 ifdef ENV_PYTHON
@@ -36,10 +39,10 @@ docs: $(SETUP)  ## Build the documentation into build/docs; a dead link fails
 	"$(ENV_PYTHON)" -m mkdocs build --strict
 
 test: $(SETUP)  ## Run the tests
-	"$(ENV_PYTHON)" -m pytest -m 'not slow'
+	"$(ENV_PYTHON)" -m pytest -m 'not slow' $(WORKERS)
 
 test-all: $(SETUP)  ## Run the slow tests too
-	"$(ENV_PYTHON)" -m pytest
+	"$(ENV_PYTHON)" -m pytest $(WORKERS)
 
 soak: $(SETUP)  ## Alternate tasks, sizes and precisions for 20 minutes and watch the memory
 	"$(ENV_PYTHON)" tools/soak.py --minutes 20
