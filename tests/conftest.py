@@ -52,7 +52,7 @@ def pytest_sessionfinish():
 
 @pytest.fixture(autouse=True)
 def _few_threads_and_poison():
-    """Two threads, of a worker process one, and ``torch.empty`` filled with NaN, so that an element nobody wrote fails a comparison.
+    """Two threads, or one of a worker; and ``torch.empty`` filled with NaN, so that an element nobody wrote is seen.
 
     torch fills only while deterministic algorithms are asked for.
     """
