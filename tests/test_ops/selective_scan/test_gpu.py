@@ -25,7 +25,7 @@ from tests.test_ops.scan_inputs import (
 )
 from tests.test_ops.selective_scan.test_selective_scan import strided
 from tests.test_ops.ss2d_inputs import make_map, make_parameters
-from tests.test_ops.test_registration import core, core_inputs
+from tests.test_ops.test_compile import core, core_inputs
 
 STATUS = {status.name: status for status in backend_report()}
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA GPU is visible to torch')
