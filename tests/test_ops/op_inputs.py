@@ -2,10 +2,11 @@
 
 import functools
 
+import pytest
 import torch
 from hypothesis import strategies as st
 
-from mmvmamba.ops import backend_report
+from mmvmamba.ops import BackendError, backend_report
 from tests.test_ops.scan_inputs import SHARED_DTYPE
 
 DEVICES = ('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',)
@@ -30,6 +31,7 @@ FAULTS = (
 )
 ELSEWHERE = ('meta', 'device')
 """Faults that are none of a lone tensor."""
+ROUNDING = {torch.float64: 2.0**-52, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 SPOILS = tuple(float(text) for text in ('nan', 'inf', '-inf'))
 _SCALES = dict(normal=1.0, zeros=0.0, large=1e3, tiny=1e-30)
 
@@ -136,3 +138,13 @@ def broken(value: torch.Tensor, fault: str, axis: int):
         device=lambda: value.to(other_device),
     )
     return makers[fault]()
+
+
+def assert_refused(op, arguments, names=None):
+    """Hold a call to its contract for bad input: a documented error type, whose message names op and argument."""
+    with pytest.raises((TypeError, ValueError, BackendError)) as caught:
+        op(**arguments)
+    message = str(caught.value)
+    assert message.startswith(f'{op.__name__}: ') or 'backend' in message, message
+    words = message.replace(',', ' ').replace(':', ' ').split()
+    assert set(names or arguments) & set(words), message

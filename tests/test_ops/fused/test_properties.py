@@ -9,8 +9,18 @@ from hypothesis import strategies as st
 
 from mmvmamba.ops import add_layer_norm, conv2d_channel_last, depthwise_conv_silu, layer_norm, linear, mlp
 from tests.cases import cases
-from tests.test_ops.op_inputs import DEVICES, ELSEWHERE, FAULTS, LAYOUTS, SPOILS, broken, lay_out, spoil
-from tests.test_ops.test_properties import ROUNDING, assert_refused
+from tests.test_ops.op_inputs import (
+    DEVICES,
+    ELSEWHERE,
+    FAULTS,
+    LAYOUTS,
+    ROUNDING,
+    SPOILS,
+    assert_refused,
+    broken,
+    lay_out,
+    spoil,
+)
 
 DTYPES = (torch.float32, torch.float64)
 

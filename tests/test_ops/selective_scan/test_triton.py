@@ -2,6 +2,7 @@
 
 import importlib.util
 import mmap
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,12 +17,11 @@ from tests.test_ops.triton_interpreter import INTERPRETED, patch_interpreter, ru
 @pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='triton is not installed')
 @in_background
 def test_in_a_process_with_the_interpreter():
-    run_interpreted(__file__)
+    """With those of cross_scan, to start it once."""
+    run_interpreted(__file__, str(Path(__file__).parents[1] / 'cross_scan/test_triton.py'))
 
 
 if INTERPRETED:
-    from mmvmamba.ops.cross_scan import naive as cross_naive
-    from mmvmamba.ops.cross_scan import triton as cross_triton
     from mmvmamba.ops.selective_scan import triton as scan_triton
 
     patch_interpreter()
@@ -78,12 +78,3 @@ if INTERPRETED:
         truth = run_truth(inputs, dout)
         for value, name in ((partial, 'dB'), (dC, 'dC')):
             assert relative_error(value, truth[name].flatten()) < 5e-5, name
-
-    @pytest.mark.parametrize('channel_last', [False, True], ids=['first', 'last'])
-    @pytest.mark.parametrize('mode, scan_mode', list(enumerate(('cross2d', 'unidi', 'bidi', 'cascade2d'))))
-    def test_cross_scan(mode, scan_mode, channel_last):
-        x = torch.randn((1, 5, 70, 3) if channel_last else (1, 3, 5, 70))
-        y = cross_triton.cross_scan(x, mode, channel_last)
-        assert torch.equal(y, cross_naive.cross_scan(x, scan_mode, channel_last))
-        merged = cross_triton.cross_merge(y, 5, 70, mode, channel_last)
-        assert relative_error(merged, cross_naive.cross_merge(y, (5, 70), scan_mode, channel_last)) < 1e-6
