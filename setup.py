@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, __version__, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
@@ -254,6 +254,8 @@ class EditableWithMim(editable_wheel):
         top_level.write_text(f'{ROOT / "mmvmamba"}\n')
 
 
+if int(__version__.split('.')[0]) < 77:  # which pip checks in isolated builds only
+    sys.exit(f"setuptools is {__version__}, expected 77 or later: pip install 'setuptools>=77,<82'")
 setup(
     packages=[
         *find_packages(include=['mmvmamba*']),
@@ -261,7 +263,6 @@ setup(
         *(f'mmvmamba.ops.{name}' for name in find_packages('ops')),
     ],
     package_dir={'mmvmamba.ops': 'ops'},
-    package_data={'': ['schema.inc']},
     ext_modules=[PLACEHOLDER],
     cmdclass=dict(build_ext=OptionalBuildExt, build_py=BuildWithMim, editable_wheel=EditableWithMim),
 )
