@@ -4,6 +4,9 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+# Workers of pytest-xdist, such as: -n 2 --dist loadgroup --no-loadscope-reorder. None: one process for the tests, and
+# what waits for processes of its own runs beside it (tests/background.py)
+WORKERS ?=
 export MMVMAMBA_BUILD
 
 ifdef ENV_PYTHON
@@ -13,7 +16,10 @@ ENV_PYTHON := $(VENV)/bin/python
 SETUP := setup
 endif
 
-.PHONY: help setup demo gallery docs test test-all lint format clean soak
+CXX_FILES = $(shell find ops/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CLANG_FORMAT = "$(ENV_PYTHON)" -c 'import clang_format; clang_format.clang_format()'
+
+.PHONY: help setup demo gallery docs test test-all lint ruff clang-format codespell types format clean soak
 .DEFAULT_GOAL := help
 
 help:  ## Show this help
@@ -33,22 +39,36 @@ docs: $(SETUP)  ## Build the documentation into build/docs; a dead link fails
 	"$(ENV_PYTHON)" -m mkdocs build --strict
 
 test: $(SETUP)  ## Run the tests
-	"$(ENV_PYTHON)" -m pytest -m 'not slow'
+	"$(ENV_PYTHON)" -m pytest -m 'not slow' $(WORKERS)
 
 test-all: $(SETUP)  ## Run the slow tests too
-	"$(ENV_PYTHON)" -m pytest
+	"$(ENV_PYTHON)" -m pytest $(WORKERS)
 
 soak: $(SETUP)  ## Alternate tasks, sizes and precisions for 20 minutes and watch the memory
 	"$(ENV_PYTHON)" tools/soak.py --minutes 20
 
-lint: $(SETUP)  ## Check style and format
+lint: ruff clang-format codespell types docs  ## Every check that runs nothing: style, spelling, types, documentation
+
+ruff: $(SETUP)  ## Check the Python code's style and format
 	"$(ENV_PYTHON)" -m ruff check .
 	"$(ENV_PYTHON)" -m ruff format --check .
+
+clang-format: $(SETUP)  ## Check the C++ code's format
+	@$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES)
+
+codespell: $(SETUP)  ## Check the spelling in code and documentation
+	"$(ENV_PYTHON)" -m codespell_lib
+
+types: $(SETUP)  ## Check the types (a link shows the checker ops/ as mmvmamba.ops)
+	@rm -rf build/types && mkdir -p build/types/mmvmamba
+	@ln -s "$(CURDIR)"/mmvmamba/* "$(CURDIR)/ops" build/types/mmvmamba/
+	"$(ENV_PYTHON)" -m mypy
 
 format: $(SETUP)  ## Format the code
 	"$(ENV_PYTHON)" -m ruff check --fix .
 	"$(ENV_PYTHON)" -m ruff format .
+	@$(CLANG_FORMAT) -i $(CXX_FILES)
 
 clean:  ## Remove what was built, but neither data nor results
-	rm -rf build *.egg-info ops/_C*.so ops/_build_info.json mmvmamba/.mim .pytest_cache .ruff_cache
+	rm -rf build *.egg-info ops/_C*.so ops/_build_info.json mmvmamba/.mim .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

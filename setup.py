@@ -1,4 +1,4 @@
-"""Package set-up: the Python packages, mim's files, and an optional compiled extension.
+"""The build: the Python packages, mim's files, and an optional compiled extension; metadata lies in pyproject.toml.
 
 The extension never breaks an install.  ``MMVMAMBA_BUILD`` (``cpu``, ``cuda`` or ``none``) overrides what is built; what
 was built and for which GPUs, or why nothing was, is written to ``mmvmamba/ops/_build_info.json``, where the op backends
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, __version__, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
@@ -24,11 +24,6 @@ MIM_FILES = ('configs', 'tools', 'model-index.yml')
 REBUILD = 'pip install --no-build-isolation --no-deps --force-reinstall .'
 ARCHES = ('8.0', '8.6', '8.9', '9.0', '10.0', '10.3', '11.0', '12.0', '12.1')
 NEWEST_CXX17_TORCH = (2, 12)  # later headers need C++20
-
-
-def read_version() -> str:
-    """The version, without importing the package."""
-    return re.search(r"__version__ = '(.+)'", (ROOT / 'mmvmamba/version.py').read_text()).group(1)
 
 
 def find_torch():
@@ -224,7 +219,7 @@ class OptionalBuildExt(build_ext):
         return {}
 
 
-PLACEHOLDER = Extension('mmvmamba.ops._C', ['ops/csrc/registration.cpp'])
+PLACEHOLDER = Extension('mmvmamba.ops._C', ['ops/csrc/common/constants.cpp'])
 
 
 class BuildWithMim(build_py):
@@ -253,23 +248,15 @@ class EditableWithMim(editable_wheel):
     source tree, since pip >= 25 leaves no link of its own.
     """
 
-    def run(self):
-        super().run()
-
     def _ensure_dist_info(self):
         super()._ensure_dist_info()
         top_level = Path(self.dist_info_dir) / 'top_level.txt'
         top_level.write_text(f'{ROOT / "mmvmamba"}\n')
 
 
+if int(__version__.split('.')[0]) < 77:  # which pip checks in isolated builds only
+    sys.exit(f"setuptools is {__version__}, expected 77 or later: pip install 'setuptools>=77,<82'")
 setup(
-    name='mmvmamba',
-    version=read_version(),
-    description='VMamba as a fast backbone for mmpretrain, mmdet and mmsegmentation',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    python_requires='>=3.9',
     packages=[
         *find_packages(include=['mmvmamba*']),
         'mmvmamba.ops',
@@ -278,13 +265,4 @@ setup(
     package_dir={'mmvmamba.ops': 'ops'},
     ext_modules=[PLACEHOLDER],
     cmdclass=dict(build_ext=OptionalBuildExt, build_py=BuildWithMim, editable_wheel=EditableWithMim),
-    install_requires=['torch>=2.4', 'mmengine>=0.10.4', 'mmcv>=2.0.1', 'numpy'],
-    extras_require=dict(
-        cls=['mmpretrain>=1.2.0'],
-        det=['mmdet>=3.3.0'],
-        seg=['mmsegmentation>=1.2.2', 'ftfy', 'regex'],
-        demo=['scikit-learn', 'matplotlib', 'pycocotools', 'openmim'],
-        flops=['fvcore'],
-    ),
-    zip_safe=False,
 )

@@ -211,16 +211,17 @@ def time_scan(backend: str, device: str) -> tuple:
     shapes = [(batch, groups * channels, length)] * 2 + [(groups * channels, 1)] + [(batch, groups, 1, length)] * 2
     values = [torch.randn(shape, generator=generator) for shape in shapes]
     values[2] = -values[2].exp()
-    leaves = [value.to(device).requires_grad_() for value in values]
+    u, delta, A, B, C = (value.to(device).requires_grad_() for value in values)
     times = []
     for _ in range(6):  # the first compiles and warms up
         start = time.perf_counter()
-        out = selective_scan(*leaves, delta_softplus=True, backend=backend)
+        out = selective_scan(u, delta, A, B, C, delta_softplus=True, backend=backend)
         out.sum().backward()
         if device == 'cuda':
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    truth = selective_scan(*(value.double() for value in values), delta_softplus=True, backend='naive')
+    u, delta, A, B, C = (value.double() for value in values)
+    truth = selective_scan(u, delta, A, B, C, delta_softplus=True, backend='naive')
     error = (out.detach().cpu().double() - truth).norm() / truth.norm()
     return min(times[1:]) * 1e3, error.item()
 

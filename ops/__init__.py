@@ -3,9 +3,11 @@
 from .backend import BackendError, BackendStatus, backend_report, use_backend
 from .cross_scan.interface import SCAN_MODES, cross_merge, cross_scan
 from .flops import register_flops
-from .fused.convolution.interface import conv2d_channel_last, depthwise_conv_silu
+from .fused.conv2d.interface import conv2d_channel_last
+from .fused.depthwise_conv.interface import depthwise_conv_silu
 from .fused.layer_norm.interface import add_layer_norm, layer_norm
-from .fused.linear.interface import linear, mlp
+from .fused.linear.interface import linear
+from .fused.mlp.interface import mlp
 from .selective_scan.interface import selective_scan
 from .ss2d.interface import ss2d_scan
 

@@ -7,9 +7,12 @@ was named and can't run raises :class:`BackendError`; only ``auto`` may choose.
 ``auto`` never trains on ``naive`` on a GPU, but raises.  Two exceptions remain, of which the log warns once: float64,
 which the GPU's scans don't have, goes to ``naive``, the reference; and tensors on CPU, whatever GPU there is, go to
 ``naive`` if the ``cpu`` backend is missing.
+
+The fused layers (norms, linear, MLP, convolutions) have ``naive``, torch's own layers on every device, and ``cuda``.
+For them a choice made for all ops that they lack, or that their kernels can't serve, means torch's layers; only a
+call's own ``backend`` raises.  ``auto`` takes the kernels where they can serve.
 """
 
-import json
 import logging
 import os
 import re
@@ -17,22 +20,23 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Optional
+from typing import Callable, Iterator, Optional, Sequence
 
 import torch
+
+from .extension import REBUILD, build_info, load_extension
 
 BACKENDS = ('naive', 'cpu', 'triton', 'cuda')
 ENV_VARIABLE = 'MMVMAMBA_BACKEND'
 SHORT = 128  # steps, between the 49 where cuda scans faster than triton and the 196 where it does not
 LONG = 16384  # steps, between the 3136 where cuda trains faster than triton and the 67200 where it does not
-_FOLDER = Path(__file__).parent
-_REBUILD = 'pip install --no-build-isolation --force-reinstall --no-deps mmvmamba'
 _DEVICES = {'naive': ('any',), 'cpu': ('cpu',), 'triton': ('cuda',), 'cuda': ('cuda',)}
 
+OP_BACKENDS: dict = {}  # op: the backends it has, filled by its room's registration
+
 logger = logging.getLogger('mmvmamba.ops')
-_requested: ContextVar = ContextVar('mmvmamba_backend', default=None)
-_announced = set()
+_requested: ContextVar = ContextVar('mmvmamba_backend', default=None)  # op, or None for all others: backend
+_announced: set = set()
 
 
 class BackendError(RuntimeError):
@@ -57,33 +61,6 @@ class BackendStatus:
 
 
 @cache
-def load_extension() -> str:
-    """Load the compiled extension once.
-
-    Returns:
-        str: Empty if it is loaded, else the reason why it is not.
-    """
-    libraries = sorted(_FOLDER.glob('_C*.so')) + sorted(_FOLDER.glob('_C*.pyd'))
-    if not libraries:
-        hint = 'build it with a C++ compiler present: pip install --no-build-isolation mmvmamba'
-        return f'the compiled extension is not built ({_build_info().get("reason") or hint})'
-    try:
-        torch.ops.load_library(str(libraries[0]))
-    except OSError as error:
-        return (
-            f'the compiled extension {libraries[0].name} does not load with torch {torch.__version__} ({error}); '
-            f'rebuild it with: {_REBUILD}'
-        )
-    return ''
-
-
-def _build_info() -> dict:
-    """What setup.py wrote down of the build: ``built``, ``reason``, ``torch`` and, of CUDA, ``arches``."""
-    info = _FOLDER / '_build_info.json'
-    return json.loads(info.read_text()) if info.is_file() else {}
-
-
-@cache
 def has_cuda_kernel(op: str) -> bool:
     """Whether the compiled extension is there and has a CUDA kernel for ``mmvmamba::<op>`` that runs on this GPU."""
     return (
@@ -94,13 +71,15 @@ def has_cuda_kernel(op: str) -> bool:
 
 
 def _has_kernels(device: str) -> bool:
-    return not load_extension() and hasattr(torch.ops.mmvmamba_C, f'selective_scan_fwd_{device}')
+    return not load_extension() and torch._C._dispatch_has_kernel_for_dispatch_key(
+        'mmvmamba::selective_scan', device.upper()
+    )
 
 
 @cache
 def _gpu_misfit() -> str:
     """Why the CUDA kernels can't run on the GPU that is current when this is first asked; empty if they can."""
-    arches = _build_info().get('arches')
+    arches = build_info().get('arches')
     if not arches or not torch.cuda.is_available():
         return ''
     try:
@@ -113,17 +92,17 @@ def _gpu_misfit() -> str:
     return (
         f'the extension was built for GPUs of compute capability {", ".join(arches)}, and this one, '
         f'{torch.cuda.get_device_name()}, has {own}; rebuild it with: '
-        f"TORCH_CUDA_ARCH_LIST='{own}' {_REBUILD}"
+        f"TORCH_CUDA_ARCH_LIST='{own}' {REBUILD}"
     )
 
 
 def _runs_on(capability: tuple, arch: str) -> bool:
     """Whether code for ``arch``, such as ``9.0+PTX``, runs on a GPU."""
-    major, minor, kind, ptx = re.fullmatch(r'(\d+)\.(\d)([af]?)(\+PTX)?', arch).groups()
+    major, minor, kind, ptx = re.findall(r'^(\d+)\.(\d)([af]?)(\+PTX)?$', arch)[0]
     built = (int(major), int(minor))
     if kind == 'a':  # for one GPU alone
         return built == capability
-    return built <= capability and (built[0] == capability[0] or (ptx is not None and not kind))
+    return built <= capability and (built[0] == capability[0] or (ptx and not kind))
 
 
 def _cuda_status() -> tuple:
@@ -131,7 +110,7 @@ def _cuda_status() -> tuple:
     if load_extension():
         return False, load_extension()
     if not _has_kernels('cuda'):
-        info = _build_info()
+        info = build_info()
         reason = info.get('reason') if info.get('built') == 'cpu' else ''
         return False, f'the extension was built without CUDA ({reason or "nvcc not found, or MMVMAMBA_BUILD=cpu"})'
     return not _gpu_misfit(), _gpu_misfit() or 'compiled CUDA C++'
@@ -175,27 +154,90 @@ def _check_name(name: str, source: str) -> str:
 
 
 @contextmanager
-def use_backend(name: str):
+def use_backend(name: str, ops: Optional[Sequence[str]] = None) -> Iterator[None]:
     """Serve every op call inside the ``with`` block by one backend.
 
     Args:
         name (str): ``naive``, ``cpu``, ``triton``, ``cuda`` or ``auto``.
+        ops (Sequence[str], optional): Public names of the ops that this is for, such as ``('layer_norm', 'mlp')``; the
+            others go on as outside. Default: all.
 
     Raises:
-        ValueError: If ``name`` is not a backend.
+        ValueError: If ``name`` is not a backend, or one of ``ops`` is no op or lacks the backend.
         BackendError: If the backend cannot run on this machine.
 
     Note:
         ``torch.compile`` fixes the backend when it traces: enter the block before the first compiled call.
     """
     _check_name(name, 'backend')
+    for op in ops or ():
+        if op not in OP_BACKENDS:
+            raise ValueError(f'ops has {op!r}, expected some of {", ".join(OP_BACKENDS)}')
+        if name != 'auto' and name not in OP_BACKENDS[op]:
+            raise ValueError(f'{op}: backend is {name!r}, expected one of {", ".join(OP_BACKENDS[op])}, auto')
     if name != 'auto' and not _status(name).available:
         raise BackendError(f'backend {name!r} can not run here: {_status(name).reason}')
-    token = _requested.set(name)
+    chosen = {None: name} if ops is None else {**(_requested.get() or {}), **dict.fromkeys(ops, name)}
+    token = _requested.set(chosen)
     try:
         yield
     finally:
         _requested.reset(token)
+
+
+def _requested_for(op: str) -> str:
+    """The backend that :func:`use_backend` or the environment asks for; ``auto`` if neither does."""
+    requested = _requested.get()
+    if requested is not None:
+        name = requested.get(op) or requested.get(None)
+        if name is not None:
+            return name
+    name = os.environ.get(ENV_VARIABLE)
+    return _check_name(name, f'environment variable {ENV_VARIABLE}') if name else 'auto'
+
+
+def _check_can_run(op: str, name: str, device_type: str) -> None:
+    status = _status(name)
+    if not status.available:
+        raise BackendError(f'{op}: backend {name!r} can not run here: {status.reason}')
+    if 'any' not in status.devices and device_type not in status.devices:
+        raise BackendError(
+            f'{op}: backend {name!r} takes {"/".join(status.devices)} tensors, but the tensors are on {device_type}'
+        )
+
+
+def takes_kernel(op: str, name: Optional[str], fits: Callable, x: torch.Tensor, *others) -> bool:
+    """Whether the CUDA kernel of a fused layer serves a call, or torch's own layers.
+
+    Args:
+        op (str): Public name of the op.
+        name (str, optional): The call's own ``backend`` argument.
+        fits (Callable): Tells from ``x`` and ``others`` whether the kernel takes them.
+        x (Tensor): The input.
+        *others: More for ``fits``.
+
+    Raises:
+        ValueError: If a name is no backend.
+        BackendError: If the call's own backend can't serve it.
+    """
+    if (name is None and not x.is_cuda) or not _wants_kernel(op, x.device.type, name):
+        return False
+    if fits(x, *others):
+        return True
+    if name == 'cuda':
+        raise BackendError(f'{op}: the cuda kernel does not take these arguments; x is {x.dtype}, {tuple(x.shape)}')
+    return False
+
+
+@torch._dynamo.assume_constant_result
+def _wants_kernel(op: str, device_type: str, name: Optional[str]) -> bool:
+    if name is None or _check_name(name, 'backend') == 'auto':
+        wanted = name or _requested_for(op)
+        return wanted in ('auto', 'cuda') and device_type == 'cuda' and has_cuda_kernel(op)
+    if name not in OP_BACKENDS[op]:
+        raise BackendError(f'{op}: there is no backend {name!r}, expected one of {", ".join(OP_BACKENDS[op])}, auto')
+    _check_can_run(op, name, device_type)
+    return name == 'cuda'
 
 
 @torch._dynamo.assume_constant_result
@@ -227,23 +269,11 @@ def resolve(
         ValueError: If a name is no backend.
         BackendError: If a named backend can't serve this device, or training on a GPU would fall to ``naive``.
     """
-    if name is not None:
-        chosen = _check_name(name, 'backend')
-    elif _requested.get() is not None:
-        chosen = _requested.get()
-    else:
-        chosen = _check_name(os.environ.get(ENV_VARIABLE, '') or 'auto', f'environment variable {ENV_VARIABLE}')
+    chosen = _requested_for(op) if name is None else _check_name(name, 'backend')
     if chosen == 'auto':
         chosen = 'naive' if double and device_type != 'cpu' else _choose(op, device_type, training, d_state, steps)
     else:
-        status = _status(chosen)
-        if not status.available:
-            raise BackendError(f'{op}: backend {chosen!r} can not run here: {status.reason}')
-        if 'any' not in status.devices and device_type not in status.devices:
-            raise BackendError(
-                f'{op}: backend {chosen!r} takes {"/".join(status.devices)} tensors, '
-                f'but the tensors are on {device_type}'
-            )
+        _check_can_run(op, chosen, device_type)
         if double and chosen in ('cuda', 'triton'):
             raise BackendError(f'{op}: backend {chosen!r} takes float32, float16 and bfloat16, got float64')
     _announce(op, device_type, chosen, double)

@@ -1,5 +1,6 @@
 """Shared fixtures: reference data, deterministic filling, and memory that shows when an output was not written."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -14,10 +15,34 @@ from tests.fill import fill_module, make_input
 DATA = Path(__file__).parent / 'data'
 # torch reads this once, at the first matrix product on a GPU under deterministic algorithms, whichever test that is in
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+IS_WORKER = 'PYTEST_XDIST_WORKER' in os.environ
+# files and tests that take longest
+LONG = ('test_docs_commands', 'test_tools/test_', 'test_training/', 'test_compile', 'compiles_into_one_graph', 'export')
+# a machine with a GPU that has only what training needs still runs the rest
+HAS_HYPOTHESIS = importlib.util.find_spec('hypothesis') is not None
+collect_ignore_glob = ['data/*'] if HAS_HYPOTHESIS else ['data/*', 'test_*properties.py', 'test_cases.py']
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what was left out."""
+    if not HAS_HYPOTHESIS:
+        terminalreporter.write_line('hypothesis is not installed: the property tests were left out')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Among worker processes (pytest-xdist): what takes long comes first, and a file that prepares something, whole."""
+    if not IS_WORKER:
+        return
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(fixture.scope == 'module' for definitions in fixtures for fixture in definitions):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    items.sort(key=lambda item: not (hasattr(item.function, 'begin') or any(part in item.nodeid for part in LONG)))
 
 
 def pytest_collection_finish(session):
-    if not session.config.option.collectonly:
+    if not session.config.option.collectonly and not IS_WORKER:
         background.begin(session.items)
 
 
@@ -27,11 +52,11 @@ def pytest_sessionfinish():
 
 @pytest.fixture(autouse=True)
 def _few_threads_and_poison():
-    """Two threads, and ``torch.empty`` filled with NaN, so that an element nobody wrote fails a comparison.
+    """Two threads, or one of a worker; and ``torch.empty`` filled with NaN, so that an element nobody wrote is seen.
 
     torch fills only while deterministic algorithms are asked for.
     """
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if IS_WORKER else 2)
     torch.manual_seed(0)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -35,7 +35,7 @@ def tree(tmp_path):
     tree = tmp_path / 'tree'
     tree.mkdir()
     ignore = shutil.ignore_patterns('*.so', '__pycache__', '.mim', '_build_info.json', 'data')
-    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml'):
+    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'NOTICE', 'model-index.yml'):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, tree)
     for name in ('mmvmamba', 'ops', 'configs', 'tools'):
@@ -75,6 +75,9 @@ def test_without_a_compiler(tree):
     assert 'naive' in said and "'cpu'" not in said.split(']')[0] and 'no C++ compiler' in said
     files = {path.name for path in (target / 'mmvmamba/.mim').iterdir()}
     assert files == {'configs', 'tools', 'model-index.yml'}
+    data = {str(path.relative_to(target)) for name in ('py.typed', 'schema.inc') for path in target.rglob(name)}
+    assert {'mmvmamba/py.typed', 'mmvmamba/ops/py.typed', 'mmvmamba/ops/ss2d/schema.inc'} <= data
+    assert not (target / 'mmvmamba/ops/csrc').exists()
 
 
 def test_without_torch_at_build_time(tree):

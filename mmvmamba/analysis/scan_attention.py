@@ -11,6 +11,7 @@ Each channel has its own weights. The merged map of SS2D is the sum over the fou
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +100,7 @@ def record_scan(backbone: nn.Module, stage: int, block: int, x: torch.Tensor) ->
     return calls[0]
 
 
-def _find_op(backbone: nn.Module, stage: int, block: int) -> nn.Module:
+def _find_op(backbone: Any, stage: int, block: int) -> nn.Module:
     computed = range(max(backbone.out_indices) + 1)
     if stage not in computed:
         raise ValueError(f'stage is {stage}, expected one of {", ".join(map(str, computed))}')

@@ -7,6 +7,7 @@ import zipfile
 from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
+from typing import Union
 from uuid import uuid4
 
 import torch
@@ -47,6 +48,7 @@ def read_checkpoint(checkpoint: str, map_location='cpu'):
     """
     scheme = checkpoint.partition('://')[0].lower() if '://' in checkpoint else ''
     advice = ''
+    file: Union[str, BytesIO]
     if scheme in ('http', 'https'):
         file = fetch_checkpoint(checkpoint)
         advice = f'; delete {file} to download it again'

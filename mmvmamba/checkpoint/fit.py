@@ -104,9 +104,9 @@ def _check_fit(state: dict, expected: dict, name: str, source: str) -> None:
     if kinds:
         problems.append(f'{len(kinds)} of other kinds: {shorten(kinds)}')
     if problems:
-        shapes = {key: value.shape for key, value in state.items()}
+        found = {key: value.shape for key, value in state.items()}
         place = f'checkpoint {name!r}: {source}'
-        raise MisfitError(place, '. '.join(problems), shapes, f'it has {_describe(state)}')
+        raise MisfitError(place, '. '.join(problems), found, f'it has {_describe(state)}')
 
 
 def _describe(state: dict) -> str:

@@ -1,7 +1,7 @@
 """Images as command lines name them, as models take them, and pictures of results."""
 
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import mmcv
 import numpy as np
@@ -55,11 +55,11 @@ def normalize(model: nn.Module, image: np.ndarray) -> torch.Tensor:
 
 def preprocessing(model: nn.Module) -> tuple:
     """Mean and std of each channel, and whether images are turned to RGB, as the model's preprocessor does it."""
-    preprocessor = model.data_preprocessor
-    mean, std = (getattr(preprocessor, name, None) for name in ('mean', 'std'))
+    preprocessor: Any = model.data_preprocessor
+    mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
     names = ('to_rgb', 'channel_conversion', '_channel_conversion')  # mmpretrain's, mmseg's and mmengine's
     to_rgb = any(getattr(preprocessor, name, False) for name in names)
-    if mean is None:
+    if mean is None or std is None:
         return [0.0] * 3, [1.0] * 3, to_rgb
     return mean.flatten().tolist(), std.flatten().tolist(), to_rgb
 

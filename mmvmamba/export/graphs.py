@@ -1,6 +1,7 @@
 """Models as functions of one tensor, normalised images (B, 3, H, W), ready to be traced at any size."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ class ClassifierGraph(nn.Module):
 class SegmentorGraph(nn.Module):
     """Scores before the softmax at the size of the image, (B, classes, H, W)."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.backbone, self.head = model.backbone, model.decode_head
         self.neck = model.neck if model.with_neck else nn.Identity()
@@ -76,13 +77,15 @@ def as_graph(model: nn.Module, scope: str, part: str = 'auto') -> tuple:
         tuple[nn.Module, tuple[str, ...]]: The graph in eval mode, and names of its outputs (empty for maps, whose
         number only a run tells).
     """
-    model = copy.deepcopy(model).eval()
+    own: Any = copy.deepcopy(model).eval()
+    graph: nn.Module
+    names: tuple = ()
     if part == 'backbone':
-        graph, names = FeatureGraph(model.backbone), ()
+        graph = FeatureGraph(own.backbone)
     elif scope == 'mmdet':
-        graph, names = FeatureGraph(model.backbone, *([model.neck] if model.with_neck else [])), ()
+        graph = FeatureGraph(own.backbone, *([own.neck] if own.with_neck else []))
     else:
-        graph, names = dict(mmpretrain=ClassifierGraph, mmseg=SegmentorGraph)[scope](model), ('scores',)
+        graph, names = dict(mmpretrain=ClassifierGraph, mmseg=SegmentorGraph)[scope](own), ('scores',)
     _replace_pools(graph)
     return graph.eval(), names
 
@@ -90,7 +93,7 @@ def as_graph(model: nn.Module, scope: str, part: str = 'auto') -> tuple:
 def _replace_pools(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.AdaptiveAvgPool2d):
-            cells = child.output_size
+            cells: Any = child.output_size
             cells = (cells, cells) if isinstance(cells, int) else tuple(cells)
             if cells != (1, 1):
                 setattr(module, name, AdaptiveAvgPool(cells))

@@ -4,6 +4,7 @@ import codecs
 import logging
 import os
 import pickle
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def _load_safely() -> None:
     so, and ``TORCH_FORCE_WEIGHTS_ONLY_LOAD=0`` keeps it as it was.  Downloads it would load by torch.hub, which runs
     code in any version of torch and does not look at the hash.
     """
-    if torch.__version__ < (2, 6):
+    if torch.__version__ < '2.6':
         os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
     checkpoint.load_from_http = load_from_http  # other schemes look a URL up and call this one
@@ -48,7 +49,8 @@ def _allow_checkpoint_classes() -> None:
     Loading with ``weights_only=True`` refuses any class that torch was not told of.  These hold numbers only; loading
     stays safe.
     """
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    numpy: Any = np  # which versions name differently
+    multiarray = numpy._core.multiarray if hasattr(np, '_core') else numpy.core.multiarray
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
     torch.serialization.add_safe_globals(
         [
@@ -61,7 +63,7 @@ def _allow_checkpoint_classes() -> None:
             *dtypes,
         ]
     )
-    if torch.__version__ < (2, 5):  # how bytes are saved; later versions know it
+    if torch.__version__ < '2.5':  # how bytes are saved; later versions know it
         torch.serialization.add_safe_globals([codecs.encode])
 
 

@@ -26,6 +26,8 @@ class FSDPStrategy(MMEngineFSDPStrategy):
     Arguments are those of mmengine's.
     """
 
+    model_wrapper: dict
+
     def __init__(self, *, state_dict_cfg='full', **kwargs):
         super().__init__(state_dict_cfg=state_dict_cfg, **kwargs)
         if not torch.cuda.is_available():  # nothing to offload; torch 2.11 crashes when it is asked to

@@ -4,12 +4,11 @@ from typing import Optional
 
 import torch
 
-from .. import library
 from ..backend import resolve
 from ..checks import check_flag, check_shape, check_tensor
 from . import naive
+from .registration import SCAN_MODES
 
-SCAN_MODES = ('cross2d', 'unidi', 'bidi', 'cascade2d')
 NUM_ROUTES = 4
 
 
@@ -48,7 +47,8 @@ def cross_scan(
     backend = resolve('cross_scan', x.device.type, backend, torch.is_grad_enabled() and x.requires_grad)
     if backend == 'naive':
         return naive.cross_scan(x, scan_mode, channel_last)
-    return library.cross_scan(x, scan_mode, channel_last, backend)
+    run = torch.ops.mmvmamba.cross_scan_triton if backend == 'triton' else torch.ops.mmvmamba.cross_scan
+    return run(x, SCAN_MODES.index(scan_mode), channel_last)
 
 
 def cross_merge(
@@ -90,7 +90,8 @@ def cross_merge(
     backend = resolve(op, y.device.type, backend, torch.is_grad_enabled() and y.requires_grad)
     if backend == 'naive':
         return naive.cross_merge(y, size, scan_mode, channel_last)
-    return library.cross_merge(y, size[0], size[1], scan_mode, channel_last, backend)
+    run = torch.ops.mmvmamba.cross_merge_triton if backend == 'triton' else torch.ops.mmvmamba.cross_merge
+    return run(y, size[0], size[1], SCAN_MODES.index(scan_mode), channel_last)
 
 
 def check_scan_mode(op: str, scan_mode: str) -> None:

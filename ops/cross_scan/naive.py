@@ -32,7 +32,7 @@ def cross_merge(y: torch.Tensor, size: tuple, scan_mode: str, channel_last: bool
         y = y.permute(0, 2, 3, 1)
     height, width = size
     # half-precision routes are added in float32, as the compiled backends do
-    total = 0
+    routes = []
     for k, (column_major, reverse) in enumerate(_route_order(scan_mode)):
         route = y[:, k].to(torch.promote_types(y.dtype, torch.float32))
         route = route.flip(-1) if reverse else route
@@ -40,6 +40,6 @@ def cross_merge(y: torch.Tensor, size: tuple, scan_mode: str, channel_last: bool
             route = route.unflatten(-1, (width, height)).transpose(-1, -2)
         else:
             route = route.unflatten(-1, (height, width))
-        total = total + route
-    total = total.to(y.dtype)
+        routes.append(route)
+    total = (routes[0] + routes[1] + routes[2] + routes[3]).to(y.dtype)
     return (total.permute(0, 2, 3, 1) if channel_last else total).contiguous()

@@ -1,10 +1,9 @@
 """The public selective scan: documented function, argument checks, choice of backend."""
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 
-from .. import library
 from ..backend import classify_length, resolve
 from ..checks import (
     MAX_STATE,
@@ -20,7 +19,7 @@ from ..checks import (
     promote,
     state_dtype,
 )
-from . import naive
+from . import naive, registration  # noqa: F401 (which defines the op)
 
 
 def selective_scan(
@@ -29,15 +28,15 @@ def selective_scan(
     A: torch.Tensor,
     B: torch.Tensor,
     C: torch.Tensor,
-    D: torch.Tensor = None,
-    delta_bias: torch.Tensor = None,
+    D: Optional[torch.Tensor] = None,
+    delta_bias: Optional[torch.Tensor] = None,
     delta_softplus: bool = False,
     *,
-    out_dtype: torch.dtype = None,
+    out_dtype: Optional[torch.dtype] = None,
     return_last_state: bool = False,
     check_finite: bool = False,
     backend: Optional[str] = None,
-):
+) -> Any:
     r"""Selective scan (S6) of `Mamba <https://arxiv.org/abs/2312.00752>`_, equations 2a, 2b and algorithm 2.
 
     .. math::
@@ -80,20 +79,25 @@ def selective_scan(
         ('C', C, 'batch, groups, N, L'),
     ):
         check_tensor(op, name, value, dims)
-    for name, value in (('D', D), ('delta_bias', delta_bias)):
-        if value is not None:
-            check_tensor(op, name, value, 'dim')
-    for name, value in (
+    for name, option in (('D', D), ('delta_bias', delta_bias)):
+        if option is not None:
+            check_tensor(op, name, option, 'dim')
+    for name, switch in (
         ('delta_softplus', delta_softplus),
         ('return_last_state', return_last_state),
         ('check_finite', check_finite),
     ):
-        check_flag(op, name, value)
+        check_flag(op, name, switch)
     tensors = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
     check_same_device(op, 'u', tensors)
     if autocast_enabled(u.device.type):
         u, delta, B, C = promote((u, delta, B, C))
-        A, D, delta_bias = (None if t is None else t.to(state_dtype(u.dtype)) for t in (A, D, delta_bias))
+        state = state_dtype(u.dtype)
+        A, D, delta_bias = (
+            A.to(state),
+            D if D is None else D.to(state),
+            delta_bias if delta_bias is None else delta_bias.to(state),
+        )
     check_same_dtype(op, 'u', dict(u=u, delta=delta, B=B, C=C))
     check_state_dtype(op, u, dict(A=A, D=D, delta_bias=delta_bias))
     _check_shapes(op, u, delta, A, B, C, D, delta_bias)
@@ -109,8 +113,9 @@ def selective_scan(
     if backend == 'naive':
         out, last_state = naive.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype)
     else:
-        out, carries = library.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype, backend)
-        last_state = carries[:, :, -1]
+        run = torch.ops.mmvmamba.selective_scan_triton if backend == 'triton' else torch.ops.mmvmamba.selective_scan
+        out, states = run(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype == torch.float32)
+        last_state = states[:, :, -1]
     return (out, last_state.detach()) if return_last_state else out
 
 

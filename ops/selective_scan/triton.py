@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-CHUNK = 256  # steps between two saved states; CHUNK['triton'] in ops/library.py
+CHUNK = 256  # steps between two saved states; TRITON_CHUNK of registration.py
 FORWARD_WARPS, BACKWARD_WARPS = 1, 1  # measured on an H200: scans across warps go through shared memory
 TURNS = 4  # sets of channels that a program of backward takes one after the other
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

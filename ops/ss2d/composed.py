@@ -18,8 +18,8 @@ def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan
     dtype = state_dtype(x.dtype)
 
     xs = cross_scan(x, scan_mode, backend=backend)  # (B, K, D, L)
-    maps = torch.matmul(x_proj_weight.to(x.dtype), xs)  # (B, K, R + 2N, L)
-    dts, Bs, Cs = maps.split([dt_rank, d_state, d_state], dim=2)
+    projections = torch.matmul(x_proj_weight.to(x.dtype), xs)  # (B, K, R + 2N, L)
+    dts, Bs, Cs = projections.split([dt_rank, d_state, d_state], dim=2)
     delta = torch.matmul(dt_projs_weight.to(x.dtype), dts)  # (B, K, D, L)
     ys = selective_scan(
         xs.flatten(1, 2),

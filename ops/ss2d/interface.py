@@ -1,17 +1,28 @@
 """The public SS2D core: projections in, merged map out; documented function, argument checks, choice of backend."""
 
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Optional
 
 import torch
 
 from ..backend import logger, resolve
 from ..checks import autocast_enabled, check_out_dtype, check_same_device, check_shape, check_tensor
-from ..cross_scan.interface import NUM_ROUTES, check_scan_mode
-from . import composed, library, triton_op
+from ..cross_scan.interface import NUM_ROUTES, SCAN_MODES, check_scan_mode
+from . import composed, registration
 
-FUSED_BACKENDS = ('cpu', 'cuda', 'triton')  # the others are composed of the unfused ops
-CUDA_LANES = 32  # the CUDA kernels pad channels to a multiple
-_announced = set()
+_announced: set = set()
+_composed: ContextVar = ContextVar('mmvmamba_composed', default=False)
+
+
+@contextmanager
+def use_composed():
+    """Compose :func:`ss2d_scan` of the unfused ops inside the ``with`` block, on any backend: to compare the two."""
+    token = _composed.set(True)
+    try:
+        yield
+    finally:
+        _composed.reset(token)
 
 
 def ss2d_scan(
@@ -23,7 +34,7 @@ def ss2d_scan(
     Ds: torch.Tensor,
     scan_mode: str = 'cross2d',
     *,
-    out_dtype: torch.dtype = None,
+    out_dtype: Optional[torch.dtype] = None,
     backend: Optional[str] = None,
 ) -> torch.Tensor:
     r"""2D selective scan, section 4.2 of `VMamba <https://arxiv.org/abs/2401.10166>`_: scan, select, merge.
@@ -74,10 +85,18 @@ def ss2d_scan(
 
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters.values()))
     backend = resolve(op, x.device.type, backend, training, A_logs.shape[1], x.dtype == torch.float64)
-    if backend in FUSED_BACKENDS and _fits(x, dt_projs_weight.shape[2], A_logs.shape[1], backend):
-        fused = triton_op if backend == 'triton' else library
-        return fused.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, training)
-    return composed.ss2d_scan(x, *parameters.values(), scan_mode, out_dtype, backend)
+    if backend != 'naive' and not _wants_composed() and _fits(x, dt_projs_weight.shape[2], A_logs.shape[1], backend):
+        run = torch.ops.mmvmamba.ss2d_scan_triton if backend == 'triton' else torch.ops.mmvmamba.ss2d_scan
+        weights = [t.float().contiguous() for t in parameters.values()]
+        return run(x, *weights, SCAN_MODES.index(scan_mode), out_dtype == torch.float32, training)[0]
+    return composed.ss2d_scan(
+        x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, out_dtype, backend
+    )
+
+
+@torch._dynamo.assume_constant_result
+def _wants_composed() -> bool:
+    return _composed.get()
 
 
 def _fits(x: torch.Tensor, dt_rank: int, d_state: int, backend: str) -> bool:
@@ -90,8 +109,8 @@ def _fits(x: torch.Tensor, dt_rank: int, d_state: int, backend: str) -> bool:
         reason = f'd_state is {d_state}, and the fused kernels are for 1'
     elif _too_large(x, dt_rank, backend):
         reason = 'an image of x has 2**29 elements or more, its channels padded as in the kernels'
-    elif backend == 'triton' and triton_op.UNSUPPORTED:
-        reason = triton_op.UNSUPPORTED
+    elif backend == 'triton' and registration.UNSUPPORTED:
+        reason = registration.UNSUPPORTED
     else:
         return True
     _announce_composed(reason, backend)
@@ -99,11 +118,13 @@ def _fits(x: torch.Tensor, dt_rank: int, d_state: int, backend: str) -> bool:
 
 
 def _too_large(x: torch.Tensor, dt_rank: int, backend: str) -> bool:
-    """Whether an index into an image's four routes, of padded channels or of the maps, is none of 32 bits."""
+    """Whether an index into an image's four routes, of padded channels or of the projections, is none of 32 bits."""
     _, channels, height, width = x.shape
     if backend == 'cuda':
-        channels = (channels + CUDA_LANES - 1) // CUDA_LANES * CUDA_LANES
-    return any(4 * height * width * columns >= 2**31 for columns in (channels, library.map_columns(dt_rank)))
+        widths = (registration.cuda_padded(channels), registration.cuda_columns(dt_rank))
+    else:
+        widths = (channels, registration.map_columns(dt_rank))
+    return any(4 * height * width * columns >= 2**31 for columns in widths)
 
 
 @torch._dynamo.assume_constant_result

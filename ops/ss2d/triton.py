@@ -11,8 +11,8 @@ from contextlib import nullcontext
 import torch
 import triton
 
-from ..library import SCAN_MODE_INDEX
-from .library import TRITON_SEGMENT, map_columns
+from ..cross_scan.registration import SCAN_MODES
+from .registration import TRITON_SEGMENT, map_columns
 from .triton_backward import backward, backward_carries
 from .triton_forward import forward, forward_carries
 from .triton_kernels import combine, prepare
@@ -47,7 +47,7 @@ class _Problem:
     """What the two directions share: sizes, the map as (pixels, channels), prepared parameters."""
 
     def __init__(self, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode):
-        if A_logs.shape[1] != 1 or SCAN_MODE_INDEX[scan_mode] > 2:
+        if A_logs.shape[1] != 1 or scan_mode == SCAN_MODES[3]:
             raise ValueError(
                 f'ss2d_scan: the fused kernels take d_state 1 and no cascade, got {A_logs.shape}, {scan_mode}'
             )

@@ -5,11 +5,12 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 
-from mmvmamba.ops import BackendError, backend, backend_report, cross_scan, selective_scan, use_backend
+from mmvmamba.ops import BackendError, backend, backend_report, cross_scan, extension, selective_scan, use_backend
 from tests.test_ops.scan_inputs import make_scan_inputs
 
 STATUS = {status.name: status for status in backend_report()}
@@ -59,7 +60,7 @@ def gpu(monkeypatch, tmp_path):
 
     def pretend(capability, kernels=True, **info):
         (tmp_path / '_build_info.json').write_text(json.dumps(info))
-        monkeypatch.setattr(backend, '_FOLDER', tmp_path)
+        monkeypatch.setattr(extension, 'FOLDER', tmp_path)
         monkeypatch.setattr(backend, 'load_extension', lambda: '')
         monkeypatch.setattr(backend, '_has_kernels', lambda device: kernels)
         monkeypatch.setattr(torch._C, '_dispatch_has_kernel_for_dispatch_key', lambda op, key: kernels)
@@ -153,6 +154,23 @@ def test_use_backend_is_undone_by_an_error(served):
     with pytest.raises(KeyError), use_backend('naive'):
         raise KeyError
     assert served(backend='naive') == 'naive' and backend._requested.get() is None
+
+
+def test_a_backend_chosen_in_one_thread_stays_there():
+    seen, ready, go = {}, threading.Barrier(2), threading.Barrier(2)
+
+    def work(name):
+        with use_backend(name):
+            ready.wait(30)
+            seen[name] = backend.resolve('selective_scan', 'cpu')
+            go.wait(30)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ('cpu', 'naive')]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert seen == dict(cpu='cpu', naive='naive') and backend.resolve('selective_scan', 'cpu') == 'cpu'
 
 
 def test_unknown_names_are_errors(monkeypatch):

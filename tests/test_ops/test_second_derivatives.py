@@ -11,6 +11,7 @@ from mmvmamba.ops import (
     layer_norm,
     linear,
     mlp,
+    selective_scan,
     ss2d_scan,
 )
 from tests.test_ops.ss2d_inputs import make_parameters
@@ -34,6 +35,16 @@ LAYERS = dict(
 )
 
 
+def scan(x, draw, backend):
+    u = x.flatten(1, 2)
+    return selective_scan(u, draw(2, 30, 8), -draw(30, 1).exp(), draw(2, 1, 1, 8), draw(2, 1, 1, 8), backend=backend)
+
+
+def core(x, draw, backend):
+    parameters = [value.to(x.device) for value in make_parameters(8, 2)]
+    return ss2d_scan(x.permute(0, 3, 1, 2), *parameters, backend=backend)
+
+
 def differentiate_twice(function, device):
     def draw(*shape):
         return torch.randn(shape, device=device, requires_grad=True)
@@ -51,20 +62,24 @@ def test_torchs_own_layers_have_them(op):
 @pytest.mark.skipif(not CUDA.available, reason=CUDA.reason)
 @pytest.mark.parametrize('op', LAYERS)
 def test_the_kernels_of_layers_refuse(op):
-    with pytest.raises(RuntimeError, match=f'derivative for mmvmamba::{op}_backward is not implemented'):
+    with pytest.raises(NotImplementedError, match=f'{op}: second derivatives are not compiled'):
         differentiate_twice(LAYERS[op], 'cuda')
 
 
+@pytest.mark.parametrize('op, name', [(scan, 'selective_scan'), (core, 'ss2d_scan')])
 @pytest.mark.parametrize(
     'backend',
     [
         pytest.param(name, marks=pytest.mark.skipif(not STATUS[name].available, reason=STATUS[name].reason))
-        for name in ('cuda', 'triton')
+        for name in ('cpu', 'cuda', 'triton')
     ],
 )
-def test_the_core_refuses(backend):
-    parameters = [value.cuda() for value in make_parameters(8, 2)]
-    with pytest.raises(RuntimeError, match='second derivatives'):
-        differentiate_twice(
-            lambda x, draw: ss2d_scan(x.permute(0, 3, 1, 2), *parameters, backend=backend), device='cuda'
-        )
+def test_the_scans_refuse(backend, op, name):
+    device = 'cpu' if backend == 'cpu' else 'cuda'
+    with pytest.raises(NotImplementedError, match=f'{name}: second derivatives'):
+        differentiate_twice(lambda x, draw: op(x, draw, backend), device)
+
+
+@pytest.mark.parametrize('op, name', [(scan, 'selective_scan'), (core, 'ss2d_scan')])
+def test_the_naive_scans_have_them(op, name):
+    assert differentiate_twice(lambda x, draw: op(x, draw, 'naive'), 'cpu').abs().sum() > 0

@@ -10,9 +10,9 @@ from tests.background import ENVIRONMENT
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
 
-def run_interpreted(file):
-    """Run a test file in a process of its own: TRITON_INTERPRET is read when a kernel is defined."""
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', file]
+def run_interpreted(*files):
+    """Run test files in a process of its own: TRITON_INTERPRET is read when a kernel is defined."""
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *files]
     environment = {**ENVIRONMENT, 'TRITON_INTERPRET': '1'}
     root = Path(__file__).parents[2]
     result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)

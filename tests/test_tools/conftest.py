@@ -4,12 +4,14 @@ import contextlib
 import functools
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.background import ENVIRONMENT
 
@@ -70,8 +72,15 @@ def place_of_its_own():
 
 @pytest.fixture(scope='session')
 def user_folder(tmp_path_factory):
-    """A folder outside the repository with a small data set."""
-    return make_user_folder(tmp_path_factory.mktemp('user'))
+    """A folder outside the repository with a small data set; of several worker processes, one makes it for all."""
+    folder = tmp_path_factory.mktemp('user')
+    if 'PYTEST_XDIST_WORKER' not in os.environ:
+        return make_user_folder(folder)
+    shared = tmp_path_factory.getbasetemp().parent / 'user'
+    with FileLock(f'{shared}.lock'):
+        if not shared.exists():
+            make_user_folder(shared)
+    return shutil.copytree(shared, folder, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope='session')

@@ -11,7 +11,7 @@ from mmengine.hooks import EMAHook
 from mmengine.registry import init_default_scope
 
 from mmvmamba.checkpoint import read_checkpoint
-from tests.test_checkpoint import ARCH, official_weights, old_names
+from tests.test_checkpoint.test_checkpoint import ARCH, official_weights, old_names
 
 TOOLS = Path(__file__).parents[2] / 'tools/model_converters'
 

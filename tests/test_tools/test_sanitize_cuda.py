@@ -35,7 +35,7 @@ def test_all_tools_run_to_the_end(sanitize, tmp_path):
     assert sanitize([CLOSING], 0).returncode == 0
     calls = (tmp_path / 'calls').read_text().splitlines()
     assert [call.split()[1] for call in calls] == ['memcheck', 'racecheck', 'synccheck']
-    assert all('--error-exitcode 9' in call and 'tests/test_trust/sanitized.py cuda' in call for call in calls)
+    assert all('--error-exitcode 9' in call and 'tests/test_ops/sanitized.py cuda' in call for call in calls)
 
 
 @pytest.mark.parametrize('tool', ['memcheck', 'racecheck', 'synccheck'])

@@ -6,7 +6,9 @@ Every row is a model in a setting: images a second (median of the repeats, and t
 call's time the host takes to launch it (near 100 % the host is the limit, not the GPU), and the ratio to the baseline
 in the same setting.  A claim about speed is such a ratio, never a number from another machine or run.
 Models are named by their source: an arch of VSSMBackbone (``tiny-s1l8``), the same composed of the unfused ops
-(``unfused:tiny-s1l8``), or ``mmpretrain:``, ``timm:`` or ``torchvision:`` and a name there.
+(``unfused:tiny-s1l8``), or ``mmpretrain:``, ``timm:`` or ``torchvision:`` and a name there.  With ``--without`` each
+arch of VSSMBackbone is measured again for every kind of layer named, with that kind by torch's own layers
+(``tiny-s1l8 without norm``): what the fused one gains.
 """
 
 import argparse
@@ -17,7 +19,6 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,8 @@ from torch import nn
 
 from mmvmamba import VSSMBackbone
 from mmvmamba.models import ARCHS
+from mmvmamba.ops import use_backend
+from mmvmamba.ops.ss2d.interface import use_composed
 
 DEFAULT_MODELS = (
     'tiny-s1l8',
@@ -43,6 +46,14 @@ SETTINGS = {
     'segment': (4, 512, 512, 'maps'),
     '1024': (1, 1024, 1024, 'maps'),
 }
+# kinds of fused layers, and their ops
+LAYERS = dict(
+    norm=('layer_norm', 'add_layer_norm'),
+    linear=('linear',),
+    mlp=('mlp',),
+    depthwise=('depthwise_conv_silu',),
+    conv=('conv2d_channel_last',),
+)
 PRECISIONS = ('fp32', 'tf32', 'fp16', 'bf16')
 
 
@@ -95,7 +106,7 @@ def build_model(name: str, task: str, size: tuple) -> nn.Module:
         task (str): ``classify`` or ``maps``.
         size (tuple[int]): Height and width of the images, for models that must know.
     """
-    source, _, model = name.rpartition(':')
+    source, _, model = name.partition(' without ')[0].rpartition(':')
     if source in ('', 'unfused'):
         if model not in ARCHS:
             raise ValueError(f'model is {name!r}, expected an arch of {", ".join(ARCHS)} or source:name')
@@ -170,6 +181,18 @@ class Timer:
         return begin.elapsed_time(end) / 1e3 / self.calls
 
 
+@contextlib.contextmanager
+def plain_parts(name: str):
+    """Run without the fused parts that a model's name excludes."""
+    layer = name.partition(' without ')[2]
+    with contextlib.ExitStack() as stack:
+        if name.startswith('unfused:'):
+            stack.enter_context(use_composed())
+        if layer:
+            stack.enter_context(use_backend('naive', ops=LAYERS[layer]))
+        yield
+
+
 def measure(name, setting, precision, mode, execution, args) -> Row:
     """Build, check and time one model in one setting."""
     batch, height, width, task = SETTINGS[setting]
@@ -201,8 +224,7 @@ def measure(name, setting, precision, mode, execution, args) -> Row:
         return loss
 
     step = infer if mode == 'infer' else train
-    unfused = name.startswith('unfused:')
-    with mock.patch('mmvmamba.ops.ss2d.interface.FUSED_BACKENDS', ()) if unfused else contextlib.nullcontext():
+    with plain_parts(name):
         for out in _as_list(step()):
             if not out.isfinite().all():
                 raise FloatingPointError(f'{name} gave values that are not finite')
@@ -280,6 +302,9 @@ def plot(rows: list, path: Path) -> None:
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='+', default=list(DEFAULT_MODELS))
+    parser.add_argument(
+        '--without', nargs='+', choices=list(LAYERS), default=[], help="layers to measure by torch's own, one at a time"
+    )
     parser.add_argument('--baseline', default='mmpretrain:swin-tiny_16xb64_in1k', help='the model of the ratios')
     parser.add_argument('--settings', nargs='+', choices=list(SETTINGS), default=['224'])
     parser.add_argument('--precisions', nargs='+', choices=PRECISIONS, default=['fp16'])
@@ -303,11 +328,16 @@ def main(argv=None) -> list:
     args = parse_args(argv)
     torch.backends.cudnn.benchmark = True
     rows = []
+    names = [
+        name + suffix
+        for name in args.models
+        for suffix in ('', *(f' without {layer}' for layer in args.without if name.rpartition(':')[2] in ARCHS))
+    ]
     for setting in args.settings:
         for precision in args.precisions:
             for mode in args.modes:
                 for execution in args.executions:
-                    for name in args.models:
+                    for name in names:
                         torch._dynamo.reset()
                         try:
                             row = measure(name, setting, precision, mode, execution, args)

@@ -19,7 +19,7 @@ for tool in "${TOOLS[@]}"; do
   echo "== $tool"
   status=0
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-    "${PYTHON:-python}" tests/test_trust/sanitized.py cuda 2>&1 | tee "$LOG" || status=$?
+    "${PYTHON:-python}" tests/test_ops/sanitized.py cuda 2>&1 | tee "$LOG" || status=$?
   # racecheck takes the asynchronous copies of cuBLAS's and cuDNN's own kernels for races
   if [ "$tool" = racecheck ] && [ $status -eq 9 ] && ! grep -q 'access at .*mmvmamba' "$LOG"; then
     echo "no hazard in a kernel of mmvmamba; those above are in the kernels of libraries"

@@ -34,6 +34,8 @@ class AtomicCheckpointHook(CheckpointHook):
     Arguments are those of ``CheckpointHook``. Storage other than local files stores objects whole by itself.
     """
 
+    keep_ckpt_ids: deque
+
     def before_run(self, runner) -> None:
         """Before mmengine resumes, see that what it resumes from is whole."""
         if not runner._resume:

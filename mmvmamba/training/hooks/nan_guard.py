@@ -43,7 +43,10 @@ class NaNGuardHook(Hook):
         if not isinstance(check_gradients, bool):
             raise TypeError(f'check_gradients is {check_gradients!r}, expected True or False')
         self.check_gradients = check_gradients
-        self._handles, self._batch, self._call, self._buffers, self._inspecting = [], None, None, [], False
+        self._handles: list = []
+        self._buffers: list = []
+        self._call: tuple = ()
+        self._batch, self._inspecting = None, False
 
     def before_train(self, runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -65,7 +68,7 @@ class NaNGuardHook(Hook):
     def _let_go(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._batch, self._call, self._buffers = [], None, None, []
+        self._handles, self._batch, self._call, self._buffers = [], None, (), []
 
     def _remember(self, model, args, kwargs) -> None:
         if model.training and not self._inspecting:
@@ -109,7 +112,7 @@ class NaNGuardHook(Hook):
         for tensor in _tensors((args, kwargs)):
             if not _is_finite(tensor):
                 return f'the batch is, an input of the model has {_describe(tensor)}'
-        found = []
+        found: list = []
 
         def look(module, inputs, output):
             if found or all(_is_finite(tensor) for tensor in _tensors(output)):
@@ -124,7 +127,7 @@ class NaNGuardHook(Hook):
 
     def _inspect_backward(self) -> str:
         """Where the first bad gradient of a backward pass arises."""
-        found = []
+        found: list = []
 
         def keep(name, gradient):
             if not _is_finite(gradient):

@@ -3,11 +3,11 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <vector>
 
-#include "cpu_ops.h"
 #include "common/routes.h"
 
 namespace mmvmamba {
@@ -23,16 +23,14 @@ std::vector<int64_t> route_pixels(int64_t mode, int64_t height, int64_t width) {
   return pixel;
 }
 
-}  // namespace
-
-at::Tensor cross_scan_cpu(const at::Tensor& x_, int64_t mode, bool channel_last) {
+at::Tensor cross_scan(const at::Tensor& x_, int64_t mode, bool channel_last) {
   const auto x = x_.contiguous();
   const int64_t batch = x.size(0), channels = x.size(channel_last ? 3 : 1);
   const int64_t height = x.size(channel_last ? 1 : 2), width = x.size(channel_last ? 2 : 3), length = height * width;
   const auto pixel = route_pixels(mode, height, width);
   auto y = channel_last ? at::empty({batch, length, kRoutes, channels}, x.options())
                         : at::empty({batch, kRoutes, channels, length}, x.options());
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "cross_scan_cpu", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "cross_scan", [&] {
     const auto* from = x.const_data_ptr<scalar_t>();
     auto* to = y.data_ptr<scalar_t>();
     if (channel_last) {
@@ -57,7 +55,7 @@ at::Tensor cross_scan_cpu(const at::Tensor& x_, int64_t mode, bool channel_last)
   return y;
 }
 
-at::Tensor cross_merge_cpu(const at::Tensor& y_, int64_t height, int64_t width, int64_t mode, bool channel_last) {
+at::Tensor cross_merge(const at::Tensor& y_, int64_t height, int64_t width, int64_t mode, bool channel_last) {
   const auto y = y_.contiguous();
   const int64_t batch = y.size(0), channels = y.size(channel_last ? 3 : 2), length = height * width;
   const auto pixel = route_pixels(mode, height, width);
@@ -67,7 +65,7 @@ at::Tensor cross_merge_cpu(const at::Tensor& y_, int64_t height, int64_t width, 
   }
   auto x = channel_last ? at::empty({batch, height, width, channels}, y.options())
                         : at::empty({batch, channels, height, width}, y.options());
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, y.scalar_type(), "cross_merge_cpu", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, y.scalar_type(), "cross_merge", [&] {
     using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
     const auto* from = y.const_data_ptr<scalar_t>();
     auto* to = x.data_ptr<scalar_t>();
@@ -91,4 +89,10 @@ at::Tensor cross_merge_cpu(const at::Tensor& y_, int64_t height, int64_t width, 
   return x;
 }
 
+}  // namespace
 }  // namespace mmvmamba
+
+TORCH_LIBRARY_IMPL(mmvmamba, CPU, m) {
+  m.impl("cross_scan", &mmvmamba::cross_scan);
+  m.impl("cross_merge", &mmvmamba::cross_merge);
+}

@@ -1,4 +1,4 @@
-// torch.ops.mmvmamba_C.cross_scan_cuda and cross_merge_cuda.
+// mmvmamba::cross_scan and cross_merge on CUDA.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
@@ -70,12 +70,7 @@ Tensor cross_merge(const Tensor& y_, int64_t height, int64_t width, int64_t mode
 }  // namespace
 }  // namespace mmvmamba
 
-TORCH_LIBRARY_FRAGMENT(mmvmamba_C, m) {
-  m.def("cross_scan_cuda(Tensor x, int scan_mode, bool channel_last) -> Tensor");
-  m.def("cross_merge_cuda(Tensor y, int height, int width, int scan_mode, bool channel_last) -> Tensor");
-}
-
-TORCH_LIBRARY_IMPL(mmvmamba_C, CUDA, m) {
-  m.impl("cross_scan_cuda", &mmvmamba::cross_scan);
-  m.impl("cross_merge_cuda", &mmvmamba::cross_merge);
+TORCH_LIBRARY_IMPL(mmvmamba, CUDA, m) {
+  m.impl("cross_scan", &mmvmamba::cross_scan);
+  m.impl("cross_merge", &mmvmamba::cross_merge);
 }

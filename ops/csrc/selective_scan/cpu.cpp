@@ -1,12 +1,11 @@
 // Selective scan on CPU. A task owns a few channels over all of time (forward), or a fixed block of one group's channels
 // (backward, whose sums over channels then do not depend on the number of threads). States are kept in float (double
 // for double inputs); a state is saved every kChunk steps, and backward recomputes the others chunk by chunk.
-#include "cpu_ops.h"
-
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <vector>
@@ -15,6 +14,9 @@
 #include <sys/mman.h>
 #endif
 
+#include "common/constants.h"
+#include "common/dtypes.h"
+#include "selective_scan/arguments.h"
 #include "selective_scan/cpu_chunk.h"
 
 namespace mmvmamba {
@@ -66,7 +68,7 @@ void load_dt(const scalar_t* delta, const acc_t* bias, bool use_softplus, int64_
 
 template <typename scalar_t, typename out_t, typename acc_t>
 void forward_kernel(const Sizes& n, const scalar_t* u, const scalar_t* delta, const acc_t* A, const acc_t* B,
-                    const acc_t* C, const acc_t* D, const acc_t* bias, bool use_softplus, out_t* out, acc_t* carries) {
+                    const acc_t* C, const acc_t* D, const acc_t* bias, bool use_softplus, out_t* out, acc_t* states) {
   const int64_t quads = (n.channels + kRows - 1) / kRows;  // of a group
   at::parallel_for(0, n.batch * n.groups * quads, 1, [&](int64_t begin, int64_t end) {
     Tile<acc_t> u_, raw, dt, y;
@@ -76,7 +78,7 @@ void forward_kernel(const Sizes& n, const scalar_t* u, const scalar_t* delta, co
       const int rows = static_cast<int>(std::min<int64_t>(kRows, n.channels - first));
       const int64_t d = group % n.groups * n.channels + first, row = group / n.groups * n.dim + d;
       std::fill(h.begin(), h.end(), acc_t(0));
-      for (int r = 0; r < rows; ++r) std::fill_n(carries + (row + r) * (n.chunks + 1) * n.states, n.states, acc_t(0));
+      for (int r = 0; r < rows; ++r) std::fill_n(states + (row + r) * (n.chunks + 1) * n.states, n.states, acc_t(0));
       for (int64_t chunk = 0; chunk < n.chunks; ++chunk) {
         const int64_t start = chunk * kChunk, at = row * n.length + start;
         const int steps = static_cast<int>(std::min<int64_t>(kChunk, n.length - start));
@@ -91,7 +93,7 @@ void forward_kernel(const Sizes& n, const scalar_t* u, const scalar_t* delta, co
           for (int r = 0; r < rows; ++r) A_[r] = A[(d + r) * n.states + s];
           scan_chunk(dt.values, u_.values, B + shared, C + shared, A_, &h[s * kRows], y.values, steps);
           for (int r = 0; r < rows; ++r) {
-            carries[((row + r) * (n.chunks + 1) + chunk + 1) * n.states + s] = h[s * kRows + r];
+            states[((row + r) * (n.chunks + 1) + chunk + 1) * n.states + s] = h[s * kRows + r];
           }
         }
         store(y, n.length, rows, steps, out + at);
@@ -104,7 +106,7 @@ void forward_kernel(const Sizes& n, const scalar_t* u, const scalar_t* delta, co
 template <typename scalar_t, typename acc_t>
 struct Backward {
   const scalar_t *u, *delta;
-  const acc_t *dout, *A, *B, *C, *D, *bias, *carries;
+  const acc_t *dout, *A, *B, *C, *D, *bias, *states;
   scalar_t *du, *ddelta;
   acc_t *dA, *dB, *dC, *dD, *dbias;  // dA (batch, dim, N); dB, dC (blocks, batch, groups, N, L); dD, dbias (batch, dim)
 };
@@ -135,7 +137,7 @@ void backward_rows(const Sizes& n, const Backward<scalar_t, acc_t>& p, bool use_
       acc_t A[kRows] = {}, h0[kRows] = {}, dA[kRows] = {};
       for (int r = 0; r < rows; ++r) {
         A[r] = p.A[(d + r) * n.states + s];
-        h0[r] = p.carries[((row + r) * (n.chunks + 1) + chunk) * n.states + s];
+        h0[r] = p.states[((row + r) * (n.chunks + 1) + chunk) * n.states + s];
       }
       scan_chunk_backward(dt.values, u.values, p.B + shared, p.C + shared, dy.values, A, h0, &flow[s * kRows], du.values,
                           ddt.values, dB + own, dC + own, dA, steps);
@@ -193,25 +195,25 @@ std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
 
 at::ScalarType state_type(const at::Tensor& u) { return u.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-}  // namespace
-
-std::tuple<at::Tensor, at::Tensor> selective_scan_fwd_cpu(
+std::tuple<at::Tensor, at::Tensor> selective_scan_forward(
     const at::Tensor& u_, const at::Tensor& delta_, const at::Tensor& A_, const at::Tensor& B_, const at::Tensor& C_,
-    const std::optional<at::Tensor>& D_, const std::optional<at::Tensor>& bias_, bool use_softplus,
-    at::ScalarType out_dtype) {
+    const std::optional<at::Tensor>& D_, const std::optional<at::Tensor>& bias_, bool use_softplus, bool float_output,
+    const std::optional<at::Tensor>& z, const std::optional<at::Tensor>& initial_state) {
+  check_supported(u_, delta_, z, initial_state);
+  const auto out_dtype = output_dtype(u_, float_output);
   const Sizes n(u_, A_, B_);
   const auto state = state_type(u_);
   const auto u = u_.contiguous(), delta = delta_.contiguous(), A = A_.contiguous();
   const auto B = as_state(B_, state), C = as_state(C_, state);
   const auto D = contiguous(D_), bias = contiguous(bias_);
   auto out = empty_output(u.sizes(), u.options().dtype(out_dtype));
-  auto carries = at::empty({n.batch, n.dim, n.chunks + 1, n.states}, A.options());
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "selective_scan_fwd_cpu", [&] {
+  auto states = at::empty({n.batch, n.dim, n.chunks + 1, n.states}, A.options());
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "selective_scan", [&] {
     using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
     const auto run = [&](auto* out_pointer) {
       forward_kernel(n, u.const_data_ptr<scalar_t>(), delta.const_data_ptr<scalar_t>(), A.const_data_ptr<acc_t>(),
                      B.const_data_ptr<acc_t>(), C.const_data_ptr<acc_t>(), pointer_or_null<acc_t>(D),
-                     pointer_or_null<acc_t>(bias), use_softplus, out_pointer, carries.data_ptr<acc_t>());
+                     pointer_or_null<acc_t>(bias), use_softplus, out_pointer, states.data_ptr<acc_t>());
     };
     if (out_dtype == u.scalar_type()) {
       run(out.data_ptr<scalar_t>());
@@ -219,16 +221,16 @@ std::tuple<at::Tensor, at::Tensor> selective_scan_fwd_cpu(
       run(out.data_ptr<acc_t>());
     }
   });
-  return {out, carries};
+  return {out, states};
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> selective_scan_bwd_cpu(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> selective_scan_backward(
     const at::Tensor& dout_, const at::Tensor& u_, const at::Tensor& delta_, const at::Tensor& A_, const at::Tensor& B_,
     const at::Tensor& C_, const std::optional<at::Tensor>& D_, const std::optional<at::Tensor>& bias_,
-    const at::Tensor& carries_, bool use_softplus) {
+    const at::Tensor& states_, bool use_softplus) {
   const Sizes n(u_, A_, B_);
   const auto state = state_type(u_);
-  const auto u = u_.contiguous(), delta = delta_.contiguous(), A = A_.contiguous(), carries = carries_.contiguous();
+  const auto u = u_.contiguous(), delta = delta_.contiguous(), A = A_.contiguous(), states = states_.contiguous();
   const auto B = as_state(B_, state), C = as_state(C_, state), dout = as_state(dout_, state);
   const auto D = contiguous(D_), bias = contiguous(bias_);
   const int64_t blocks = (n.channels + kChannelBlock - 1) / kChannelBlock;
@@ -236,12 +238,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   auto dA = at::zeros({n.batch, n.dim, n.states}, A.options());
   auto dB = at::zeros({blocks, n.batch, n.groups, n.states, n.length}, A.options()), dC = at::zeros(dB.sizes(), A.options());
   auto dD = at::empty({n.batch, n.dim}, A.options()), dbias = at::empty({n.batch, n.dim}, A.options());
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "selective_scan_bwd_cpu", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "selective_scan_backward", [&] {
     using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
     const Backward<scalar_t, acc_t> p{u.const_data_ptr<scalar_t>(), delta.const_data_ptr<scalar_t>(),
                                       dout.const_data_ptr<acc_t>(), A.const_data_ptr<acc_t>(),
                                       B.const_data_ptr<acc_t>(), C.const_data_ptr<acc_t>(), pointer_or_null<acc_t>(D),
-                                      pointer_or_null<acc_t>(bias), carries.const_data_ptr<acc_t>(),
+                                      pointer_or_null<acc_t>(bias), states.const_data_ptr<acc_t>(),
                                       du.data_ptr<scalar_t>(), ddelta.data_ptr<scalar_t>(), dA.data_ptr<acc_t>(),
                                       dB.data_ptr<acc_t>(), dC.data_ptr<acc_t>(), dD.data_ptr<acc_t>(),
                                       dbias.data_ptr<acc_t>()};
@@ -252,4 +254,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
           D ? dD.sum(0) : at::empty({0}, A.options()), bias ? dbias.sum(0) : at::empty({0}, A.options())};
 }
 
+const AddConstants add_constants({{"selective_scan.cpu.chunk", {kChunk}}});
+
+}  // namespace
 }  // namespace mmvmamba
+
+TORCH_LIBRARY_IMPL(mmvmamba, CPU, m) {
+  m.impl("selective_scan", &mmvmamba::selective_scan_forward);
+  m.impl("selective_scan_backward", &mmvmamba::selective_scan_backward);
+}

@@ -1,4 +1,4 @@
-// torch.ops.mmvmamba_C.selective_scan_{fwd,bwd}_cuda: checks, allocation and how the work is divided.
+// mmvmamba::selective_scan and its backward on CUDA: checks, allocation and how the work is divided.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
@@ -11,6 +11,9 @@
 #include <tuple>
 
 #include "common/allocate.h"
+#include "common/constants.h"
+#include "common/dtypes.h"
+#include "selective_scan/arguments.h"
 #include "selective_scan/kernels.h"
 
 namespace mmvmamba {
@@ -89,34 +92,37 @@ struct Problem {
 
 std::tuple<Tensor, Tensor> selective_scan_forward(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
                                                   const Tensor& C, const OptionalTensor& D, const OptionalTensor& bias,
-                                                  bool softplus, at::ScalarType out_dtype) {
+                                                  bool softplus, bool float_output, const OptionalTensor& z,
+                                                  const OptionalTensor& initial_state) {
+  check_supported(u, delta, z, initial_state);
   const c10::cuda::CUDAGuard guard(u.device());
+  const at::ScalarType out_dtype = output_dtype(u, float_output);
   Problem problem(u, delta, A, B, C, D, bias, softplus, out_dtype);
   Args& args = problem.args;
   Tensor out = allocate(u.sizes(), problem.u.options().dtype(out_dtype));
-  Tensor carries = allocate({u.size(0), u.size(1), args.chunks + 1, args.states}, problem.A.options());
-  args.out = out.data_ptr(), args.carries = carries.data_ptr<float>();
+  Tensor states = allocate({u.size(0), u.size(1), args.chunks + 1, args.states}, problem.A.options());
+  args.out = out.data_ptr(), args.carries = states.data_ptr<float>();
   args.vector = vector_width({&problem.u, &problem.delta, &problem.B, &problem.C, &out}, u.size(2) * u.element_size());
   args.float_vector = vector_width({&out}, u.size(2) * sizeof(float));
   problem.divide(args.states == 1 ? kForwardTurns : 1);
   launch_forward(problem.type, args, problem.stream);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
-  return {out, carries};
+  return {out, states};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selective_scan_backward(
     const Tensor& dout_, const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B, const Tensor& C,
-    const OptionalTensor& D, const OptionalTensor& bias, const Tensor& carries_, bool softplus) {
+    const OptionalTensor& D, const OptionalTensor& bias, const Tensor& states_, bool softplus) {
   const c10::cuda::CUDAGuard guard(u.device());
   Problem problem(u, delta, A, B, C, D, bias, softplus, dout_.scalar_type());
   Args& args = problem.args;
-  const Tensor dout = dout_.contiguous(), carries = carries_.contiguous();
+  const Tensor dout = dout_.contiguous(), states = states_.contiguous();
   Tensor du = allocate(u.sizes(), problem.u.options()), ddelta = allocate(u.sizes(), problem.u.options());
   Tensor dB = allocate(B.sizes(), problem.B.options()), dC = allocate(C.sizes(), problem.C.options());
   const auto options = problem.A.options();
   Tensor dA = allocate({u.size(0), u.size(1), args.states}, options);
   Tensor sums = allocate({2, u.size(0), u.size(1)}, options);
-  args.dout = dout.const_data_ptr(), args.carries = carries.data_ptr<float>();
+  args.dout = dout.const_data_ptr(), args.carries = states.data_ptr<float>();
   args.du = du.data_ptr(), args.ddelta = ddelta.data_ptr(), args.dA = dA.data_ptr<float>();
   args.dD = sums.data_ptr<float>(), args.dbias = args.dD + u.size(0) * u.size(1);
   const int64_t row = u.size(2) * u.element_size();
@@ -132,6 +138,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selective_sca
   const Tensor over_batch = sums.sum(1), none = allocate({0}, options);
   return {du, ddelta, dA.sum(0), dB, dC, D ? over_batch[0].clone() : none, bias ? over_batch[1].clone() : none};
 }
+
+const AddConstants add_constants({{"selective_scan.cuda.chunk", {kChunk}}});
 
 }  // namespace
 
@@ -153,17 +161,7 @@ void launch_add_partial(Type type, const Args& args, void* dB, void* dC, cudaStr
 }  // namespace scan
 }  // namespace mmvmamba
 
-TORCH_LIBRARY_FRAGMENT(mmvmamba_C, m) {
-  m.def(
-      "selective_scan_fwd_cuda(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? delta_bias, "
-      "bool delta_softplus, ScalarType out_dtype) -> (Tensor, Tensor)");
-  m.def(
-      "selective_scan_bwd_cuda(Tensor dout, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, "
-      "Tensor? delta_bias, Tensor carries, bool delta_softplus) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-}
-
-TORCH_LIBRARY_IMPL(mmvmamba_C, CUDA, m) {
-  m.impl("selective_scan_fwd_cuda", &mmvmamba::selective_scan_forward);
-  m.impl("selective_scan_bwd_cuda", &mmvmamba::selective_scan_backward);
+TORCH_LIBRARY_IMPL(mmvmamba, CUDA, m) {
+  m.impl("selective_scan", &mmvmamba::selective_scan_forward);
+  m.impl("selective_scan_backward", &mmvmamba::selective_scan_backward);
 }

@@ -8,7 +8,7 @@ namespace mmvmamba {
 namespace scan {
 
 constexpr int kSteps = 8;       // consecutive steps of one lane
-constexpr int kChunk = 256;     // steps between two saved states: a warp's worth; CHUNK['cuda'] in ops/library.py
+constexpr int kChunk = 256;     // steps between two saved states: a warp's worth
 constexpr int kShort = 64;      // rows up to this length share a warp, eight lanes each
 constexpr int kMaxWarps = 8;
 

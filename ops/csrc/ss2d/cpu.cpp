@@ -15,9 +15,10 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <string>
 #include <vector>
 
+#include "common/constants.h"
+#include "common/dtypes.h"
 #include "common/routes.h"
 #include "ss2d/cpu_tile.h"
 
@@ -31,12 +32,6 @@ constexpr int64_t kRows = 1024;  // most rows of a GEMM
 constexpr int64_t kTasks = 32;   // backward groups the blocks of channels so that there are about as many tasks
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t mode_index(const std::string& scan_mode) {
-  TORCH_CHECK(scan_mode == "cross2d" || scan_mode == "unidi" || scan_mode == "bidi", "ss2d_scan: scan_mode is '",
-              scan_mode, "', expected cross2d, unidi or bidi");
-  return scan_mode == "cross2d" ? 0 : scan_mode == "unidi" ? 1 : 2;
-}
 
 // (B, D, H, W) of any strides and dtype to (B, H, W, D) of float
 Tensor channel_last(const Tensor& x) { return x.permute({0, 2, 3, 1}).to(at::kFloat).contiguous(); }
@@ -90,10 +85,11 @@ struct Problem {
   Tensor bias, A, skip;  // (4, padded), (4, N, padded), (padded)
 
   Problem(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias, const Tensor& A_logs,
-          const Tensor& Ds, const std::string& scan_mode)
+          const Tensor& Ds, int64_t scan_mode)
       : batch(x.size(0)), channels(x.size(1)), height(x.size(2)), width(x.size(3)), pixels(height * width),
         padded(ceil_div(channels, kLanes) * kLanes), rank(dt_proj.size(2)), states(A_logs.size(1)),
-        columns(rank + 2 * states), tiles(ceil_div(pixels, kSteps)), mode(mode_index(scan_mode)) {
+        columns(rank + 2 * states), tiles(ceil_div(pixels, kSteps)), mode(scan_mode) {
+    TORCH_CHECK(mode >= 0 && mode < 3, "ss2d_scan: scan_mode is ", mode, ", expected 0 (cross2d), 1 (unidi) or 2 (bidi)");
     TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16,
                 "ss2d_scan: x is ", x.scalar_type(), ", expected float16, bfloat16 or float32");
     for (const Tensor* t : {&x_proj, &dt_proj, &dt_bias, &A_logs, &Ds}) {
@@ -150,7 +146,9 @@ struct Problem {
 
 std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj,
                                                 const Tensor& dt_bias, const Tensor& A_logs, const Tensor& Ds,
-                                                std::string scan_mode, at::ScalarType out_dtype, bool save) {
+                                                int64_t scan_mode, bool float_output, bool save,
+                                                const std::optional<Tensor>& z) {
+  check_absent("ss2d_scan", "z", z);
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const Problem n(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode);
   const Tensor image = channel_last(x);
@@ -193,12 +191,12 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x
       }
     }
   });
-  return {n.as_map(y, out_dtype), maps, states};
+  return {n.as_map(y, output_dtype(x, float_output)), maps, states};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
     const Tensor& dy_, const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias,
-    const Tensor& A_logs, const Tensor& Ds, const Tensor& maps_, const Tensor& states_, std::string scan_mode) {
+    const Tensor& A_logs, const Tensor& Ds, const Tensor& maps_, const Tensor& states_, int64_t scan_mode) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const Problem n(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode);
   TORCH_CHECK(states_.numel() == n.state_offset(n.batch, 0, 0),
@@ -270,6 +268,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
           dA.contiguous().view(A_logs.sizes()),
           dDs.view(Ds.sizes())};
 }
+
+const AddConstants add_constants({{"ss2d_scan.cpu.segment", {kSteps}}, {"ss2d_scan.cpu.lanes", {kLanes}}});
 
 }  // namespace
 }  // namespace mmvmamba

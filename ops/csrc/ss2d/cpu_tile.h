@@ -9,7 +9,7 @@ namespace ss2d {
 
 constexpr int kLanes = 8;   // numbers of a vector; rows of channels and of ranks are padded to a multiple
 constexpr int kWidth = 64;  // most channels of a block
-constexpr int kSteps = 32;  // pixels between two saved states; CPU_SEGMENT in ops/ss2d/library.py
+constexpr int kSteps = 32;  // pixels between two saved states
 
 // A block of channels on one route. Pointers to parameters and pixels are at the block's first channel, those to maps
 // at the route's first column.

@@ -20,9 +20,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <string>
 
 #include "common/allocate.h"
+#include "common/dtypes.h"
 #include "ss2d/kernels.h"
 
 namespace mmvmamba {
@@ -62,29 +62,30 @@ struct Problem {
   float *partial, *dmaps_part;   // in it, of backward
 
   Problem(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias, const Tensor& A_logs,
-          const Tensor& Ds, const std::string& scan_mode, bool backward)
+          const Tensor& Ds, int64_t scan_mode, bool backward)
       : type(type_of(x)), stream(at::cuda::getCurrentCUDAStream()) {
     TORCH_CHECK(x.numel() > 0, "ss2d_scan: x is empty, of shape ", x.sizes());
     TORCH_CHECK(A_logs.size(1) == 1, "ss2d_scan: the fused kernels take d_state N = 1, got ", A_logs.size(1));
-    TORCH_CHECK(scan_mode == "cross2d" || scan_mode == "unidi" || scan_mode == "bidi", "ss2d_scan: scan_mode is '",
-                scan_mode, "', expected cross2d, unidi or bidi");
+    TORCH_CHECK(scan_mode >= 0 && scan_mode < 3, "ss2d_scan: scan_mode is ", scan_mode,
+                ", expected 0 (cross2d), 1 (unidi) or 2 (bidi)");
     for (const Tensor* t : {&x_proj, &dt_proj, &dt_bias, &A_logs, &Ds}) {
       TORCH_CHECK(t->scalar_type() == at::kFloat && t->is_contiguous() && t->is_cuda(),
                   "ss2d_scan: parameters must be contiguous float32 CUDA tensors");
     }
     dt_rank = dt_proj.size(2);
-    rank = dt_rank <= 6 ? 6 : dt_rank <= 12 ? 12 : 0;
+    rank = dt_rank <= kRanks[0] ? kRanks[0] : dt_rank <= kRanks[1] ? kRanks[1] : 0;
     args.batch = x.size(0), args.channels = x.size(1), args.height = x.size(2), args.width = x.size(3);
-    args.padded = ceil_div(args.channels, 32) * 32, args.groups = args.padded / 32;
-    args.map_columns = rank == 6 ? 8 : rank == 12 ? 16 : ceil_div(dt_rank + 2, 16) * 16;
+    args.padded = ceil_div(args.channels, kGroup) * kGroup, args.groups = args.padded / kGroup;
+    args.map_columns = rank == kRanks[0] ? kRankColumns[0] : rank == kRanks[1] ? kRankColumns[1]
+                       : ceil_div(dt_rank + 2, kColumnStep) * kColumnStep;
     const int64_t length = x.size(2) * x.size(3);
     TORCH_CHECK(4 * length * std::max<int64_t>(args.padded, args.map_columns) < (1ll << 31),
                 "ss2d_scan: an image of ", x.size(2), " x ", x.size(3), " with ", args.channels,
                 " channels is too large for the fused kernels");
     args.length = length;
     args.segments = ceil_div(length, kSegment);
-    args.second_reversed = scan_mode != "unidi";
-    column_second = scan_mode == "cross2d" && args.height > 1 && args.width > 1;  // else both orders are one
+    args.second_reversed = scan_mode != 1;
+    column_second = scan_mode == 0 && args.height > 1 && args.width > 1;  // else both orders are one
 
     choose_chain(backward);
     pixels = args.batch * length, blocks = args.batch * args.chain;
@@ -192,7 +193,9 @@ Tensor channel_last(const Tensor& x) {
 
 std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj,
                                                 const Tensor& dt_bias, const Tensor& A_logs, const Tensor& Ds,
-                                                std::string scan_mode, at::ScalarType out_dtype, bool save) {
+                                                int64_t scan_mode, bool float_output, bool save,
+                                                const std::optional<Tensor>& z) {
+  check_absent("ss2d_scan", "z", z);
   const c10::cuda::CUDAGuard guard(x.device());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   Problem problem(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, false);
@@ -204,13 +207,13 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x
              problem.projection.as_strided({args.channels, 4 * args.map_columns}, {1, args.channels}));
   Tensor u;
   if (problem.rank == 0 && problem.type == Type::kFloat) u = problem.make_u(maps);
-  Tensor y = allocate(x.sizes(), options.dtype(out_dtype).memory_format(at::MemoryFormat::ChannelsLast));
+  Tensor y = allocate(x.sizes(), options.dtype(output_dtype(x, float_output)).memory_format(at::MemoryFormat::ChannelsLast));
   Tensor states = allocate({save ? args.batch * args.segments * 4 * args.channels : 0}, options.dtype(at::kFloat));
 
   args.x = image.data_ptr(), args.maps = maps.data_ptr(), args.y = y.data_ptr();
   args.u = u.defined() ? u.data_ptr() : nullptr;
   args.states = save ? states.data_ptr<float>() : nullptr;
-  args.float_output = out_dtype == at::kFloat;
+  args.float_output = y.scalar_type() == at::kFloat;
   for (int pair = args.chaining == Chain::kNone; pair < 2; ++pair) {  // a block that is an image takes both pairs
     problem.select_pair(pair);
     if (args.chaining == Chain::kPrefix) {
@@ -242,7 +245,7 @@ Tensor tall_product(const Tensor& a, int64_t a_columns, const Tensor& b, int64_t
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
     const Tensor& dy_in, const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias,
-    const Tensor& A_logs, const Tensor& Ds, const Tensor& maps, const Tensor& states, std::string scan_mode) {
+    const Tensor& A_logs, const Tensor& Ds, const Tensor& maps, const Tensor& states, int64_t scan_mode) {
   const c10::cuda::CUDAGuard guard(x.device());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   Problem problem(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, true);

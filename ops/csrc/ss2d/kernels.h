@@ -4,10 +4,11 @@
 #include <cstdint>
 #include <cuda_runtime.h>
 
+#include "ss2d/layout.h"
+
 namespace mmvmamba {
 namespace ss2d {
 
-constexpr int kSegment = 16;      // pixels that one thread scans
 // Segments a block can hold, and a forward block that is an image: of these, two fit a processor.
 constexpr int kMaxWarps = 8;
 constexpr int kMaxImageWarps = 14;

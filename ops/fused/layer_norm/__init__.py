@@ -1,1 +1,0 @@
-"""Layer normalisation of channel-last maps, with an output dtype of the caller's choice."""

@@ -20,6 +20,7 @@
 #include "common/allocate.h"
 #include "fused/common/column_sum.h"
 #include "common/dense.h"
+#include "common/dtypes.h"
 #include "fused/layer_norm/kernels.cuh"
 #include "common/occupancy.cuh"
 
@@ -228,8 +229,9 @@ Grads backward(const Tensor* dsum_in, const Tensor& dy_in, const Tensor& x_in, c
 }
 
 std::tuple<Tensor, Tensor> layer_norm(const Tensor& x, const std::optional<Tensor>& shift, const Tensor& weight,
-                                      const Tensor& bias, double eps, at::ScalarType out_dtype, bool gelu, bool save) {
+                                      const Tensor& bias, double eps, int64_t output_type, bool gelu, bool save) {
   const c10::cuda::CUDAGuard guard(x.device());
+  const at::ScalarType out_dtype = output_dtype("layer_norm", output_type);
   const Result result = forward(x, nullptr, Parameters(x, out_dtype, weight, bias, shift, gelu), eps, out_dtype, save);
   return {result.y, result.statistics};
 }
@@ -246,8 +248,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& dy,
 
 std::tuple<Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor& branch,
                                                   const std::optional<Tensor>& factors, const Tensor& weight,
-                                                  const Tensor& bias, double eps, at::ScalarType out_dtype, bool save) {
+                                                  const Tensor& bias, double eps, bool save) {
   const c10::cuda::CUDAGuard guard(x.device());
+  const at::ScalarType out_dtype = branch.scalar_type();
   const Addend addend{branch, factors};
   const Result result = forward(x, &addend, Parameters(x, out_dtype, weight, bias), eps, out_dtype, save);
   return {result.sum, result.y, result.statistics};
