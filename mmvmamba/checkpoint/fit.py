@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from typing import Callable
 
 import torch
 from mmengine.logging import print_log
@@ -13,7 +14,7 @@ from .layouts import backbone_weights, select_weights, shorten
 _OPTIONS = ('type', 'checkpoint', 'prefix', 'map_location')
 
 
-def load_pretrained(model, init_cfg) -> None:
+def load_pretrained(model, init_cfg, unused: Callable = lambda keys: ()) -> None:
     """Load a checkpoint into a backbone; one log line says what was loaded and what was left out.
 
     Args:
@@ -21,6 +22,7 @@ def load_pretrained(model, init_cfg) -> None:
         init_cfg (dict): ``type='Pretrained'`` and ``checkpoint``, a path or URL; optionally ``prefix``, where the
             backbone's keys begin in the file (found without it if that is ``backbone.`` or nothing), and
             ``map_location`` (default: ``cpu``).
+        unused (Callable): Tells which of the given keys belong to what the backbone was built without. Default: none.
 
     Raises:
         TypeError: If ``init_cfg`` has an unknown key, or one of a wrong type.
@@ -33,9 +35,12 @@ def load_pretrained(model, init_cfg) -> None:
     content = read_checkpoint(name, options.get('map_location', 'cpu'))
     state, source = select_weights(content, name)
     state, left_out = backbone_weights(state, name, options.get('prefix'))
-    expected = model.state_dict()
+    expected, whole = model.state_dict(), dict(state)
+    for key in unused(whole):
+        del state[key]
+        left_out.append(key)
     fresh = _match_outnorms(state, expected, left_out)
-    _check_fit(state, expected, name, source)
+    _check_fit(state, expected, whole, f'checkpoint {name!r}: {source}')
     model.load_state_dict({**state, **{key: expected[key] for key in fresh}}, strict=True)
 
     line = f'Loaded {len(state)} weights from {source} of {name}'
@@ -79,7 +84,7 @@ def _match_outnorms(state: dict, expected: dict, left_out: list) -> list:
     return [] if complete else wanted
 
 
-def _check_fit(state: dict, expected: dict, name: str, source: str) -> None:
+def _check_fit(state: dict, expected: dict, whole: dict, place: str) -> None:
     expected = {key: value for key, value in expected.items() if key in state or not key.startswith('outnorm')}
     problems = []
     missing = [key for key in expected if key not in state]
@@ -104,9 +109,8 @@ def _check_fit(state: dict, expected: dict, name: str, source: str) -> None:
     if kinds:
         problems.append(f'{len(kinds)} of other kinds: {shorten(kinds)}')
     if problems:
-        found = {key: value.shape for key, value in state.items()}
-        place = f'checkpoint {name!r}: {source}'
-        raise MisfitError(place, '. '.join(problems), found, f'it has {_describe(state)}')
+        found = {key: value.shape for key, value in whole.items()}
+        raise MisfitError(place, '. '.join(problems), found, f'it has {_describe(whole)}')
 
 
 def _describe(state: dict) -> str:

@@ -290,6 +290,19 @@ def test_unknown_arch_is_described(path):
         load_pretrained(backbone(arch=dict(depths=(1, 1))), init_cfg)
 
 
+def test_what_the_backbone_was_built_without_is_left_out(path, log):
+    weights = official_weights()
+    init_cfg = save({'model': {**weights, 'layers.1.downsample.1.weight': torch.ones(1)}}, path)
+    with pytest.raises(CheckpointError, match=r'1 unexpected: layers\.1\.downsample'):
+        load_pretrained(backbone(), init_cfg)
+    model = backbone()
+    load_pretrained(
+        model, init_cfg, lambda keys: [key for key in keys if 'downsample.1' in key and key.startswith('layers.1.')]
+    )
+    assert_loaded(model, weights)
+    assert 'layers (1)' in log[0]
+
+
 def test_wrong_prefix(path):
     weights = official_weights()
     init_cfg = save({'state_dict': {f'student.{key}': value for key, value in weights.items()}}, path)
