@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "common/ceil_div.h"
 #include "common/routes.h"
 #include "ss2d/cpu_tile.h"
 
@@ -30,12 +31,11 @@ using namespace ss2d;
 constexpr int64_t kRows = 1024;  // most rows of a GEMM
 constexpr int64_t kTasks = 32;   // backward groups the blocks of channels so that there are about as many tasks
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t mode_index(const std::string& scan_mode) {
-  TORCH_CHECK(scan_mode == "cross2d" || scan_mode == "unidi" || scan_mode == "bidi", "ss2d_scan: scan_mode is '",
-              scan_mode, "', expected cross2d, unidi or bidi");
-  return scan_mode == "cross2d" ? 0 : scan_mode == "unidi" ? 1 : 2;
+  const int mode = find_scan_mode(scan_mode);
+  TORCH_CHECK(mode >= 0 && comes_in_pairs(kScanModes[mode].routes), "ss2d_scan: scan_mode is '", scan_mode,
+              "', expected cross2d, unidi or bidi");
+  return mode;
 }
 
 // (B, D, H, W) of any strides and dtype to (B, H, W, D) of float
@@ -126,7 +126,7 @@ struct Problem {
     block.bias = bias.const_data_ptr<float>() + k * padded + first;
     block.A = A.const_data_ptr<float>() + k * states * padded + first;
     block.x = x + b * pixels * padded + first;
-    block.maps = maps + b * pixels * block.columns + k * columns;
+    block.projections = maps + b * pixels * block.columns + k * columns;
     return block;
   }
 
@@ -235,7 +235,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
           g.dt_weight = partial_data + (b * kRoutes + k) * sums * n.padded + first;
           g.bias = g.dt_weight + n.rank * n.padded, g.A = g.bias + n.padded;
           g.dx = dx_data + image_offset;
-          g.dmaps = dmap_data + (group * n.batch + b) * n.pixels * block.columns + k * n.columns;
+          g.dprojections = dmap_data + (group * n.batch + b) * n.pixels * block.columns + k * n.columns;
           std::fill(flow.begin(), flow.end(), 0.f);
           for (int64_t tile = n.tiles - 1; tile >= 0; --tile) {
             const int steps = n.tile_pixels(k, tile, pixel);
