@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..triton_softplus import log1p_ratio
+
 CHUNK = 256  # steps between two saved states; CHUNK['triton'] in ops/library.py
 FORWARD_WARPS, BACKWARD_WARPS = 1, 1  # measured on an H200: scans across warps go through shared memory
 TURNS = 4  # sets of channels that a program of backward takes one after the other
@@ -32,17 +34,9 @@ def _combine_adjoint(a2, decay2, drive2, a1, decay1, drive1):
 
 @triton.jit
 def _softplus(x):
-    """max(x, 0) + log1p(z) with z = exp(-|x|), and z; log1p(z) / z is a polynomial with relative error 3e-8."""
+    """max(x, 0) + log1p(z) with z = exp(-|x|), and z."""
     z = tl.exp2(tl.abs(x) * -1.4426950408889634)
-    p = 5.232669413e-3 * z - 2.950513735e-2
-    p = p * z + 7.822578400e-2
-    p = p * z - 1.366323084e-1
-    p = p * z + 1.910599917e-1
-    p = p * z - 2.484298050e-1
-    p = p * z + 3.331909776e-1
-    p = p * z - 4.999949336e-1
-    p = p * z + 9.999999404e-1
-    return tl.maximum(x, 0.0) + z * p, z
+    return tl.maximum(x, 0.0) + z * log1p_ratio(z), z
 
 
 @triton.jit

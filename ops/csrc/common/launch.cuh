@@ -3,8 +3,8 @@
 //
 // From compute capability 9.0 on, the blocks of a kernel can be put on processors that have room as soon as all blocks
 // of the kernel before run, rather than when they have ended. That saves the time between two kernels, 1 to 2
-// microseconds, a third of what the small ones take. Such a kernel must wait before it reads memory: run_kernel does,
-// the only __global__ function there is.
+// microseconds, a third of what the small ones take. Such a kernel must wait before it reads memory: the two __global__
+// functions here do, and there are no others.
 //
 // A kernel is a type, its body:
 //   struct Body {
@@ -12,6 +12,7 @@
 //     static constexpr int kBlocks = ...;   // blocks that a processor shall hold, at least; 0 where no matter
 //     static __device__ __forceinline__ void run(const Args& args, ...);
 //   };
+// Large arguments are references. Small ones are values, which the compiler then knows no store to change.
 #pragma once
 
 #include <c10/cuda/CUDAFunctions.h>
@@ -34,7 +35,14 @@ __device__ __forceinline__ void begin_kernel() {
 }
 
 template <typename Body, typename... Args>
-__global__ void __launch_bounds__(Body::kThreads, Body::kBlocks) run_kernel(const __grid_constant__ Args... args) {
+__global__ void __launch_bounds__(Body::kThreads, Body::kBlocks) run_kernel(Args... args) {
+  begin_kernel();
+  Body::run(args...);
+}
+
+// For arguments that are references, which stay where they are.
+template <typename Body, typename... Args>
+__global__ void __launch_bounds__(Body::kThreads, Body::kBlocks) run_kernel_in_place(const __grid_constant__ Args... args) {
   begin_kernel();
   Body::run(args...);
 }
@@ -47,7 +55,11 @@ template <typename T> __device__ __forceinline__ T* shared_memory() {
 
 // ---- host -----------------------------------------------------------------------------------------------------------
 template <typename Body, typename... Args> constexpr auto find_kernel(void (*)(Args...)) {
-  return &run_kernel<Body, std::remove_cv_t<std::remove_reference_t<Args>>...>;
+  if constexpr ((std::is_reference<Args>::value || ...)) {
+    return &run_kernel_in_place<Body, std::remove_cv_t<std::remove_reference_t<Args>>...>;
+  } else {
+    return &run_kernel<Body, Args...>;
+  }
 }
 // The kernel of a body, with the arguments of its `run`.
 template <typename Body> constexpr auto kernel_of = find_kernel<Body>(decltype(&Body::run)(nullptr));

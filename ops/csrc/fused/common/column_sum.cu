@@ -59,7 +59,7 @@ template <typename T, int Width>
 struct ColumnSumKernel {
   static constexpr int kThreads = kSumThreads, kBlocks = 0;
 
-  static __device__ __forceinline__ void run(const T* x, float* partial, int64_t rows, int columns, const SumShape& shape) {
+  static __device__ __forceinline__ void run(const T* x, float* partial, int64_t rows, int columns, SumShape shape) {
     const SumPlace<Width> place(shape, columns);
     float sum[Width] = {};
     if (place.active) {
@@ -89,7 +89,7 @@ template <typename T, int Width>
 struct AddBiasKernel {
   static constexpr int kThreads = kSumThreads, kBlocks = 0;
 
-  static __device__ __forceinline__ void run(T* x, const float* bias, int64_t rows, int columns, const SumShape& shape) {
+  static __device__ __forceinline__ void run(T* x, const float* bias, int64_t rows, int columns, SumShape shape) {
     const SumPlace<Width> place(shape, columns);
     if (!place.active) return;
     float b[Width];

@@ -78,7 +78,7 @@ __device__ __forceinline__ void add_shift(const AfterConv& conv, int channel, fl
 template <typename In, typename Out, int Lanes, int Chunks, typename Beside> struct ForwardKernel {
   static constexpr int kThreads = norm::kThreads, kBlocks = 0;
 
-  static __device__ __forceinline__ void run(const In* x, const Beside& beside, const float* weight, const float* bias,
+  static __device__ __forceinline__ void run(const In* x, Beside beside, const float* weight, const float* bias,
                                              Out* y, float2* statistics, int64_t rows, int channels, float eps) {
     const int lane = threadIdx.x % Lanes;
     float w[Chunks][4], b[Chunks][4];
@@ -255,7 +255,7 @@ template <typename In, typename Out, int Lanes, int Chunks, typename Beside> str
     for (int i = threadIdx.x; i < size; i += kThreads) partial[static_cast<int64_t>(blockIdx.x) * size + i] = sums[i];
   }
 
-  static __device__ __forceinline__ void run(const Out* dy, const In* x, const Beside& beside, const float* weight,
+  static __device__ __forceinline__ void run(const Out* dy, const In* x, Beside beside, const float* weight,
                                              const float* bias, const float2* statistics, In* dx, float* partial,
                                              int64_t rows, int channels) {
     float w[Chunks][4], own[kSums][Chunks][4] = {};

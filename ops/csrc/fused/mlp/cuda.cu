@@ -62,7 +62,7 @@ template <typename T>
 struct GeluBackwardKernel {
   static constexpr int kThreads = kSumThreads, kBlocks = 0;
 
-  static __device__ __forceinline__ void run(const T* hidden, T* grad, T* y, float* partial, int64_t rows, int columns, const SumShape& shape) {
+  static __device__ __forceinline__ void run(const T* hidden, T* grad, T* y, float* partial, int64_t rows, int columns, SumShape shape) {
     const SumPlace<kWidth> place(shape, columns);
     float sum[kWidth] = {};
     if (place.active) {
