@@ -1,5 +1,5 @@
-// How every kernel is launched: so that it begins while the kernel before ends (CUDA C++ Programming Guide, Programmatic
-// Dependent Launch).
+// How every kernel is launched: so that it begins while the kernel before ends (CUDA C++ Programming Guide,
+// Programmatic Dependent Launch).
 //
 // From compute capability 9.0 on, the blocks of a kernel can be put on processors that have room as soon as all blocks
 // of the kernel before run, rather than when they have ended. That saves the time between two kernels, 1 to 2
@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(Body::kThreads, Body::kBlocks) run_kernel(Args
 
 // For arguments that are references, which stay where they are.
 template <typename Body, typename... Args>
-__global__ void __launch_bounds__(Body::kThreads, Body::kBlocks) run_kernel_in_place(const __grid_constant__ Args... args) {
+__global__ void __launch_bounds__(Body::kThreads, Body::kBlocks)
+    run_kernel_in_place(const __grid_constant__ Args... args) {
   begin_kernel();
   Body::run(args...);
 }

@@ -1,4 +1,5 @@
-// The routes of the scan modes: which pixel of a row-major map a route passes at each step. Neither torch nor CUDA in here.
+// The routes of the scan modes: which pixel of a row-major map a route passes at each step. Neither torch nor CUDA is
+// in here.
 #pragma once
 
 #include <cstdint>
@@ -41,10 +42,10 @@ inline int64_t route_pixel(int64_t mode, int64_t k, int64_t l, int64_t height, i
   return routes.column >> k & 1 ? (step % height) * width + step / height : step;
 }
 
-// The fused kernels take the routes of a mode in two pairs, (0, 2) and (1, 3), each over one order of pixels: that of the
-// first pair is by rows, and the first route of a pair runs forwards.
-constexpr bool second_is_reversed(const Routes& routes) { return routes.reverse >> 2 & 1; }  // the second route of a pair
-constexpr bool second_is_by_column(const Routes& routes) { return routes.column >> 1 & 1; }  // the second pair
+// The fused kernels take the routes of a mode in two pairs, (0, 2) and (1, 3), each over one order of pixels. That of
+// the first pair is by rows, and the first route of a pair runs forwards.
+constexpr bool second_is_reversed(const Routes& routes) { return routes.reverse >> 2 & 1; }  // route of each pair
+constexpr bool second_is_by_column(const Routes& routes) { return routes.column >> 1 & 1; }  // pair
 constexpr bool comes_in_pairs(const Routes& routes) {
   return routes.column == (second_is_by_column(routes) ? 0b1010 : 0b0000) &&
          routes.reverse == (second_is_reversed(routes) ? 0b1100 : 0b0000);

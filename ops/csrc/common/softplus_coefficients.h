@@ -1,7 +1,7 @@
-// log1p(z) / z on [0, 1] as a polynomial, from the highest power of z down: what softplus(x) = max(x, 0) + log1p(exp(-|x|))
-// is made of on a GPU. One a precision, here and in ops/softplus.py, which a test compares. Minimax for the relative
-// error: 3e-8, or 6e-5 for values of 16 bits. The last coefficient of the first is 1 exactly, so that it has no error of
-// its own when the whole is multiplied by log2(e).
+// log1p(z) / z on [0, 1] as a polynomial, from the highest power of z down: on a GPU, softplus(x) is max(x, 0) +
+// log1p(exp(-|x|)). One a precision, here and in ops/triton_softplus.py, which a test compares. Minimax for the
+// relative error: 3e-8, or 6e-5 for values of 16 bits. The last coefficient of the first is 1 exactly, so that it has
+// no error of its own when the whole is multiplied by log2(e).
 #pragma once
 
 namespace mmvmamba {

@@ -7,7 +7,8 @@
 
 namespace mmvmamba {
 
-inline Type type_of(const char* op, at::ScalarType type) {
+inline Type type_of(const char* op, at::ScalarType type, bool with_double = false) {
+  if (with_double && type == at::kDouble) return Type::kDouble;
   switch (type) {
     case at::kHalf: return Type::kHalf;
     case at::kBFloat16: return Type::kBfloat16;

@@ -112,7 +112,8 @@ struct Planes {
 // A position of a column route, and the cell of shared memory that holds it; advances by one step.
 struct ColumnCursor {
   int row, column, height;
-  __device__ __forceinline__ ColumnCursor(int step, int height_) : row(step % height_), column(step / height_), height(height_) {}
+  __device__ __forceinline__ ColumnCursor(int step, int height_)
+      : row(step % height_), column(step / height_), height(height_) {}
   __device__ __forceinline__ void advance() {
     if (++row == height) row = 0, ++column;
   }
@@ -228,7 +229,9 @@ struct MergePlanesKernel {
   }
 };
 
-int64_t tiles_of(Map map) { return map.batch * map.channels * ceil_div(map.height, kTile) * ceil_div(map.width, kTile); }
+int64_t tiles_of(Map map) {
+  return map.batch * map.channels * ceil_div(map.height, kTile) * ceil_div(map.width, kTile);
+}
 
 constexpr size_t kSharedBytes = 48 << 10;  // what a block may use without asking
 
@@ -256,9 +259,11 @@ bool scan_planes(const void* x, void* y, Map map, Routes routes, cudaStream_t st
 template <typename T>
 void scan(const void* x, void* y, Map map, Routes routes, cudaStream_t stream) {
   constexpr int kWidth = 16 / sizeof(T);
-  if (scan_planes<T, kWidth>(x, y, map, routes, stream) || scan_planes<T, kWidth / 2>(x, y, map, routes, stream)) return;
+  if (scan_planes<T, kWidth>(x, y, map, routes, stream) || scan_planes<T, kWidth / 2>(x, y, map, routes, stream))
+    return;
   if (scan_planes<T, 1>(x, y, map, routes, stream)) return;
-  launch<ScanKernel<T>>(tiles_of(map), 32 * kWarps, 0, stream, static_cast<const T*>(x), static_cast<T*>(y), map, routes);
+  launch<ScanKernel<T>>(tiles_of(map), 32 * kWarps, 0, stream, static_cast<const T*>(x), static_cast<T*>(y), map,
+                        routes);
 }
 
 template <typename T, int kWidth>

@@ -38,7 +38,8 @@ Tensor cross_scan(const Tensor& x_, int64_t mode, bool channel_last) {
   Tensor y = channel_last ? allocate({map.batch, length, kRoutes, map.channels}, x.options())
                           : allocate({map.batch, kRoutes, map.channels, length}, x.options());
   const auto launch = channel_last ? launch_scan_last : launch_scan;
-  launch(x.const_data_ptr(), y.data_ptr(), x.element_size(), map, kScanModes[mode].routes, at::cuda::getCurrentCUDAStream());
+  launch(x.const_data_ptr(), y.data_ptr(), x.element_size(), map, kScanModes[mode].routes,
+         at::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return y;
 }
@@ -50,7 +51,8 @@ Tensor cross_merge(const Tensor& y_, int64_t height, int64_t width, int64_t mode
   Tensor x = channel_last ? allocate({map.batch, height, width, map.channels}, y.options())
                           : allocate({map.batch, map.channels, height, width}, y.options());
   const auto launch = channel_last ? launch_merge_last : launch_merge;
-  launch(y.const_data_ptr(), x.data_ptr(), y.scalar_type() == at::kDouble ? Type::kDouble : type_of("cross_merge", y.scalar_type()), map, kScanModes[mode].routes, at::cuda::getCurrentCUDAStream());
+  const Type type = type_of("cross_merge", y.scalar_type(), /*with_double=*/true);
+  launch(y.const_data_ptr(), x.data_ptr(), type, map, kScanModes[mode].routes, at::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return x;
 }

@@ -1,8 +1,8 @@
-// Selective scan, backward. Chunks are taken from the last to the first; a warp recomputes a chunk's states from the saved
-// carry, and runs the adjoint recurrence s_t = C_t dy_t + f_{t+1}, f_t = a_t s_t against time, both by shuffle scans as in
-// forward. dB and dC are sums over a group's channels: a lane adds its warp's channels in registers, then the block its
-// warps in shared memory, then launch_add_partial the blocks, each in a fixed order, so that results never vary.
-// Moves dout, u and delta in, du and ddelta out, and 8 bytes a step, state and block of partial sums.
+// Selective scan, backward. Chunks are taken from the last to the first; a warp recomputes a chunk's states from the
+// saved carry, and runs the adjoint recurrence s_t = C_t dy_t + f_{t+1}, f_t = a_t s_t against time, both by shuffle
+// scans as in forward. dB and dC are sums over a group's channels: a lane adds its warp's channels in registers, then
+// the block its warps in shared memory, then launch_add_partial the blocks, each in a fixed order, so that results
+// never vary. Moves dout, u and delta in, du and ddelta out, and 8 bytes a step, state and block of partial sums.
 #pragma once
 
 #include "common/ceil_div.h"
@@ -87,8 +87,8 @@ struct BackwardKernel {
     }
   }
 
-  // One state of a row: the states again from `carry`, which enters the chunk, then the adjoint against time from the cell
-  // `flow`. Sets du and ddt, adds to dB and dC, returns the lane's part of dA.
+  // One state of a row: the states again from `carry`, which enters the chunk, then the adjoint against time from the
+  // cell `flow`. Sets du and ddt, adds to dB and dC, returns the lane's part of dA.
   static __device__ __forceinline__ float adjoint(float A, float carry, const Raw<T>& raw_B, const Raw<T>& raw_C,
                                                   int part, float* flow_cell, Steps& steps, float (&dB)[kSteps],
                                                   float (&dC)[kSteps]) {
@@ -265,8 +265,8 @@ struct AddPartialKernel {
 
 template <typename T, bool kSingle, int kLanes>
 void run_backward(const Args& p, cudaStream_t stream) {
-  launch<BackwardKernel<T, kSingle, kLanes>>(p.pairs * p.splits, 32 * p.warps, Shared<kSingle, kLanes>::bytes(p), stream,
-                                             p);
+  launch<BackwardKernel<T, kSingle, kLanes>>(p.pairs * p.splits, 32 * p.warps, Shared<kSingle, kLanes>::bytes(p),
+                                             stream, p);
 }
 
 template <typename T>

@@ -49,8 +49,15 @@ struct Problem {
 
   Problem(const Tensor& u_, const Tensor& delta_, const Tensor& A_, const Tensor& B_, const Tensor& C_,
           const OptionalTensor& D_, const OptionalTensor& bias_, bool softplus, at::ScalarType out_dtype)
-      : u(u_.contiguous()), delta(delta_.contiguous()), A(A_.contiguous()), B(B_.contiguous()), C(C_.contiguous()),
-        D(contiguous(D_)), bias(contiguous(bias_)), type(type_of("selective_scan", u.scalar_type())), stream(at::cuda::getCurrentCUDAStream()) {
+      : u(u_.contiguous()),
+        delta(delta_.contiguous()),
+        A(A_.contiguous()),
+        B(B_.contiguous()),
+        C(C_.contiguous()),
+        D(contiguous(D_)),
+        bias(contiguous(bias_)),
+        type(type_of("selective_scan", u.scalar_type())),
+        stream(at::cuda::getCurrentCUDAStream()) {
     TORCH_CHECK(u.size(2) <= std::numeric_limits<int>::max() - kChunk, "selective_scan: u has ", u.size(2),
                 " steps, which is too long for the CUDA kernels");
     args.u = u.const_data_ptr(), args.delta = delta.const_data_ptr(), args.A = A.const_data_ptr<float>();
@@ -78,9 +85,9 @@ struct Problem {
   }
 };
 
-std::tuple<Tensor, Tensor> selective_scan_forward(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
-                                                  const Tensor& C, const OptionalTensor& D, const OptionalTensor& bias,
-                                                  bool softplus, at::ScalarType out_dtype) {
+std::tuple<Tensor, Tensor> selective_scan_forward(const Tensor& u, const Tensor& delta, const Tensor& A,
+                                                  const Tensor& B, const Tensor& C, const OptionalTensor& D,
+                                                  const OptionalTensor& bias, bool softplus, at::ScalarType out_dtype) {
   const c10::cuda::CUDAGuard guard(u.device());
   Problem problem(u, delta, A, B, C, D, bias, softplus, out_dtype);
   Args& args = problem.args;

@@ -1,8 +1,8 @@
 // Selective scan, forward. A warp scans a row (batch, channel) 256 steps at a time, eight consecutive ones a lane: each
 // lane folds its steps into one affine map, a shuffle scan gives the state that enters it, and a second pass over
-// registers gives the outputs. A block's warps take channels of one group, which share B and C; the state goes from chunk
-// to chunk in shared memory. Rows of up to 64 steps take eight lanes, four channels a warp.
-// Moves u and delta in, out once, B and C once a warp (mostly from L1 and L2), and N floats a chunk of states.
+// registers gives the outputs. A block's warps take channels of one group, which share B and C; the state goes from
+// chunk to chunk in shared memory. Rows of up to 64 steps take eight lanes, four channels a warp. Moves u and delta in,
+// out once, B and C once a warp (mostly from L1 and L2), and N floats a chunk of states.
 #pragma once
 
 #include "selective_scan/common.cuh"
@@ -29,8 +29,8 @@ struct ForwardKernel {
     __syncwarp();
   }
 
-  // One state of a row over the lane's steps: adds to y. `u` is the input times the step sizes dt; `state` what enters the
-  // chunk, and then leaves it; `saved` likewise in memory, null for a thread without a channel.
+  // One state of a row over the lane's steps: adds to y. `u` is the input times the step sizes dt; `state` what enters
+  // the chunk, and then leaves it; `saved` likewise in memory, null for a thread without a channel.
   static __device__ __forceinline__ void scan_state(const float (&dt)[kSteps], const float (&u)[kSteps], float A,
                                                     const Raw<T>& raw_B, const Raw<T>& raw_C, int part, float* state,
                                                     float* saved, float (&y)[kSteps]) {

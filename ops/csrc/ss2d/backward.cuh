@@ -5,11 +5,12 @@
 // BackwardKernel: a block takes S segments of one image, both routes of a pair, and loops over channel groups of 32.
 //   A thread recomputes its channel's segment from the saved entering state (d2 and decay h_{t-1} in registers), and
 //   with it the carry of s, takes the entering s from shared memory and the chain's blocks, and walks back for the
-//   gradients. Sums over channels (dprojections) stay in registers over the groups; sums over pixels (weights, bias, A, D) are
-//   added over the block's warps in a fixed order and leave as one partial sum a block. A thread has 128 registers, so
-//   little is kept: what a group needs is prefetched to shared memory while the group before is worked on.
-//   Moves: x, dy once a pair, dx once (twice for the second pair), states, projections and dprojections once a pair, partial sums.
-//   With Rank = 0, du2 is written too, for the GEMMs after it (in the place of u, where float has one).
+//   gradients. Sums over channels (dprojections) stay in registers over the groups; sums over pixels (weights, bias, A,
+//   D) are added over the block's warps in a fixed order and leave as one partial sum a block. A thread has 128
+//   registers, so little is kept: what a group needs is prefetched to shared memory while the group before is worked
+//   on. Moves: x, dy once a pair, dx once (twice for the second pair), states, projections and dprojections once a
+//   pair, partial sums. With Rank = 0, du2 is written too, for the GEMMs after it (in the place of u, where float has
+//   one).
 // BackwardCarriesKernel: the carries of s alone, one a block, route and channel (needs neither x nor states). For
 //   chains too long to wait for.
 #pragma once
@@ -22,8 +23,8 @@ namespace ss2d {
 
 // ---- carries of s ---------------------------------------------------------------------------------------------------
 template <typename T, int Rank, bool Reversed>
-__device__ __forceinline__ Carry scan_back(const Projections<T, Rank>& projections, int route, const Projected<T, Rank>& u,
-                                           const Values<T>& dy, float A) {
+__device__ __forceinline__ Carry scan_back(const Projections<T, Rank>& projections, int route,
+                                           const Projected<T, Rank>& u, const Values<T>& dy, float A) {
   Carry carry = {1.f, 0.f};
 #pragma unroll
   for (int i = 0; i < kSegment; ++i) {
@@ -65,8 +66,8 @@ template <typename T, int Rank, bool SecondReversed> struct BackwardCarriesKerne
 };
 
 // ---- gradients ------------------------------------------------------------------------------------------------------
-// A lane's row of a tile, filled pixel by pixel, from the last one if Descending. Of 16-bit types 8 pixels are stored at
-// once, which meets no bank conflicts.
+// A lane's row of a tile, filled pixel by pixel, from the last one if Descending. Of 16-bit types 8 pixels are stored
+// at once, which meets no bank conflicts.
 template <typename T, bool Descending> struct TileRow {
   T* row;
   float previous;
@@ -117,8 +118,8 @@ template <typename T, int Rank, bool Reversed> struct BackwardRoute {
   T* tiles;
   float d2[kSegment], carried[kSegment];  // carried: decay times the state before
 
-  // Scan again from `state`, which enters the segment; leaves the tile of dC. Returns the carry of s: its end is the sum
-  // of C_t dy_t, each times the decays up to t.
+  // Scan again from `state`, which enters the segment; leaves the tile of dC. Returns the carry of s: its end is the
+  // sum of C_t dy_t, each times the decays up to t.
   __device__ __forceinline__ Carry rescan(const char* operand, const Values<T>& x, const Values<T>& dy, float state) {
     Carry carry = {1.f, 0.f};
     __syncwarp();  // all lanes have read the tiles of the route before
@@ -198,8 +199,8 @@ template <typename T, int Rank> struct BackwardMemory {
   static constexpr int kPixels = kSegment * sizeof(int);
   __host__ __device__ static int carries(int warps) { return 3 * warps * 32 * sizeof(Carry); }
   __host__ __device__ static int warp_bytes(int projection_columns) {
-    return 3 * kTile + kTilesBytes<T, Rank> + ChannelValues::kBytes + kPixels + Projections<T, Rank>::bytes(projection_columns) +
-           kSums;
+    return 3 * kTile + kTilesBytes<T, Rank> + ChannelValues::kBytes + kPixels +
+           Projections<T, Rank>::bytes(projection_columns) + kSums;
   }
   __host__ __device__ static int bytes(int projection_columns, int warps) {
     return carries(warps) + 2 * kept_bytes<T, Rank>(projection_columns) + warps * warp_bytes(projection_columns);
@@ -255,8 +256,8 @@ template <typename T, int Rank> struct BackwardBlock {
     return works ? incoming<kMaxWarps>(carries, enters, reversed, at.warp, at.warps, at.lane) : 0.f;
   }
 
-  // One route: adds to dx and dprojections, and leaves the sums of the weights and dA in the warp's sums. `state` enters
-  // the segment.
+  // One route: adds to dx and dprojections, and leaves the sums of the weights and dA in the warp's sums. `state`
+  // enters the segment.
   template <bool Reversed>
   __device__ __forceinline__ void run_route(const char* kept, int route, Values<T>& x, Values<T>& dy, float state,
                                             float A, float (&dx)[kSegment],

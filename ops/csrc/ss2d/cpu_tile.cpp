@@ -227,7 +227,8 @@ MMVMAMBA_CLONES void backward_tile(const Block& p, const int64_t* pixel, int ste
     at(g.bias + v * kLanes) += sum;
   }
   int r = 0;
-  for (; r + kLanes < p.rank; r += 2 * kLanes) project_backward<kTogether / 2, 2>(p, pixel, steps, r, du, g.dprojections);
+  for (; r + kLanes < p.rank; r += 2 * kLanes)
+    project_backward<kTogether / 2, 2>(p, pixel, steps, r, du, g.dprojections);
   if (r < p.rank) project_backward<kTogether, 1>(p, pixel, steps, r, du, g.dprojections);
   int v = 0;
   for (; v + 2 <= vectors; v += 2) weight_columns<2>(p, pixel, steps, v, du, g.dt_weight);

@@ -11,8 +11,8 @@ constexpr int kLanes = 8;   // numbers of a vector; rows of channels and of rank
 constexpr int kWidth = 64;  // most channels of a block
 constexpr int kSteps = 32;  // pixels between two saved states; CPU_SEGMENT in ops/ss2d/library.py
 
-// A block of channels on one route. Pointers to parameters and pixels are at the block's first channel, those to projections
-// at the route's first column.
+// A block of channels on one route. Pointers to parameters and pixels are at the block's first channel, those to
+// projections at the route's first column.
 struct Block {
   int64_t channels;  // padded: stride of the rows of x, y, dx and the parameters
   int64_t columns;   // stride of the rows of the projections

@@ -6,8 +6,8 @@
 // Backward: the same maps, the scans' adjoint a pair, then dx += dmaps Wx, weight sums by chunked GEMMs, and one kernel
 // that adds the chunks' and the blocks' sums.
 //
-// To spare the host: what only the kernels here read is one allocation, as_strided stands for chains of narrow, view and
-// transpose, and the calls go past autograd.
+// To spare the host: what only the kernels here read is one allocation, as_strided stands for chains of narrow, view
+// and transpose, and the calls go past autograd.
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -172,7 +172,8 @@ struct Problem {
     return u;
   }
   Tensor by_route(const Tensor& maps) const {
-    return maps.as_strided({4, pixels, args.projection_columns}, {args.projection_columns, 4 * args.projection_columns, 1});
+    return maps.as_strided({4, pixels, args.projection_columns},
+                           {args.projection_columns, 4 * args.projection_columns, 1});
   }
   // A map with channels last as a matrix.
   Tensor rows(const Tensor& map) const { return map.as_strided({pixels, args.channels}, {args.channels, 1}); }

@@ -5,7 +5,8 @@
 //   and C * (product of decays) is kept, because y is affine in the entering state. The segments' carries meet in
 //   shared memory, those of the chain's blocks in global memory; then y += C prod * state, and y is written once (the
 //   second pair reads the first pair's y and adds).
-//   Moves: x once, projections once a group (shared through L2), y once (twice for the second pair), states if training.
+//   Moves: x once, projections once a group (shared through L2), y once (twice for the second pair), states if
+//   training.
 // ForwardCarriesKernel: the same local scan without outputs; a block leaves one carry a route and channel. For chains
 //   too long to wait for.
 #pragma once

@@ -13,8 +13,8 @@
 namespace mmvmamba {
 namespace ss2d {
 
-// Shared memory of a block: carries, the pixels of both pairs' steps, the image, of each warp scratch (a tile of u2; all
-// together y of the image), then of each warp projections.
+// Shared memory of a block: carries, the pixels of both pairs' steps, the image, of each warp scratch (a tile of u2;
+// all together y of the image), then of each warp projections.
 template <typename T, int Rank> struct ImageMemory {
   Carry* local;  // [2][warps][32]
   int* order;    // [2][warps * kSegment]
@@ -37,7 +37,8 @@ template <typename T, int Rank> struct ImageMemory {
         image(reinterpret_cast<T*>(order + 2 * at.warps * kSegment)),
         y(reinterpret_cast<float*>(image + at.warps * Segment<T>::kSize)) {
     scratch = reinterpret_cast<char*>(y) + at.warp * kScratch;
-    projections = reinterpret_cast<char*>(y) + at.warps * kScratch + at.warp * Projections<T, Rank>::bytes(p.projection_columns);
+    projections =
+        reinterpret_cast<char*>(y) + at.warps * kScratch + at.warp * Projections<T, Rank>::bytes(p.projection_columns);
     operands = reinterpret_cast<char*>(y) + at.warps * (kScratch + Projections<T, Rank>::bytes(p.projection_columns));
   }
 };

@@ -1,5 +1,5 @@
-// Launch interface of the fused SS2D kernels (see ss2d/common.cuh for the vocabulary). No torch types in here; its division
-// is a header without others.
+// Launch interface of the fused SS2D kernels (see ss2d/common.cuh for the vocabulary). No torch types in here; its
+// division is a header without others.
 #pragma once
 
 #include <c10/macros/Macros.h>  // which the next one forgets
@@ -113,7 +113,8 @@ void launch_prepare(Type type, const Prepare& args, cudaStream_t stream);
 struct Finish {
   const float* partial;      // (2, blocks, groups, outputs), the pairs one after the other
   const void* dweight;   // (weight_parts, 4, projection_columns, channels): their sum is dprojections^T x
-  const void* ddt_matrix;    // (matrix_parts, 4 * projection_columns, 4 * channels): of projections^T du2; null unless rank = 0
+  const void*
+      ddt_matrix;  // (matrix_parts, 4 * projection_columns, 4 * channels): of projections^T du2; null unless rank = 0
   const float* A;            // (4, padded)
   float *dx_proj, *ddt_proj, *ddt_bias, *dA_logs, *dDs;
   int blocks, weight_parts, matrix_parts;

@@ -38,8 +38,8 @@ template <typename T> struct PrepareKernel {
       if (p.dt_matrix != nullptr) static_cast<T*>(p.dt_matrix)[to] = narrow<T>(dt);
     }
     if (p.dt_operand != nullptr) {
-      // [q][group] of 32 biases, as [4 lanes][tile of 8 channels][2], then words of mma's b, two columns each, as the lanes
-      // want them: of 8 columns [lane][tile], of more [16 columns][two tiles][lane][tile][8 columns].
+      // [q][group] of 32 biases, as [4 lanes][tile of 8 channels][2], then words of mma's b, two columns each, as the
+      // lanes want them: of 8 columns [lane][tile], of more [16 columns][two tiles][lane][tile][8 columns].
       const int lane = channel % 8 * 4 + column % 8 / 2, tile = channel % 32 / 8;
       const int word = p.projection_columns == 8
                            ? lane * 4 + tile
@@ -174,9 +174,11 @@ template <typename T> __device__ __forceinline__ void finish_matrix(const Finish
   const int value = block * kFinishWarps * 32 + threadIdx.x;
   if (value >= 4 * p.dt_rank * p.channels) return;
   const auto place = p.by_channels.divmod(value);
-  const int channel = place.mod, q = static_cast<int>(place.div) / p.dt_rank, row = static_cast<int>(place.div) % p.dt_rank;
+  const int channel = place.mod, q = static_cast<int>(place.div) / p.dt_rank,
+            row = static_cast<int>(place.div) % p.dt_rank;
   const int64_t stride = 16ll * p.projection_columns * p.channels;
-  const T* from = static_cast<const T*>(p.ddt_matrix) + ((int64_t{q} * p.projection_columns + row) * 4 + q) * p.channels + channel;
+  const T* from =
+      static_cast<const T*>(p.ddt_matrix) + ((int64_t{q} * p.projection_columns + row) * 4 + q) * p.channels + channel;
   p.ddt_proj[(static_cast<int64_t>(route_of(q)) * p.channels + channel) * p.dt_rank + row] =
       kLog2e * add_rows(from, stride, p.matrix_parts, 0, 1);
 }

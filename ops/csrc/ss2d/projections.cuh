@@ -1,5 +1,5 @@
-// The projections of a warp's segment in shared memory (dt, B and C of both routes of the pair), and u2 of its steps from
-// them.
+// The projections of a warp's segment in shared memory (dt, B and C of both routes of the pair), and u2 of its steps
+// from them.
 //
 // 16-bit types: u2 of a segment and route is a product on the tensor cores, [16 pixels][columns] x [columns][32
 //   channels] for any dt rank, left in shared memory as float [pixel][channel]: a lane then reads its channel.
@@ -13,9 +13,10 @@ namespace ss2d {
 
 static_assert(2 * kSegment == 32, "a lane has a row of projections: a pixel of the segment and a route of the pair");
 
-// ---- projections -----------------------------------------------------------------------------------------------------------
-// Rows beyond the image repeat its last one: x and dy are zero there, which makes the steps inert (no drive, no output,
-// no gradient), and zeros in the projections as well would meet an infinite weight as NaN.
+// ---- projections
+// ----------------------------------------------------------------------------------------------------------- Rows
+// beyond the image repeat its last one: x and dy are zero there, which makes the steps inert (no drive, no output, no
+// gradient), and zeros in the projections as well would meet an infinite weight as NaN.
 template <typename T, int Rank> struct Projections {
   static constexpr bool kHalf = sizeof(T) == 2;
   // a row in float: dt zero padded, B, C; only B and C if dt is projected elsewhere
@@ -44,7 +45,8 @@ template <typename T, int Rank> struct Projections {
   // Begin to load. In memory the two rows of a pixel are neighbours: of 16-bit types, neighbouring lanes copy
   // neighbouring parts of them, in as few requests as there are lines.
   __device__ __forceinline__ void load(const Args& p, const Place& at) const {
-    const T* image = static_cast<const T*>(p.projections) + (at.batch * p.length * 4 + 2 * at.pair) * p.projection_columns;
+    const T* image =
+        static_cast<const T*>(p.projections) + (at.batch * p.length * 4 + 2 * at.pair) * p.projection_columns;
     if constexpr (kHalf) {
       const int per_row = columns(p.projection_columns) / 8, per_pixel = 2 * per_row;
       for (int i = at.lane; i < kSegment * per_pixel; i += 32) {

@@ -2,7 +2,8 @@
 //
 // A warp leaves three tiles in its shared memory, [32 channels][kSegment pixels]: du2, g d2 x (for dB) and h dy
 // (for dC). For 16-bit types the tensor cores reduce them:
-//   dprojections[pixel][column]   += sum over channels of du2 * Wdt, with dB and dC in the last two columns (fragments of
+//   dprojections[pixel][column]   += sum over channels of du2 * Wdt, with dB and dC in the last two columns (fragments
+//   of
 //                             ones there), accumulated over the channel groups in registers;
 //   weights[channel][dt]    = sum over pixels of du2 * dt, with the sum of du2 (the bias) in column Rank.
 // Float inputs do the same with scalar arithmetic.
@@ -94,8 +95,8 @@ template <typename T, int Rank> struct ProjectionSums {
 // weights[channel][column] of one segment and route to `to` (32, partial_columns). Without sums of the weights in the
 // kernel only the bias is left, `dbias`.
 template <typename T, int Rank>
-__device__ __forceinline__ void weight_sums(const T* tile, const Projections<T, Rank>& projections, int route, float dbias, float* to,
-                                            int lane) {
+__device__ __forceinline__ void weight_sums(const T* tile, const Projections<T, Rank>& projections, int route,
+                                            float dbias, float* to, int lane) {
   constexpr int columns = kPartialColumns<Rank>;
   if constexpr (Rank == 0) {
     to[lane] = dbias;

@@ -8,8 +8,9 @@ namespace ss2d {
 
 // Scan one segment of one route from a zero state. A is that of the channel.
 template <typename T, int Rank, bool Reversed, bool WithOutput>
-__device__ __forceinline__ Carry scan_segment(const Projections<T, Rank>& projections, int route, const Projected<T, Rank>& u,
-                                              const Values<T>& x, float A, float (&y)[kSegment], Values<T>& through) {
+__device__ __forceinline__ Carry scan_segment(const Projections<T, Rank>& projections, int route,
+                                              const Projected<T, Rank>& u, const Values<T>& x, float A,
+                                              float (&y)[kSegment], Values<T>& through) {
   Carry carry = {1.f, 0.f};
   float previous = 0.f;
   float4 two;

@@ -153,7 +153,8 @@ template <typename T, bool Gradient>
 struct ConvKernel {
   static constexpr int kThreads = kConvThreads, kBlocks = 3;
 
-  static __device__ __forceinline__ void run(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias, T* __restrict__ y, const Walk& walk) {
+  static __device__ __forceinline__ void run(const T* __restrict__ x, const float* __restrict__ weight,
+                                             const float* __restrict__ bias, T* __restrict__ y, const Walk& walk) {
     const Place place(walk);
     if (!place.active) return;
     float w[4 * kTaps], b[4];
@@ -208,7 +209,10 @@ template <typename T>
 struct BackwardKernel {
   static constexpr int kThreads = kConvThreads, kBlocks = 2;
 
-  static __device__ __forceinline__ void run(const T* __restrict__ dy, const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias, T* __restrict__ dz, float* __restrict__ weight_sums, float* __restrict__ bias_sums, const Walk& walk) {
+  static __device__ __forceinline__ void run(const T* __restrict__ dy, const T* __restrict__ x,
+                                             const float* __restrict__ weight, const float* __restrict__ bias,
+                                             T* __restrict__ dz, float* __restrict__ weight_sums,
+                                             float* __restrict__ bias_sums, const Walk& walk) {
     __shared__ float4 sums[(kTaps + 1) * kMostLanes];  // 36 floats a lane for the weights, then 4 a lane for the bias
     const Place place(walk);
     float dw[4 * kTaps] = {}, db[4] = {};

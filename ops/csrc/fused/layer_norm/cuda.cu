@@ -4,9 +4,9 @@
 // torch's kernel gives a whole block to each row, which starves for rows of 48 to 1024 channels, and under autocast it
 // writes float. Here `Lanes` lanes own a row, values stay in registers, and the output has the dtype that its reader
 // wants. Forward moves x in and y out; backward x and dy in, dx out. add_layer_norm has the residual addition on the
-// way: the branch in and the sum out as well, and in backward the sum's gradient in and the branch's out; layer_norm can
-// have the bias of the convolution before it and the GELU after it. The sums over rows for weight and bias are kept in
-// registers over all rows of a thread, added over the block in a fixed order, and leave as one partial sum a block.
+// way: the branch in and the sum out as well, and in backward the sum's gradient in and the branch's out; layer_norm
+// can have the bias of the convolution before it and the GELU after it. The sums over rows for weight and bias are kept
+// in registers over all rows of a thread, added over the block in a fixed order, and leave as one partial sum a block.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>

@@ -312,8 +312,8 @@ template <typename In, typename Out, int Lanes, int Chunks, typename Beside> str
 };
 
 // ---- host -----------------------------------------------------------------------------------------------------------
-// Call f(lanes, chunks) with compile-time numbers that hold `channels`, exactly for the usual widths. In a lambda inside
-// f use their values: CUDA 11.8's nvcc crashes at the numbers themselves.
+// Call f(lanes, chunks) with compile-time numbers that hold `channels`, exactly for the usual widths. In a lambda
+// inside f use their values: CUDA 11.8's nvcc crashes at the numbers themselves.
 template <typename F> auto with_shape(int channels, F f) {
   using std::integral_constant;
   using Three = integral_constant<int, 3>;

@@ -14,7 +14,8 @@ struct Factors {
   unsigned rows;  // of a sample
 };
 
-// Beside the norm: a branch is added to x first, which gives `sum`; or a convolution's bias (shift) first and GELU after.
+// Beside the norm: a branch is added to x first, which gives `sum`; or a convolution's bias (shift) first and GELU
+// after.
 struct Forward {
   const void* x;            // (rows, channels), In
   const float *weight, *bias;
@@ -47,8 +48,8 @@ struct Backward {
 // Gives memory for so many rows and columns of floats.
 using AllocatePartial = std::function<float*(int64_t, int64_t)>;
 
-// The kernels of a type of x and one of the output, each pair instantiated in a file of its own. Backward leaves a row a
-// block of partial sums: for the weight, the bias, and after a convolution its bias.
+// The kernels of a type of x and one of the output, each pair instantiated in a file of its own. Backward leaves a row
+// a block of partial sums: for the weight, the bias, and after a convolution its bias.
 template <typename In, typename Out> struct Kernels {
   static void forward(const Forward& args, cudaStream_t stream);
   static void backward(const Backward& args, const AllocatePartial& allocate, cudaStream_t stream);

@@ -3,9 +3,9 @@
 //   grad = GELU'(hidden) * (dy W2), written, since the gradient of x needs it whole, and its sums over rows
 //   dW2  = dy^T GELU(hidden) and dW1 = grad^T x, from tiles that are in shared memory anyway
 //
-// A block keeps `Columns` columns of the hidden layer and walks over tiles of 64 rows. Its 8 warps share a tile's products
-// on the tensor cores; the sums for the weights stay in registers over all tiles and leave as one partial sum a block.
-// dy and x of the next tile are copied, and its hidden values loaded, while this one is computed.
+// A block keeps `Columns` columns of the hidden layer and walks over tiles of 64 rows. Its 8 warps share a tile's
+// products on the tensor cores; the sums for the weights stay in registers over all tiles and leave as one partial sum
+// a block. dy and x of the next tile are copied, and its hidden values loaded, while this one is computed.
 #pragma once
 
 #include "fused/mlp/product.cuh"
@@ -78,7 +78,8 @@ template <typename T, int Depth, int Columns> struct HiddenBackwardKernel {
   static constexpr int kThreads = product::kThreads, kBlocks = 1;
   static constexpr int kMap = BackwardMemory<Depth, Columns>::kMap, kTile = BackwardMemory<Depth, Columns>::kTile;
   static constexpr int kWarps = kThreads / 32;
-  static constexpr int kAcross = Columns / 32, kDown = kWarps / kAcross;  // warps of a tile of the hidden layer, and of dW2
+  static constexpr int kAcross = Columns / 32,
+                       kDown = kWarps / kAcross;                   // warps of a tile of the hidden layer, and of dW2
   static constexpr int kParts = kRows / kDown / 16;                // of 16 rows, of a warp in the hidden layer
   static constexpr int kWide = 32 / 8, kDeep = Depth / kDown / 16;  // of dW2: 8 columns, 16 rows
   static constexpr int kLongDown = Columns / 32, kLongAcross = kWarps / kLongDown;  // warps of dW1
@@ -202,9 +203,10 @@ template <typename T, int Depth, int Columns> struct HiddenBackwardKernel {
       }
       if (tile + gridDim.y < tiles) block.load_hidden(tile + gridDim.y, hidden);
       __syncthreads();
-      add_product(dw2, dy_tile + warp / kAcross * (16 * kDeep), kMap, block.activated + warp % kAcross * 32, kTile, lane);
-      add_product(dw1, block.grads + warp / kLongAcross * 32, kTile, x_tile + warp % kLongAcross * (8 * kLongWide), kMap,
+      add_product(dw2, dy_tile + warp / kAcross * (16 * kDeep), kMap, block.activated + warp % kAcross * 32, kTile,
                   lane);
+      add_product(dw1, block.grads + warp / kLongAcross * 32, kTile, x_tile + warp % kLongAcross * (8 * kLongWide),
+                  kMap, lane);
     }
     const int64_t part = blockIdx.y, first = blockIdx.x * Columns;
     const int64_t dw2_row = part * Depth + warp / kAcross * (16 * kDeep);

@@ -1,10 +1,10 @@
 // The MLP of a block, mmvmamba::mlp and its backward on CUDA: linear, GELU, linear.
 //
 // The products are cuBLAS's; where there are few channels (96, 128 or 192, in 16 bits, with a multiple of 128 hidden
-// ones, on a GPU whose blocks may have 143 KiB of shared memory), the one before GELU and most of backward are one kernel
-// each (product.cuh, backward.cuh). What else is ours: only the input and the hidden values before GELU are kept for
-// backward, where one kernel makes GELU again (for the second weight's gradient), multiplies its derivative in, and sums
-// the first bias's gradient on the way; weights are cast by one kernel instead of one each.
+// ones, on a GPU whose blocks may have 143 KiB of shared memory), the one before GELU and most of backward are one
+// kernel each (product.cuh, backward.cuh). What else is ours: only the input and the hidden values before GELU are kept
+// for backward, where one kernel makes GELU again (for the second weight's gradient), multiplies its derivative in, and
+// sums the first bias's gradient on the way; weights are cast by one kernel instead of one each.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/addmm.h>
@@ -39,8 +39,8 @@ using at::Tensor;
 constexpr int kWidth = 8;  // values of a thread
 constexpr int kThreads = 256;
 
-// This kernel and the next go from the end to the start: the L2 cache holds what the product before wrote last, and then
-// what the one after reads first.
+// This kernel and the next go from the end to the start: the L2 cache holds what the product before wrote last, and
+// then what the one after reads first.
 template <typename T> struct GeluKernel {
   static constexpr int kThreads = 256, kBlocks = 0;
 
@@ -62,7 +62,8 @@ template <typename T>
 struct GeluBackwardKernel {
   static constexpr int kThreads = kSumThreads, kBlocks = 0;
 
-  static __device__ __forceinline__ void run(const T* hidden, T* grad, T* y, float* partial, int64_t rows, int columns, SumShape shape) {
+  static __device__ __forceinline__ void run(const T* hidden, T* grad, T* y, float* partial, int64_t rows, int columns,
+                                             SumShape shape) {
     const SumPlace<kWidth> place(shape, columns);
     float sum[kWidth] = {};
     if (place.active) {

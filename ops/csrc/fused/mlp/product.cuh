@@ -1,10 +1,10 @@
 // The hidden layer of an MLP, hidden = a b^T + bias and GELU(hidden), with GELU applied before the product leaves the
-// registers. For 16-bit types and few channels, where a product moves more than it computes: a pass over the widest map of
-// a block is what this saves.
+// registers. For 16-bit types and few channels, where a product moves more than it computes: a pass over the widest map
+// of a block is what this saves.
 //
 // A block keeps the rows of b for its 128 columns of the result in shared memory and walks over tiles of 64 rows, whose
-// part of a is copied while the tile before is computed. A warp owns 32 x 32 of a tile, on the tensor cores. The rows of
-// b are permuted in shared memory so that the columns of a thread are 8 neighbours: 16 bytes to load and store.
+// part of a is copied while the tile before is computed. A warp owns 32 x 32 of a tile, on the tensor cores. The rows
+// of b are permuted in shared memory so that the columns of a thread are 8 neighbours: 16 bytes to load and store.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +37,8 @@ struct Args {
 template <int Depth> constexpr int kStride = Depth + 8;
 template <int Depth> constexpr int kSharedBytes = (kColumns + 2 * kRows) * kStride<Depth> * 2;
 
-// Where in shared memory the row of b for a column lies: columns 8 q + 2 j + e of 32 come to 8 j + 2 q + e, where lane q of
-// four finds 2 of each product of 8 columns.
+// Where in shared memory the row of b for a column lies: columns 8 q + 2 j + e of 32 come to 8 j + 2 q + e, where lane
+// q of four finds 2 of each product of 8 columns.
 __device__ __forceinline__ int permuted_row(int column) {
   return column / 32 * 32 + column % 8 / 2 * 8 + column % 32 / 8 * 2 + column % 2;
 }
@@ -83,7 +83,8 @@ struct HiddenKernel {
       wait_for_copies();
       __syncthreads();  // the copies of all are there, and the other half has been read
       if (tile + gridDim.y < tiles) {
-        copy_rows<Depth, kRows, false>(a_from, (tile + gridDim.y) * kRows, p.rows, tiles_of_a + (1 - which) * kRows * stride);
+        copy_rows<Depth, kRows, false>(a_from, (tile + gridDim.y) * kRows, p.rows,
+                                       tiles_of_a + (1 - which) * kRows * stride);
       }
       const int64_t first_row = tile * kRows + down * kWarpRows + lane / 4;
       float sum[2][4][4] = {};  // [16 rows][8 columns]
@@ -99,7 +100,8 @@ struct HiddenKernel {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
 #pragma unroll
-          for (int j = 0; j < 4; ++j) mma<T>(sum[i][j], a_part[i], b_part[j / 2][j % 2 * 2], b_part[j / 2][j % 2 * 2 + 1]);
+          for (int j = 0; j < 4; ++j)
+            mma<T>(sum[i][j], a_part[i], b_part[j / 2][j % 2 * 2], b_part[j / 2][j % 2 * 2 + 1]);
         }
       }
 #pragma unroll
