@@ -1,4 +1,4 @@
-"""The polynomials of softplus in Triton: the coefficients of ``csrc/common/softplus_coefficients.h`` (a test compares)."""
+"""The polynomials of softplus in Triton, those of ``csrc/common/softplus_coefficients.h`` (a test compares)."""
 
 import math
 

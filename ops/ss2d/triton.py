@@ -1,9 +1,9 @@
 """The fused SS2D core in Triton, N = 1, for GPUs where the C++ kernels are not built.
 
-Forward: prepare parameters; one GEMM for the projections (dt, B, C) of all routes; a batched GEMM for u = Wdt dt; then for
-each pair of routes the block carries and their combination, if an image has more than one block, and the scan.
-Backward: the same projections and u, the scans' adjoint a pair, then the projections' gradients by GEMMs.  Every sum has a
-fixed order.
+Forward: prepare parameters; one GEMM for the projections (dt, B, C) of all routes; a batched GEMM for u = Wdt dt; then
+for each pair of routes the block carries and their combination, if an image has more than one block, and the scan.
+Backward: the same projections and u, the scans' adjoint a pair, then the projections' gradients by GEMMs.  Every sum
+has a fixed order.
 """
 
 from contextlib import nullcontext
@@ -138,8 +138,8 @@ def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan
     """Forward; arguments as in :func:`mmvmamba.ops.ss2d_scan`, parameters float32 and contiguous.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor]: Merged map, projections (pixels, 4 * columns), and if ``training`` the states (batch,
-        segments, 4, channels) entering each segment, flattened.
+        tuple[Tensor, Tensor, Tensor]: Merged map, projections (pixels, 4 * columns), and if ``training`` the states
+        (batch, segments, 4, channels) entering each segment, flattened.
     """
     with device_of(x):
         problem = _Problem(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode)

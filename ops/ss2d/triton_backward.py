@@ -90,8 +90,8 @@ def _add_route(
 ):  # fmt: skip
     """Gradients of one route: adds to ``dxs``, stores all others.
 
-    ``saved`` are the states, batch, segments and their number; ``parts`` where dB and dC go, which of these places exist,
-    and their number 2 t + (0 for B, 1 for C); ``sums_at`` where the sums over steps go, in rows of ``padded``.
+    ``saved`` are the states, batch, segments and their number; ``parts`` where dB and dC go, which of these places
+    exist, and their number 2 t + (0 for B, 1 for C); ``sums_at`` where the sums over steps go, in rows of ``padded``.
     """
     dtype: tl.constexpr = inputs[1].dtype.element_ty
     part_at, part_mask, part_lane = parts

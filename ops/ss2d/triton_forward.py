@@ -70,7 +70,10 @@ def _add_route(
     ys, xs, inputs, entering, row, saved, where, q, r,
     REVERSED: tl.constexpr, CHAINED: tl.constexpr, SAVE: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Add the output of one route to ``ys``, and save the states; ``saved`` are these, batch, segments and their number."""
+    """Add the output of one route to ``ys``, and save the states.
+
+    ``saved`` are the states, batch, segments and their number.
+    """
     us, words, bias, A = load_route(inputs, where, q, REVERSED, T)
     xs, ys = ordered(xs, REVERSED, T), ordered(ys, REVERSED, T)
     outputs, gains, state, product = _scan(us, xs, words, bias, A, inputs[1].dtype.element_ty, HALF, T)

@@ -91,7 +91,8 @@ def locate(
     segment = row % chain * S + tl.arange(0, S)[:, None]
     channel = tl.program_id(0) % groups * C + tl.arange(0, C)[None, :]
     pixels, exist = walk(segment * T, length, height, width, COLUMN, T)
-    return row.to(tl.int64), batch, segment, (batch * length, pixels, exist, channel, channel < channels, channels, columns)
+    where = (batch * length, pixels, exist, channel, channel < channels, channels, columns)
+    return row.to(tl.int64), batch, segment, where
 
 
 @triton.jit

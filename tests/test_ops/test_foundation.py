@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mmvmamba.ops.cross_scan.interface import NUM_ROUTES, SCAN_MODES
 from mmvmamba.ops.cross_scan.routes import ROUTES
 from mmvmamba.ops.library import SCAN_MODE_INDEX
@@ -18,7 +19,8 @@ def test_routes_are_those_of_cpp():
     table = re.findall(r'{"(\w+)", {0b([01]{4}), 0b([01]{4})}}', (CSRC / 'common/routes.h').read_text())
     # the lowest bit is the first route
     in_cpp = {
-        name: tuple((c == '1', r == '1') for c, r in zip(column[::-1], reverse[::-1])) for name, column, reverse in table
+        name: tuple((c == '1', r == '1') for c, r in zip(column[::-1], reverse[::-1]))
+        for name, column, reverse in table
     }
     assert in_cpp == ROUTES and list(in_cpp) == list(ROUTES) == list(SCAN_MODES) == list(SCAN_MODE_INDEX)
     assert list(SCAN_MODE_INDEX.values()) == list(range(len(ROUTES)))
@@ -32,8 +34,8 @@ def coefficients(name: str) -> tuple:
 
 def test_polynomials_of_softplus_are_those_of_cpp():
     softplus = pytest.importorskip('mmvmamba.ops.triton_softplus', exc_type=ImportError)
-    assert softplus.LOG1P_FLOAT == coefficients('kLog1pFloat')
-    assert softplus.LOG1P_HALF == coefficients('kLog1pHalf')
+    assert coefficients('kLog1pFloat') == softplus.LOG1P_FLOAT
+    assert coefficients('kLog1pHalf') == softplus.LOG1P_HALF
 
 
 @pytest.mark.parametrize(('name', 'error'), [('kLog1pFloat', 2e-7), ('kLog1pHalf', 6e-5)])
