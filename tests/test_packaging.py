@@ -196,7 +196,7 @@ def test_every_cuda_source_compiles():
 
 
 def test_every_kernel_goes_through_launch():
-    """The __global__ functions of launch.cuh wait for the kernel before, which launches overlap; there are no others."""
+    """The __global__ functions of launch.cuh wait for the kernel before, which launches overlap; no others exist."""
     folder = ROOT / 'ops/csrc'
     sources = {path.relative_to(folder): path.read_text() for path in folder.rglob('*.cu*')}
     sources = {path: re.sub(r'//.*', '', text) for path, text in sources.items()}

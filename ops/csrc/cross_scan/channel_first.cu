@@ -16,7 +16,7 @@ struct Tile {
   int row, column, rows, columns;
 
   __device__ __forceinline__ Tile(int height, int width) {
-    const int across = (width + kTile - 1) / kTile, tiles = across * ((height + kTile - 1) / kTile);
+    const int across = ceil_div(width, kTile), tiles = across * ceil_div(height, kTile);
     plane = blockIdx.x / tiles;
     const int tile = blockIdx.x % tiles;
     row = tile / across * kTile, column = tile % across * kTile;

@@ -15,6 +15,7 @@
 //   chains too long to wait for.
 #pragma once
 
+#include "common/ceil_div.h"
 #include "ss2d/forward.cuh"
 #include "ss2d/reduce.cuh"
 
@@ -333,7 +334,7 @@ template <typename T, int Rank, bool SecondReversed> struct BackwardKernel {
   static __device__ __forceinline__ void run(const Args& p) {
     BackwardBlock<T, Rank> block(p);
     Place& at = block.at;
-    const int per_split = (p.groups + p.splits - 1) / p.splits, first_group = block.split * per_split;
+    const int per_split = ceil_div(p.groups, p.splits), first_group = block.split * per_split;
     const int last_group = min(p.groups, first_group + per_split);
     at.tabulate(p, block.pixels);
     block.projections.load(p, at);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/ceil_div.h"
 #include "common/elementary.h"
 
 namespace mmvmamba {
@@ -77,7 +78,7 @@ template <bool kSlope> MMVMAMBA_INLINE void activate(int vectors, int steps, Til
 template <int kRows, int kColumns>
 MMVMAMBA_INLINE void project_backward(const Block& p, const int64_t* pixel, int steps, int r, const Tile& du,
                                       float* dprojections) {
-  const int padded = (p.rank + kLanes - 1) / kLanes * kLanes, ranks = std::min(kColumns * kLanes, p.rank - r);
+  const int padded = ceil_div(p.rank, kLanes) * kLanes, ranks = std::min(kColumns * kLanes, p.rank - r);
   for (int first = 0; first < steps; first += kRows) {
     const float* row[kRows];
     Vector sum[kRows][kColumns] = {};
@@ -200,7 +201,7 @@ MMVMAMBA_CLONES void forward_tile(const Block& p, const int64_t* pixel, int step
 MMVMAMBA_CLONES void backward_tile(const Block& p, const int64_t* pixel, int steps, const float* h, const float* dy,
                                    float* flow, const Gradients& g) {
   constexpr int kTogether = 8;  // pixels of project_backward; those beyond the last are zero
-  const int vectors = p.width / kLanes, rows = (steps + kTogether - 1) / kTogether * kTogether;
+  const int vectors = p.width / kLanes, rows = ceil_div(steps, kTogether) * kTogether;
   Tile delta, slope, dx, du;  // du: the gradient of delta, then of u
   project(p, pixel, steps, delta);
   activate<true>(vectors, steps, delta, slope);

@@ -22,7 +22,7 @@ struct Block {
   const float* bias;           // (channels)
   const float* A;              // (states, channels), negative
   const float* x;              // (pixels, channels)
-  const float* projections;           // (pixels, columns): dt, B, C
+  const float* projections;    // (pixels, columns): dt, B, C
 };
 
 // What backward adds to; parameters as in Block.

@@ -1,13 +1,10 @@
-// Launch interface of the fused SS2D kernels (see ss2d/common.cuh for the vocabulary). No torch types in here; its
-// division is a header without others.
+// Launch interface of the fused SS2D kernels (see ss2d/common.cuh for the vocabulary). No torch types in here but one.
 #pragma once
-
-#include <c10/macros/Macros.h>  // which the next one forgets
-#include <ATen/cuda/detail/IntegerDivider.cuh>
 
 #include <cstdint>
 #include <cuda_runtime.h>
 
+#include "common/divisor.h"
 #include "common/element_type.h"
 
 namespace mmvmamba {
@@ -27,13 +24,11 @@ enum class Chain {
   kPrefix,    // block_carries holds the entering states, by the carries kernel and launch_combine
 };
 
-using Divisor = at::cuda::detail::IntDivider<uint32_t>;  // division of numbers below 2^31 by a constant of the launch
-
 // Arguments of a scan kernel. `q` = 2 * pair + route of pair; padded = channels rounded up to 32.
 struct Args {
   const void* x;             // (batch, length, channels)
   const void* dy;            // (batch, length, channels), backward only
-  const void* projections;          // (batch, length, 4, projection_columns): dt, zeros, B, C of each q
+  const void* projections;   // (batch, length, 4, projection_columns): dt, zeros, B, C of each q
   void* u;                   // (batch, length, 4, channels), rank 0 only: float's dt projected; backward leaves du2
   const float* dt_weight;    // (4, rank, padded), float only
   const void* dt_operand;    // (4, groups) operands of the tensor cores, 16-bit types only; see projections.cuh
@@ -44,8 +39,8 @@ struct Args {
   void* y;                   // (batch, length, channels): output, or dx in backward
   void* block_carries;       // (batch, chain, 2, padded) pairs of float; all bits set before a look-back
   float* states;             // (batch, segments, 4, channels): state entering each segment, or null
-  void* dprojections;               // (batch, length, 4, projection_columns), backward only
-  float* dprojections_part;         // (splits, batch, length, 4, 2): dB and dC, backward of rank 0
+  void* dprojections;        // (batch, length, 4, projection_columns), backward only
+  float* dprojections_part;  // (splits, batch, length, 4, 2): dB and dC, backward of rank 0
   float* partial;            // (batch * chain, groups, outputs): sums over a block's pixels
   int64_t batch;
   int channels, padded, groups, height, width, length, segments, chain, projection_columns;
