@@ -11,7 +11,7 @@ import torch
 
 from mmvmamba.ops import SCAN_MODES, backend_report, extension
 from mmvmamba.ops.backend import OP_BACKENDS
-from mmvmamba.ops.cross_scan.naive import _route_order
+from mmvmamba.ops.cross_scan.routes import ROUTES
 from mmvmamba.ops.registration import CONSTANTS
 from mmvmamba.ops.selective_scan.registration import TRITON_CHUNK
 from tests.test_ops.scan_inputs import make_scan_inputs
@@ -56,7 +56,7 @@ def test_every_op_says_which_backends_it_has():
 @needs_extension
 def test_constants_of_the_kernels():
     for mode, name in enumerate(SCAN_MODES):
-        routes = _route_order(name)
+        routes = ROUTES[name]
         assert CONSTANTS['routes.column'][mode] == sum(column << k for k, (column, _) in enumerate(routes))
         assert CONSTANTS['routes.reverse'][mode] == sum(reverse << k for k, (_, reverse) in enumerate(routes))
     assert CONSTANTS['selective_scan.cpu.chunk'] == [64] and TRITON_CHUNK == 256
