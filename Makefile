@@ -4,7 +4,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
-# Workers of pytest-xdist, such as: -n 2 --dist loadgroup --no-loadscope-reorder. None: one process for the tests, and
+# Workers of pytest-xdist, such as: -n 2 --dist loadfile --no-loadscope-reorder. None: one process for the tests, and
 # what waits for processes of its own runs beside it (tests/background.py)
 WORKERS ?=
 export MMVMAMBA_BUILD

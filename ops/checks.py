@@ -111,6 +111,16 @@ def autocast_enabled(device_type: str) -> bool:
     return device_type != 'meta' and torch.is_autocast_enabled(device_type)
 
 
+def records_gradients(*tensors) -> bool:
+    """Whether autograd will remember a call with these tensors, so that it must keep what its gradient reads."""
+    if not torch.is_grad_enabled():
+        return False
+    if any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return True
+    # vmap's tensors do not tell
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def number_text(value) -> str:
     """A number for an error; of an integer that is long, only how long, since Python refuses to write out some."""
     long = isinstance(value, int) and value.bit_length() > 64

@@ -16,7 +16,6 @@ DATA = Path(__file__).parent / 'data'
 # torch reads this once, at the first matrix product on a GPU under deterministic algorithms, whichever test that is in
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
 IS_WORKER = 'PYTEST_XDIST_WORKER' in os.environ
-# files and tests that take longest
 LONG = ('test_docs_commands', 'test_tools/test_', 'test_training/', 'test_compile', 'compiles_into_one_graph', 'export')
 # a machine with a GPU that has only what training needs still runs the rest
 HAS_HYPOTHESIS = importlib.util.find_spec('hypothesis') is not None
@@ -29,16 +28,10 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line('hypothesis is not installed: the property tests were left out')
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Among worker processes (pytest-xdist): what takes long comes first, and a file that prepares something, whole."""
-    if not IS_WORKER:
-        return
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        if any(fixture.scope == 'module' for definitions in fixtures for fixture in definitions):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
-    items.sort(key=lambda item: not (hasattr(item.function, 'begin') or any(part in item.nodeid for part in LONG)))
+    """Of worker processes (pytest-xdist), which take files one by one: those that take long come first."""
+    if IS_WORKER:
+        items.sort(key=lambda item: not (hasattr(item.function, 'begin') or any(part in item.nodeid for part in LONG)))
 
 
 def pytest_collection_finish(session):

@@ -2,15 +2,7 @@
 
 import torch
 
-
-def _route_order(scan_mode: str) -> tuple:
-    """The four routes of a mode as (column-major, reversed) pairs."""
-    return {
-        'cross2d': ((False, False), (True, False), (False, True), (True, True)),
-        'unidi': ((False, False),) * 4,
-        'bidi': ((False, False), (False, False), (False, True), (False, True)),
-        'cascade2d': ((False, False), (False, True), (True, False), (True, True)),
-    }[scan_mode]
+from .routes import ROUTES
 
 
 def cross_scan(x: torch.Tensor, scan_mode: str, channel_last: bool) -> torch.Tensor:
@@ -18,7 +10,7 @@ def cross_scan(x: torch.Tensor, scan_mode: str, channel_last: bool) -> torch.Ten
     if channel_last:
         x = x.permute(0, 3, 1, 2)
     routes = []
-    for column_major, reverse in _route_order(scan_mode):
+    for column_major, reverse in ROUTES[scan_mode]:
         route = (x.transpose(2, 3) if column_major else x).flatten(2)
         routes.append(route.flip(-1) if reverse else route)
     if channel_last:
@@ -33,7 +25,7 @@ def cross_merge(y: torch.Tensor, size: tuple, scan_mode: str, channel_last: bool
     height, width = size
     # half-precision routes are added in float32, as the compiled backends do
     routes = []
-    for k, (column_major, reverse) in enumerate(_route_order(scan_mode)):
+    for k, (column_major, reverse) in enumerate(ROUTES[scan_mode]):
         route = y[:, k].to(torch.promote_types(y.dtype, torch.float32))
         route = route.flip(-1) if reverse else route
         if column_major:

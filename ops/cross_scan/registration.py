@@ -3,8 +3,9 @@
 import torch
 
 from ..registration import define, define_triton
+from .routes import ROUTES
 
-SCAN_MODES = ('cross2d', 'unidi', 'bidi', 'cascade2d')
+SCAN_MODES = tuple(ROUTES)
 
 
 def _fake_scan(x, scan_mode, channel_last):

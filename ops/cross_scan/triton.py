@@ -10,10 +10,14 @@ import torch
 import triton
 import triton.language as tl
 
-# bit k: route k runs along columns, or in reverse (cross2d, unidi, bidi, cascade2d)
-_COLUMN, _REVERSE = (0b1010, 0b0000, 0b0000, 0b1100), (0b1100, 0b0000, 0b1100, 0b1010)
+from .routes import ROUTES
+
+# of each mode; bit k: route k runs along columns, or in reverse
+_COLUMN, _REVERSE = (
+    tuple(sum(route[i] << k for k, route in enumerate(routes)) for routes in ROUTES.values()) for i in range(2)
+)
 TILE = 64
-MAX_PIXELS = (2**31 - 1) // 2  # of a map: the kernels' steps have 32 bits; kMaxPixels of csrc/cuda/cross_scan_op.cpp
+MAX_PIXELS = (2**31 - 1) // 2  # of a map: the kernels' steps have 32 bits; kMaxPixels of csrc/cross_scan/cuda.cpp
 MAX_SIDE = 65535 * TILE  # of a map, channel-first: a tile is a block of the grid's second and third dimension
 
 

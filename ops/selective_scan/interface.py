@@ -17,6 +17,7 @@ from ..checks import (
     check_tensor,
     check_values,
     promote,
+    records_gradients,
     state_dtype,
 )
 from . import naive, registration  # noqa: F401 (which defines the op)
@@ -105,7 +106,7 @@ def selective_scan(
     if check_finite and u.device.type != 'meta':
         check_values(op, dict(A=A, D=D, delta_bias=delta_bias))
 
-    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors.values())
+    training = records_gradients(*tensors.values())
     # the rule only asks whether N is 1, and L short or long; a traced program must not depend on L, maybe a symbol
     d_state = 1 if A.shape[1] == 1 else 2
     steps = 'medium' if torch.compiler.is_compiling() else classify_length(u.shape[2])

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..triton_softplus import log1p_ratio
+
 CHUNK = 256  # steps between two saved states; TRITON_CHUNK of registration.py
 FORWARD_WARPS, BACKWARD_WARPS = 1, 1  # measured on an H200: scans across warps go through shared memory
 TURNS = 4  # sets of channels that a program of backward takes one after the other
@@ -32,17 +34,9 @@ def _combine_adjoint(a2, decay2, drive2, a1, decay1, drive1):
 
 @triton.jit
 def _softplus(x):
-    """max(x, 0) + log1p(z) with z = exp(-|x|), and z; log1p(z) / z is a polynomial with relative error 3e-8."""
+    """max(x, 0) + log1p(z) with z = exp(-|x|), and z."""
     z = tl.exp2(tl.abs(x) * -1.4426950408889634)
-    p = 5.232669413e-3 * z - 2.950513735e-2
-    p = p * z + 7.822578400e-2
-    p = p * z - 1.366323084e-1
-    p = p * z + 1.910599917e-1
-    p = p * z - 2.484298050e-1
-    p = p * z + 3.331909776e-1
-    p = p * z - 4.999949336e-1
-    p = p * z + 9.999999404e-1
-    return tl.maximum(x, 0.0) + z * p, z
+    return tl.maximum(x, 0.0) + z * log1p_ratio(z), z
 
 
 @triton.jit
@@ -64,7 +58,7 @@ def _load_steps(delta, bias, at, channel, mask, HAS_BIAS: tl.constexpr):
 
 @triton.jit
 def _forward(
-    u, delta, A, B, C, D, bias, out, carries, groups, channels, states, length, chunks,
+    u, delta, A, B, C, D, bias, out, states, groups, channels, d_state, length, chunks,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, SINGLE: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
@@ -76,12 +70,12 @@ def _forward(
     channel = (pair % groups).to(tl.int32) * channels + own
     row = pair * channels + own
     lane = tl.arange(0, BLOCK_L)
-    for n in range(0, 1 if SINGLE else states):
-        A_n = _base_two(tl.load(A + channel * states + n))
+    for n in range(0, 1 if SINGLE else d_state):
+        A_n = _base_two(tl.load(A + channel * d_state + n))
         state = tl.zeros([BLOCK_D], tl.float32)
-        saved = carries + row * (chunks + 1) * states + n
+        saved = states + row * (chunks + 1) * d_state + n
         tl.store(saved, state, valid)
-        shared = (pair * states + n) * length
+        shared = (pair * d_state + n) * length
         for chunk in range(0, chunks):
             t = chunk * BLOCK_L + lane
             inside = t < length
@@ -99,7 +93,7 @@ def _forward(
             )
             h = decay * state[:, None] + drive
             state = tl.sum(tl.where((lane == BLOCK_L - 1)[None, :], h, 0.0), axis=1)
-            tl.store(saved + (chunk + 1) * states, state, valid)
+            tl.store(saved + (chunk + 1) * d_state, state, valid)
             y = h * C_t[None, :]
             if HAS_D:
                 y += (tl.load(D + channel)[:, None] * u_t) * (1.0 if SINGLE else tl.where(n == 0, 1.0, 0.0))
@@ -110,8 +104,8 @@ def _forward(
 
 @triton.jit
 def _backward(
-    dout, u, delta, A, B, C, D, bias, carries, flows, du, ddelta, dA, dD, dbias, partial,
-    pairs, groups, channels, states, length, chunks,
+    dout, u, delta, A, B, C, D, bias, states, flows, du, ddelta, dA, dD, dbias, partial,
+    pairs, groups, channels, d_state, length, chunks,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, SINGLE: tl.constexpr,
     TURNS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
@@ -121,11 +115,11 @@ def _backward(
     """
     pair = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK_L)
-    for n in range(0, 1 if SINGLE else states):
-        shared = (pair * states + n) * length
+    for n in range(0, 1 if SINGLE else d_state):
+        shared = (pair * d_state + n) * length
         split = tl.program_id(1).to(tl.int64)
-        sums_B = partial + ((split * 2 * pairs + pair) * states + n) * length
-        sums_C = partial + ((split * 2 * pairs + pairs + pair) * states + n) * length
+        sums_B = partial + ((split * 2 * pairs + pair) * d_state + n) * length
+        sums_C = partial + ((split * 2 * pairs + pairs + pair) * d_state + n) * length
         for step in range(0, chunks):
             chunk = chunks - 1 - step
             t = chunk * BLOCK_L + lane
@@ -151,10 +145,10 @@ def _backward(
                 else:
                     dt = x
                 dt = tl.where(inside[None, :], dt, 0.0)
-                A_n = tl.load(A + channel * states + n)[:, None]
+                A_n = tl.load(A + channel * d_state + n)[:, None]
                 a = tl.exp2(dt * _base_two(A_n))
                 b = dt * u_t * B_t
-                carry = tl.load(carries + (row * (chunks + 1) + chunk) * states + n)
+                carry = tl.load(states + (row * (chunks + 1) + chunk) * d_state + n)
                 decay, drive = tl.associative_scan((a, b), axis=1, combine_fn=_combine)
                 h = decay * carry[:, None] + drive
                 sum_C += tl.sum(dy * h, axis=0)
@@ -165,7 +159,7 @@ def _backward(
                 _, decay, drive = tl.associative_scan(
                     (a, ones, C_t * dy), axis=1, combine_fn=_combine_adjoint, reverse=True
                 )
-                flow = flows + row * states + n
+                flow = flows + row * d_state + n
                 s = decay * tl.load(flow)[:, None] + drive
                 s = tl.where(valid[:, None], s, 0.0)  # a channel beyond the last adds nothing
                 tl.debug_barrier()
@@ -176,7 +170,7 @@ def _backward(
                 ddt = s * B_t * u_t + A_n * ddecay
                 if SOFTPLUS:
                     ddt *= slope
-                _add(dA + row * states + n, tl.sum(ddecay * dt, axis=1), valid)
+                _add(dA + row * d_state + n, tl.sum(ddecay * dt, axis=1), valid)
                 _add(dbias + row, tl.sum(tl.where(mask, ddt, 0.0), axis=1), valid)
                 if SINGLE or n == 0:
                     _add(dD + row, tl.sum(dy * u_t, axis=1), valid)
@@ -223,40 +217,40 @@ def selective_scan_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dty
     _check_dtype(u)
     u, delta, A, B, C, D, delta_bias = _dense(u, delta, A, B, C, D, delta_bias)
     batch, dim, length = u.shape
-    groups, states = B.shape[1:3]
+    groups, d_state = B.shape[1:3]
     channels, chunks = dim // groups, triton.cdiv(length, CHUNK)
-    single = states == 1
+    single = d_state == 1
     out = torch.empty_like(u, dtype=out_dtype if single else torch.float32)
-    carries = A.new_empty((batch, dim, chunks + 1, states))
+    states = A.new_empty((batch, dim, chunks + 1, d_state))
     block_d, block_l = _blocks(channels, length, FORWARD_WARPS)
     with _device_of(u):
         _forward[(batch * groups, triton.cdiv(channels, block_d))](
-            u, delta, A, B, C, D, delta_bias, out, carries, groups, channels, states, length, chunks,
+            u, delta, A, B, C, D, delta_bias, out, states, groups, channels, d_state, length, chunks,
             HAS_D=D is not None, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, SINGLE=single,
             BLOCK_D=block_d, BLOCK_L=block_l, num_warps=FORWARD_WARPS,
         )  # fmt: skip
-    return out.to(out_dtype), carries
+    return out.to(out_dtype), states
 
 
-def selective_scan_bwd(dout, u, delta, A, B, C, D, delta_bias, carries, delta_softplus):
+def selective_scan_bwd(dout, u, delta, A, B, C, D, delta_bias, states, delta_softplus):
     """Gradients of :func:`selective_scan_fwd` for u, delta, A, B, C, D and delta_bias (empty where absent)."""
     _check_dtype(u)
-    dout, u, delta, A, B, C, D, delta_bias, carries = _dense(dout, u, delta, A, B, C, D, delta_bias, carries)
+    dout, u, delta, A, B, C, D, delta_bias, states = _dense(dout, u, delta, A, B, C, D, delta_bias, states)
     batch, dim, length = u.shape
-    groups, states = B.shape[1:3]
+    groups, d_state = B.shape[1:3]
     channels, chunks = dim // groups, triton.cdiv(length, CHUNK)
-    single = states == 1
+    single = d_state == 1
     du, ddelta = (torch.empty_like(u, dtype=u.dtype if single else torch.float32) for _ in range(2))
     block_d, block_l = _blocks(channels, length, BACKWARD_WARPS)
     turns = max(1, min(TURNS, triton.cdiv(channels, block_d), batch * dim // (block_d * 8192)))
     splits = triton.cdiv(channels, block_d * turns)
-    flows, dA = A.new_zeros((2, batch, dim, states))
+    flows, dA = A.new_zeros((2, batch, dim, d_state))
     dD, dbias = A.new_zeros((2, batch, dim))
     partial = A.new_empty((splits, 2, *B.shape))
     with _device_of(u):
         _backward[(batch * groups, splits)](
-            dout, u, delta, A, B, C, D, delta_bias, carries, flows, du, ddelta, dA, dD, dbias, partial,
-            batch * groups, groups, channels, states, length, chunks,
+            dout, u, delta, A, B, C, D, delta_bias, states, flows, du, ddelta, dA, dD, dbias, partial,
+            batch * groups, groups, channels, d_state, length, chunks,
             HAS_D=D is not None, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, SINGLE=single,
             TURNS=turns, BLOCK_D=block_d, BLOCK_L=block_l, num_warps=BACKWARD_WARPS,
         )  # fmt: skip

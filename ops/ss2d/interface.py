@@ -7,7 +7,7 @@ from typing import Optional
 import torch
 
 from ..backend import logger, resolve
-from ..checks import autocast_enabled, check_out_dtype, check_same_device, check_shape, check_tensor
+from ..checks import autocast_enabled, check_out_dtype, check_same_device, check_shape, check_tensor, records_gradients
 from ..cross_scan.interface import NUM_ROUTES, SCAN_MODES, check_scan_mode
 from . import composed, registration
 
@@ -83,7 +83,7 @@ def ss2d_scan(
         x = x.to(torch.get_autocast_dtype(x.device.type))
     out_dtype = check_out_dtype(op, out_dtype, x.dtype)
 
-    training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters.values()))
+    training = records_gradients(x, *parameters.values())
     backend = resolve(op, x.device.type, backend, training, A_logs.shape[1], x.dtype == torch.float64)
     if backend != 'naive' and not _wants_composed() and _fits(x, dt_projs_weight.shape[2], A_logs.shape[1], backend):
         run = torch.ops.mmvmamba.ss2d_scan_triton if backend == 'triton' else torch.ops.mmvmamba.ss2d_scan

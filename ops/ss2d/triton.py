@@ -1,9 +1,9 @@
 """The fused SS2D core in Triton, N = 1, for GPUs where the C++ kernels are not built.
 
-Forward: prepare parameters; one GEMM for the maps (dt, B, C) of all routes; a batched GEMM for u = Wdt dt; then for
-each pair of routes the block carries and their combination, if an image has more than one block, and the scan.
-Backward: the same maps and u, the scans' adjoint a pair, then the projections' gradients by GEMMs.  Every sum has a
-fixed order.
+Forward: prepare parameters; one GEMM for the projections (dt, B, C) of all routes; a batched GEMM for u = Wdt dt; then
+for each pair of routes the block carries and their combination, if an image has more than one block, and the scan.
+Backward: the same projections and u, the scans' adjoint a pair, then the projections' gradients by GEMMs.  Every sum
+has a fixed order.
 """
 
 from contextlib import nullcontext
@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 import triton
 
-from ..cross_scan.registration import SCAN_MODES
+from ..cross_scan.routes import ROUTES
 from .registration import TRITON_SEGMENT, map_columns
 from .triton_backward import backward, backward_carries
 from .triton_forward import forward, forward_carries
@@ -47,7 +47,7 @@ class _Problem:
     """What the two directions share: sizes, the map as (pixels, channels), prepared parameters."""
 
     def __init__(self, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode):
-        if A_logs.shape[1] != 1 or scan_mode == SCAN_MODES[3]:
+        if A_logs.shape[1] != 1 or scan_mode == 'cascade2d':
             raise ValueError(
                 f'ss2d_scan: the fused kernels take d_state 1 and no cascade, got {A_logs.shape}, {scan_mode}'
             )
@@ -60,24 +60,24 @@ class _Problem:
         self.segments = triton.cdiv(self.length, TRITON_SEGMENT)
         self.block, self.tile, self.chain = _tile(self.segments, self.channels)
         self.groups = triton.cdiv(self.channels, self.tile)
-        self.second_reversed = scan_mode != 'unidi'
-        self.column_second = scan_mode == 'cross2d' and min(self.height, self.width) > 1  # else both orders are one
+        (_, _), (by_column, _), (_, self.second_reversed), _ = ROUTES[scan_mode]
+        self.column_second = by_column and min(self.height, self.width) > 1  # else both orders are one
         self.image = flatten_map(x)
 
         matrices = x.new_empty((2, 4, self.columns, self.channels))
         self.floats = x.new_empty((9, self.channels), dtype=torch.float32)
-        self.projection, self.dt_matrix = matrices[0].view(-1, self.channels), matrices[1]
+        self.weight, self.dt_matrix = matrices[0].view(-1, self.channels), matrices[1]
         prepare[(4 * self.columns, triton.cdiv(self.channels, 256))](
-            x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, self.projection, self.dt_matrix, self.floats,
+            x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, self.weight, self.dt_matrix, self.floats,
             self.channels, self.dt_rank, self.columns, BLOCK=256,
         )  # fmt: skip
         if self.chain > 1:
             self.carries = x.new_empty((3, self.batch * self.chain * 2 * self.channels), dtype=torch.float32)
 
-    def project_u(self, maps):
+    def project_u(self, projections):
         """u2 without bias of all routes, (pixels, 4, channels)."""
         u = self.image.new_empty((self.pixels, 4, self.channels))
-        torch.bmm(by_route(maps, self.columns), self.dt_matrix, out=u.transpose(0, 1))
+        torch.bmm(by_route(projections, self.columns), self.dt_matrix, out=u.transpose(0, 1))
         return u
 
     def launch(self, kernel, tensors, pair, registers, **options):
@@ -116,9 +116,9 @@ def unflatten_map(y, x):
     return y.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def by_route(maps, columns):
+def by_route(projections, columns):
     """(pixels, 4 * columns) as (4, pixels, columns)."""
-    return maps.view(-1, 4, columns).transpose(0, 1)
+    return projections.view(-1, 4, columns).transpose(0, 1)
 
 
 def tall_product(a, b, chunks: int):
@@ -138,18 +138,18 @@ def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan
     """Forward; arguments as in :func:`mmvmamba.ops.ss2d_scan`, parameters float32 and contiguous.
 
     Returns:
-        tuple[Tensor, Tensor, Tensor]: Merged map, maps (pixels, 4 * columns), and if ``training`` the states (batch,
-        segments, 4, channels) entering each segment, flattened.
+        tuple[Tensor, Tensor, Tensor]: Merged map, projections (pixels, 4 * columns), and if ``training`` the states
+        (batch, segments, 4, channels) entering each segment, flattened.
     """
     with device_of(x):
         problem = _Problem(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode)
-        maps = x.new_empty((problem.pixels, 4 * problem.columns))
-        torch.mm(problem.image, problem.projection.t(), out=maps)
-        u = problem.project_u(maps)
+        projections = x.new_empty((problem.pixels, 4 * problem.columns))
+        torch.mm(problem.image, problem.weight.t(), out=projections)
+        u = problem.project_u(projections)
         y = x.new_empty((problem.pixels, problem.channels), dtype=out_dtype)
         size = problem.batch * problem.segments * 4 * problem.channels if training else 0
         states = x.new_empty((size,), dtype=torch.float32)
-        tensors = (problem.image, u, maps, problem.floats)
+        tensors = (problem.image, u, projections, problem.floats)
         for pair in range(2):
             entering = problem.entering(forward_carries, tensors, pair, False, problem.second_reversed)
             problem.launch(
@@ -160,11 +160,11 @@ def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan
                 CHAINED=entering is not None,
                 SAVE=training,
             )
-    return unflatten_map(y, x), maps, states
+    return unflatten_map(y, x), projections, states
 
 
 def ss2d_scan_backward(
-    dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, maps, states, scan_mode
+    dy, x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, projections, states, scan_mode
 ):  # fmt: skip
     """Gradients of :func:`ss2d_scan` for x and the five parameters."""
     with device_of(x):
@@ -173,17 +173,17 @@ def ss2d_scan_backward(
         if states.numel() != problem.batch * problem.segments * 4 * channels:
             raise ValueError('ss2d_scan_backward: the forward was run without saving its states')
         dy = flatten_map(dy.to(x.dtype))
-        u = problem.project_u(maps)
+        u = problem.project_u(projections)
         dx = torch.empty_like(problem.image)
         parts = states.new_empty((problem.groups, pixels, 4, 2))
         partial = states.new_empty((problem.batch * problem.chain, 9, problem.groups * problem.tile))
         for pair in range(2):
             entering = problem.entering(
-                backward_carries, (dy, u, maps, problem.floats), pair, True, not problem.second_reversed
+                backward_carries, (dy, u, projections, problem.floats), pair, True, not problem.second_reversed
             )
             problem.launch(
                 backward,
-                (problem.image, dy, u, maps, problem.floats, states, entering, dx, parts, partial, pixels),
+                (problem.image, dy, u, projections, problem.floats, states, entering, dx, parts, partial, pixels),
                 pair,
                 BACKWARD_REGISTERS,
                 CHAINED=entering is not None,
@@ -191,19 +191,19 @@ def ss2d_scan_backward(
             )
 
         # u now holds du2. Its product with the dt projection has zeros in the columns of B and C.
-        dmaps = torch.empty_like(maps)
-        torch.bmm(u.transpose(0, 1), problem.dt_matrix.transpose(1, 2), out=by_route(dmaps, columns))
-        dmaps.view(pixels, 4, columns)[:, :, -2:] = parts.sum(0)
-        ddt = tall_product(maps, u.view(pixels, 4 * channels), min(8, triton.cdiv(pixels, 256)))
-        dprojection = tall_product(dmaps, problem.image, min(128, triton.cdiv(pixels, 256)))
-        dx.addmm_(dmaps, problem.projection)
+        dprojections = torch.empty_like(projections)
+        torch.bmm(u.transpose(0, 1), problem.dt_matrix.transpose(1, 2), out=by_route(dprojections, columns))
+        dprojections.view(pixels, 4, columns)[:, :, -2:] = parts.sum(0)
+        ddt = tall_product(projections, u.view(pixels, 4 * channels), min(8, triton.cdiv(pixels, 256)))
+        dweight = tall_product(dprojections, problem.image, min(128, triton.cdiv(pixels, 256)))
+        dx.addmm_(dprojections, problem.weight)
 
         sums = partial.sum(0)[:, :channels]
-        dprojection = in_order(dprojection.view(4, columns, channels))
+        dweight = in_order(dweight.view(4, columns, channels))
         ddt = ddt.view(4, columns, 4, channels).diagonal(dim1=0, dim2=2)[:rank]  # (rank, channels, 4)
         return (
             unflatten_map(dx, x),
-            torch.cat((dprojection[:, :rank], LN2 * dprojection[:, -2:-1], dprojection[:, -1:]), dim=1),
+            torch.cat((dweight[:, :rank], LN2 * dweight[:, -2:-1], dweight[:, -1:]), dim=1),
             in_order(ddt.permute(2, 1, 0)) * LOG2E,
             in_order(sums[4:8]) * LOG2E,
             in_order(sums[:4] * problem.floats[4:8]).reshape(-1, 1) * LN2,

@@ -6,17 +6,17 @@ import triton.language as tl
 from .triton_kernels import (
     SIZES,
     as_float,
+    entering_state,
     load_route,
     load_segment,
-    load_words,
+    locate,
     ordered,
-    place,
     scan_carries,
     softplus2,
+    states_at,
     store_block_carry,
     store_segment,
     unpack,
-    walk,
 )
 
 
@@ -43,56 +43,50 @@ def _scan(us, xs, words, bias, A, dtype: tl.constexpr, HALF: tl.constexpr, T: tl
 
 @triton.jit
 def _leave_carry(
-    xs, u, maps, floats, products, ends, row, image, pixels, exist, channel, inside, channels, columns,
-    q, r, REVERSED: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
+    xs, inputs, carries, row, where, q, r,
+    REVERSED: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    us, bias, A = load_route(u, floats, image, pixels, exist, channel, inside, channels, q, REVERSED, T)
-    words = load_words(maps, image, pixels, exist, columns, q, REVERSED, T)
-    _, _, state, product = _scan(us, ordered(xs, REVERSED, T), words, bias, A, maps.dtype.element_ty, HALF, T)
-    store_block_carry(products, ends, row, channel, inside, channels, product, state, r, REVERSED, S)
+    us, words, bias, A = load_route(inputs, where, q, REVERSED, T)
+    _, _, state, product = _scan(us, ordered(xs, REVERSED, T), words, bias, A, inputs[1].dtype.element_ty, HALF, T)
+    store_block_carry(carries, row, where, product, state, r, REVERSED, S)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_carries(
-    x, u, maps, floats, products, ends, groups, chain, segments, length, height, width, channels, columns,
+    x, u, projections, floats, products, ends, groups, chain, segments, length, height, width, channels, columns,
     PAIR: tl.constexpr, COLUMN: tl.constexpr, SECOND_REVERSED: tl.constexpr, HALF: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """One program: the carries of a block, both routes of a pair. Moves x and u in."""
-    row, batch, segment, channel, inside = place(groups, chain, channels, length, T, S, C)
-    image = batch * length
-    pixels, exist = walk(segment * T, length, height, width, COLUMN, T)
-    xs = load_segment(x + image * channels, pixels, exist, inside, channels, channel, T)
-    _leave_carry(
-        xs, u, maps, floats, products, ends, row, image, pixels, exist, channel, inside, channels, columns,
-        2 * PAIR, 0, False, HALF, T, S,
-    )  # fmt: skip
-    _leave_carry(
-        xs, u, maps, floats, products, ends, row, image, pixels, exist, channel, inside, channels, columns,
-        2 * PAIR + 1, 1, SECOND_REVERSED, HALF, T, S,
-    )  # fmt: skip
+    row, _, _, where = locate(groups, chain, length, height, width, channels, columns, COLUMN, T, S, C)
+    inputs, carries = (u, projections, floats), (products, ends)
+    xs = load_segment(x, where, T)
+    _leave_carry(xs, inputs, carries, row, where, 2 * PAIR, 0, False, HALF, T, S)
+    _leave_carry(xs, inputs, carries, row, where, 2 * PAIR + 1, 1, SECOND_REVERSED, HALF, T, S)
 
 
 @triton.jit
 def _add_route(
-    ys, xs, u, maps, floats, entering, states, row, batch, segment, segments, image, pixels, exist, channel, inside,
-    channels, columns, q, r, REVERSED: tl.constexpr, CHAINED: tl.constexpr, SAVE: tl.constexpr, HALF: tl.constexpr,
-    T: tl.constexpr,
+    ys, xs, inputs, entering, row, saved, where, q, r,
+    REVERSED: tl.constexpr, CHAINED: tl.constexpr, SAVE: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Add the output of one route to ``ys``, and save the states."""
-    us, bias, A = load_route(u, floats, image, pixels, exist, channel, inside, channels, q, REVERSED, T)
-    words = load_words(maps, image, pixels, exist, columns, q, REVERSED, T)
+    """Add the output of one route to ``ys``, and save the states.
+
+    ``saved`` are the states, batch, segments and their number.
+    """
+    us, words, bias, A = load_route(inputs, where, q, REVERSED, T)
     xs, ys = ordered(xs, REVERSED, T), ordered(ys, REVERSED, T)
-    outputs, gains, state, product = _scan(us, xs, words, bias, A, maps.dtype.element_ty, HALF, T)
+    outputs, gains, state, product = _scan(us, xs, words, bias, A, inputs[1].dtype.element_ty, HALF, T)
     sums = ()
     for i in tl.static_range(T):
         sums = sums + (outputs[i] + ys[i],)
     _, _, before, state = scan_carries(product, state, REVERSED)
     if CHAINED:
-        state += before * tl.load(entering + (row * 2 + r) * channels + channel, inside, 0.0)
+        state += before * entering_state(entering, row, where, r)
     if SAVE:
-        at = states + batch * segments * 4 * channels + ((segment * 4 + q) * channels + channel)
-        tl.store(at, state, inside & (segment < segments))
+        states, batch, segment, segments = saved
+        at, mask = states_at(states, batch, segment, segments, where, q)
+        tl.store(at, state, mask)
     result = ()
     for i in tl.static_range(T):
         result = result + (gains[i] * state + sums[i],)
@@ -101,7 +95,8 @@ def _add_route(
 
 @triton.jit(do_not_specialize=SIZES)
 def forward(
-    x, u, maps, floats, entering, y, states, groups, chain, segments, length, height, width, channels, columns,
+    x, u, projections, floats, entering, y, states,
+    groups, chain, segments, length, height, width, channels, columns,
     PAIR: tl.constexpr, COLUMN: tl.constexpr, SECOND_REVERSED: tl.constexpr, HALF: tl.constexpr,
     CHAINED: tl.constexpr, SAVE: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
@@ -110,24 +105,18 @@ def forward(
     A segment is scanned from zero; its output is affine in the state entering it, and the factors are kept until the
     block's carries have met.  Moves x and u in, y out (in and out for the second pair), states out if SAVE.
     """
-    row, batch, segment, channel, inside = place(groups, chain, channels, length, T, S, C)
-    image = batch * length
-    pixels, exist = walk(segment * T, length, height, width, COLUMN, T)
-    xs = load_segment(x + image * channels, pixels, exist, inside, channels, channel, T)
-    y_image = y + image * channels
+    row, batch, segment, where = locate(groups, chain, length, height, width, channels, columns, COLUMN, T, S, C)
+    inputs, saved = (u, projections, floats), (states, batch, segment, segments)
+    xs = load_segment(x, where, T)
     ys = ()
     if PAIR == 0:
-        skip = tl.load(floats + 8 * channels + channel, inside, 0.0)
+        skip = tl.load(floats + 8 * channels + where[3], where[4], 0.0)
         for t in tl.static_range(T):
             ys = ys + (skip * xs[t].to(tl.float32),)
     else:
-        ys = as_float(load_segment(y_image, pixels, exist, inside, channels, channel, T), T)
+        ys = as_float(load_segment(y, where, T), T)
+    ys = _add_route(ys, xs, inputs, entering, row, saved, where, 2 * PAIR, 0, False, CHAINED, SAVE, HALF, T)
     ys = _add_route(
-        ys, xs, u, maps, floats, entering, states, row, batch, segment, segments, image, pixels, exist, channel, inside,
-        channels, columns, 2 * PAIR, 0, False, CHAINED, SAVE, HALF, T,
-    )  # fmt: skip
-    ys = _add_route(
-        ys, xs, u, maps, floats, entering, states, row, batch, segment, segments, image, pixels, exist, channel, inside,
-        channels, columns, 2 * PAIR + 1, 1, SECOND_REVERSED, CHAINED, SAVE, HALF, T,
-    )  # fmt: skip
-    store_segment(y_image, pixels, exist, inside, channels, channel, ys, T)
+        ys, xs, inputs, entering, row, saved, where, 2 * PAIR + 1, 1, SECOND_REVERSED, CHAINED, SAVE, HALF, T
+    )
+    store_segment(y, where, ys, T)

@@ -1,6 +1,6 @@
 """Shared pieces of the Triton kernels of the fused SS2D core, N = 1: parameters, segments, carries.
 
-Vocabulary and scaling are those of ``csrc/cuda/ss2d_common.cuh``.  A *pair* is two routes over one pixel order; routes
+Vocabulary and scaling are those of ``csrc/ss2d/common.cuh``.  A *pair* is two routes over one pixel order; routes
 lie in pair order (0, 2 | 1, 3) with index q = 2 * pair + r.  A *segment* is T consecutive pixels of the order.  A
 *block*, one program, is S segments of C channels; an image is a chain of blocks.  With
 u2 = log2(e) (Wdt dt + bias): d2 = log2(1 + 2^u2), decay = 2^(A d2), drive = d2 (ln 2 B) x.
@@ -13,6 +13,8 @@ image and channels beyond the last load zeros, which makes them inert: no drive,
 import triton
 import triton.language as tl
 
+from ..triton_softplus import log1p_ratio
+
 SIZES = ['groups', 'chain', 'segments', 'length', 'height', 'width']  # change from image to image: no recompilation
 LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
@@ -20,12 +22,12 @@ LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 # ---- parameters -----------------------------------------------------------------------------------------------------
 @triton.jit
 def prepare(
-    x_proj, dt_proj, dt_bias, A_logs, Ds, projection, dt_matrix, floats, channels, dt_rank, columns,
+    x_proj, dt_proj, dt_bias, A_logs, Ds, weight, dt_matrix, floats, channels, dt_rank, columns,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK channels of one column of one route.
 
-    ``projection`` and ``dt_matrix`` are (4, columns, channels), columns dt, zeros, B, C; ``floats`` (9, channels): bias
+    ``weight`` and ``dt_matrix`` are (4, columns, channels), columns dt, zeros, B, C; ``floats`` (9, channels): bias
     and A of the routes, and the sum of Ds.
     """
     q, column = tl.program_id(0) // columns, tl.program_id(0) % columns
@@ -37,7 +39,7 @@ def prepare(
     at = x_proj + (route * (dt_rank + 2) + row) * channels + channel
     value = tl.load(at, inside & (is_dt | is_B | is_C), 0.0) * tl.where(is_B, LN2, 1.0)
     to = (q * columns + column) * channels + channel
-    tl.store(projection + to, value.to(projection.dtype.element_ty), inside)
+    tl.store(weight + to, value.to(weight.dtype.element_ty), inside)
     dt = LOG2E * tl.load(dt_proj + (route * channels + channel) * dt_rank + column, inside & is_dt, 0.0)
     tl.store(dt_matrix + to, dt.to(dt_matrix.dtype.element_ty), inside)
     once = inside & (column == 0)
@@ -54,25 +56,9 @@ def prepare(
 # ---- special functions ----------------------------------------------------------------------------------------------
 @triton.jit
 def softplus2(u, HALF: tl.constexpr):
-    """log2(1 + 2^u) = max(u, 0) + log2(1 + z), z = 2^-|u|; the polynomials are those of the CUDA kernels."""
+    """log2(1 + 2^u) = max(u, 0) + log2(1 + z), z = 2^-|u|."""
     z = tl.exp2(-tl.abs(u))
-    if HALF:
-        p = z * -3.443543985e-2 + 1.460308880e-1
-        p = z * p - 3.030335009e-1
-        p = z * p + 4.691725969e-1
-        p = z * p - 7.204258442e-1
-        p = z * p + 1.442682862
-    else:
-        p = z * -4.680115730e-3 + 2.863946506e-2
-        p = z * p - 8.217497915e-2
-        p = z * p + 1.529781073e-1
-        p = z * p - 2.208128273e-1
-        p = z * p + 2.838637233e-1
-        p = z * p - 3.600120246e-1
-        p = z * p + 4.808497131e-1
-        p = z * p - 7.213461399e-1
-        p = z * p + 1.442695022
-    return z * p + tl.maximum(u, 0.0)
+    return z * log1p_ratio(z, True, HALF) + tl.maximum(u, 0.0)
 
 
 @triton.jit
@@ -89,13 +75,24 @@ def softplus2_slope(d2, HALF: tl.constexpr):
 
 # ---- segments -------------------------------------------------------------------------------------------------------
 @triton.jit
-def place(groups, chain, channels, length, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr):
-    """Where a program works: row of (batch, chain), batch, segments [S, 1], channels [1, C] and which of them exist."""
+def locate(
+    groups, chain, length, height, width, channels, columns,
+    COLUMN: tl.constexpr, T: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """What a program works on.
+
+    Returns:
+        tuple: Row of (batch, chain), batch, segments [S, 1], and ``where``: index of the image's first pixel, memory
+        indices of the T steps, which of them exist, channels [1, C], which of them exist, their number, and the number
+        of columns.
+    """
     row = tl.program_id(0) // groups
     batch = (row // chain).to(tl.int64)
     segment = row % chain * S + tl.arange(0, S)[:, None]
     channel = tl.program_id(0) % groups * C + tl.arange(0, C)[None, :]
-    return row.to(tl.int64), batch, segment, channel, channel < channels
+    pixels, exist = walk(segment * T, length, height, width, COLUMN, T)
+    where = (batch * length, pixels, exist, channel, channel < channels, channels, columns)
+    return row.to(tl.int64), batch, segment, where
 
 
 @triton.jit
@@ -131,7 +128,7 @@ def ordered(values, REVERSED: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
-def load_segment(base, pixels, exist, inside, stride, offset, T: tl.constexpr):
+def load_pixels(base, pixels, exist, inside, stride, offset, T: tl.constexpr):
     """Values at ``offset`` in pixels of ``stride`` elements; zero where a step or a channel does not exist."""
     values = ()
     for t in tl.static_range(T):
@@ -140,10 +137,18 @@ def load_segment(base, pixels, exist, inside, stride, offset, T: tl.constexpr):
 
 
 @triton.jit
-def store_segment(base, pixels, exist, inside, stride, offset, values, T: tl.constexpr):
-    """Store what exists of a segment."""
+def load_segment(base, where, T: tl.constexpr):
+    """A segment of a map (pixels, channels)."""
+    image, pixels, exist, channel, inside, channels, _ = where
+    return load_pixels(base + image * channels, pixels, exist, inside, channels, channel, T)
+
+
+@triton.jit
+def store_segment(base, where, values, T: tl.constexpr, ROUTES: tl.constexpr = 1, q=0):
+    """Store what exists of a segment; of route q if the map has several."""
+    image, pixels, exist, channel, inside, channels, _ = where
     for t in tl.static_range(T):
-        at = base + (pixels[t] * stride + offset)
+        at = base + image * ROUTES * channels + (pixels[t] * (ROUTES * channels) + (q * channels + channel))
         tl.store(at, values[t].to(base.dtype.element_ty), exist[t] & inside)
 
 
@@ -157,14 +162,15 @@ def as_float(values, T: tl.constexpr):
 
 
 @triton.jit
-def load_words(maps, image, pixels, exist, columns, q, REVERSED: tl.constexpr, T: tl.constexpr):
+def load_words(projections, where, q, REVERSED: tl.constexpr, T: tl.constexpr):
     """B and C of the steps in the order of route q, two values to a word; a word serves all channels."""
-    if maps.dtype.element_ty == tl.float32:
-        words = maps.to(tl.pointer_type(tl.int64), bitcast=True)
+    image, pixels, exist, _, _, _, columns = where
+    if projections.dtype.element_ty == tl.float32:
+        words = projections.to(tl.pointer_type(tl.int64), bitcast=True)
     else:
-        words = maps.to(tl.pointer_type(tl.int32), bitcast=True)
+        words = projections.to(tl.pointer_type(tl.int32), bitcast=True)
     row = columns // 2
-    values = load_segment(words + image * 4 * row, pixels, exist, True, 4 * row, q * row + row - 1, T)
+    values = load_pixels(words + image * 4 * row, pixels, exist, True, 4 * row, q * row + row - 1, T)
     return ordered(values, REVERSED, T)
 
 
@@ -184,12 +190,14 @@ def unpack(word, dtype: tl.constexpr):
 
 
 @triton.jit
-def load_route(u, floats, image, pixels, exist, channel, inside, channels, q, REVERSED: tl.constexpr, T: tl.constexpr):
-    """u2 without bias in the order of the route, bias and A."""
-    us = load_segment(u + image * 4 * channels, pixels, exist, inside, 4 * channels, q * channels + channel, T)
+def load_route(inputs, where, q, REVERSED: tl.constexpr, T: tl.constexpr):
+    """What a route is scanned from, in its order: u2 without bias, words of B and C, bias and A."""
+    u, projections, floats = inputs
+    image, pixels, exist, channel, inside, channels, _ = where
+    us = load_pixels(u + image * 4 * channels, pixels, exist, inside, 4 * channels, q * channels + channel, T)
     bias = tl.load(floats + q * channels + channel, inside, 0.0)
     A = tl.load(floats + (4 + q) * channels + channel, inside, 0.0)
-    return ordered(us, REVERSED, T), bias, A
+    return ordered(us, REVERSED, T), load_words(projections, where, q, REVERSED, T), bias, A
 
 
 # ---- carries --------------------------------------------------------------------------------------------------------
@@ -216,16 +224,31 @@ def scan_carries(product, end, REVERSED: tl.constexpr):
 
 
 @triton.jit
-def store_block_carry(
-    products, ends, row, channel, inside, channels, product, end, r, REVERSED: tl.constexpr, S: tl.constexpr
-):
-    """Leave the carry of all of a block's segments, for :func:`combine`."""
+def store_block_carry(carries, row, where, product, end, r, REVERSED: tl.constexpr, S: tl.constexpr):
+    """Leave the carry of all of a block's segments in ``carries``, products and ends, for :func:`combine`."""
+    products, ends = carries
+    _, _, _, channel, inside, channels, _ = where
     product, end, _, _ = scan_carries(product, end, REVERSED)
     lane = tl.arange(0, S)[:, None]
     last = inside & (lane == (0 if REVERSED else S - 1))
     at = (row * 2 + r) * channels + channel + lane * 0
     tl.store(products + at, product, last)
     tl.store(ends + at, end, last)
+
+
+@triton.jit
+def entering_state(entering, row, where, r):
+    """The state that enters the block on a route, of :func:`combine`."""
+    _, _, _, channel, inside, channels, _ = where
+    return tl.load(entering + (row * 2 + r) * channels + channel, inside, 0.0)
+
+
+@triton.jit
+def states_at(states, batch, segment, segments, where, q):
+    """Where the states entering the segments are saved, (batch, segments, 4, channels), and which of them exist."""
+    _, _, _, channel, inside, channels, _ = where
+    at = states + batch * segments * 4 * channels + ((segment * 4 + q) * channels + channel)
+    return at, inside & (segment < segments)
 
 
 @triton.jit

@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mmvmamba import ops
 from mmvmamba.ops import BackendError, backend, backend_report, cross_scan, extension, selective_scan, use_backend
 from tests.test_ops.scan_inputs import make_scan_inputs
 
@@ -263,6 +265,99 @@ def test_float64_on_a_gpu_is_warned_of_once(monkeypatch, caplog, status):
         assert backend.resolve('selective_scan', 'cuda', training=True, double=True) == 'naive'
     (record,) = caplog.records
     assert record.levelname == 'WARNING' and 'naive backend' in record.message and 'no float64' in record.message
+
+
+# ---- the fused layers -----------------------------------------------------------------------------------------------
+LAYER_OPS = ('layer_norm', 'add_layer_norm', 'linear', 'mlp', 'depthwise_conv_silu', 'conv2d_channel_last')
+
+
+@pytest.fixture
+def takes(status, monkeypatch):
+    """Function that tells whether a layer's kernel would serve a tensor on a GPU that has all backends."""
+    status(cuda=True, triton=True, cpu=True)
+    monkeypatch.setattr(backend, 'has_cuda_kernel', lambda op: True)
+
+    def call(op='layer_norm', name=None, fits=True, is_cuda=True):
+        device = SimpleNamespace(type='cuda' if is_cuda else 'cpu')
+        x = SimpleNamespace(is_cuda=is_cuda, device=device, dtype=torch.float32, shape=(2, 8))
+        return backend.takes_kernel(op, name, lambda x: fits, x)
+
+    return call
+
+
+@pytest.mark.parametrize('op', LAYER_OPS)
+def test_layers_follow_the_rule(op, takes, monkeypatch):
+    assert takes(op) and takes(op, 'cuda') and takes(op, 'auto') and not takes(op, 'naive')
+    assert not takes(op, fits=False) and not takes(op, is_cuda=False)
+    for name, kernel in (('naive', False), ('cuda', True), ('triton', False), ('cpu', False), ('auto', True)):
+        with use_backend(name):
+            assert takes(op) == kernel
+            assert takes(op, 'cuda') and not takes(op, is_cuda=False)
+        monkeypatch.setenv('MMVMAMBA_BACKEND', name)
+        assert takes(op) == kernel
+    monkeypatch.setenv('MMVMAMBA_BACKEND', 'fast')
+    with pytest.raises(ValueError, match="MMVMAMBA_BACKEND is 'fast'"):
+        takes(op)
+
+
+@pytest.mark.parametrize('op', LAYER_OPS)
+def test_a_call_of_a_layer_that_names_what_can_not_serve_raises(op, takes):
+    for name in ('triton', 'cpu'):
+        with pytest.raises(
+            BackendError, match=f"{op}: there is no backend '{name}', expected one of naive, cuda, auto"
+        ):
+            takes(op, name)
+    with pytest.raises(BackendError, match=f'{op}: the cuda kernel does not take these arguments'):
+        takes(op, 'cuda', fits=False)
+    with pytest.raises(BackendError, match=f"{op}: backend 'cuda' takes cuda tensors, but the tensors are on cpu"):
+        takes(op, 'cuda', is_cuda=False)
+    with pytest.raises(ValueError, match="backend is 'fast'"):
+        takes(op, 'fast')
+
+
+def test_layers_take_a_backend():
+    """Each through its public function: naive serves, and what it lacks raises."""
+    x, weight = torch.randn(1, 4, 4, 8), torch.randn(8)
+    matrix, vector = torch.randn(8, 8), torch.randn(8)
+    calls = dict(
+        layer_norm=lambda **options: ops.layer_norm(x, weight, weight, **options),
+        add_layer_norm=lambda **options: ops.add_layer_norm(x, x, weight, weight, **options)[1],
+        linear=lambda **options: ops.linear(x, matrix, **options),
+        mlp=lambda **options: ops.mlp(x, matrix, vector, matrix, vector, **options),
+        depthwise_conv_silu=lambda **options: ops.depthwise_conv_silu(x, torch.ones(8, 1, 3, 3), **options),
+        conv2d_channel_last=lambda **options: ops.conv2d_channel_last(x, torch.ones(4, 8, 1, 1), **options),
+    )
+    for op in LAYER_OPS:
+        assert torch.equal(calls[op](backend='naive'), calls[op]())
+        with pytest.raises(BackendError, match=f"{op}: there is no backend 'triton'"):
+            calls[op](backend='triton')
+
+
+def test_a_backend_for_some_ops(served, takes):
+    with use_backend('naive', ops=('layer_norm', 'cross_scan')):
+        assert served() == 'naive' and not takes('layer_norm') and takes('mlp')
+        with use_backend('naive', ops=('mlp',)):
+            assert served() == 'naive' and not takes('layer_norm') and not takes('mlp')
+        with use_backend('cuda'):
+            assert takes('layer_norm')
+    assert takes('layer_norm')
+    with pytest.raises(ValueError, match="ops has 'norm', expected some of"), use_backend('naive', ops=('norm',)):
+        pass
+    with pytest.raises(ValueError, match="mlp: backend is 'triton', expected one of naive, cuda, auto"):
+        use_backend('triton', ops=('mlp',)).__enter__()
+
+
+def test_compiled_layers_follow_the_rule():
+    """The choice is a constant of the graph."""
+
+    def function(x, weight):
+        return ops.layer_norm(x, weight, weight).sin() + ops.linear(x, weight.outer(weight))
+
+    x, weight = torch.randn(2, 8), torch.randn(8)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend='eager')
+    with use_backend('naive'):
+        torch.testing.assert_close(compiled(x, weight), function(x, weight))
 
 
 def test_environment_variable_of_a_process():

@@ -31,6 +31,17 @@ def test_measures_writes_and_compares(tool, tmp_path, monkeypatch):
     assert [row['model'] for row in report['rows']] == [row.model for row in rows]
 
 
+def test_measures_archs_without_a_kind_of_layer(tool, monkeypatch):
+    monkeypatch.setitem(tool.SETTINGS, '224', (1, 32, 32, 'classify'))
+    seen = []
+    use_backend = tool.use_backend
+    monkeypatch.setattr(tool, 'use_backend', lambda name, ops: seen.append((name, ops)) or use_backend(name, ops))
+    arguments = '--device cpu --models nano --baseline nano --precisions fp32 --executions eager --modes infer'
+    rows = tool.main([*arguments.split(), '--repeats', '1', '--calls', '1', '--without', *tool.LAYERS])
+    assert [row.model for row in rows] == ['nano', *(f'nano without {layer}' for layer in tool.LAYERS)]
+    assert seen == [('naive', ops) for ops in tool.LAYERS.values()]
+
+
 def test_ratios_are_within_a_setting(tool):
     def row(model, mode, speed):
         return tool.Row(model, '224', 'fp16', mode, 'eager', speed, 0.0, 0.0)

@@ -65,8 +65,8 @@ inline OptionalTensor or_none(const Tensor& tensor) { return tensor.defined() ? 
 
 // ---- what a struct says ---------------------------------------------------------------------------------------------
 struct Differentiable {
-  static constexpr size_t kOutputs = 1;    // results that have gradients; those after them are for backward
-  static constexpr bool kLinear = false;   // in the first argument, the only tensor: then all derivatives are right
+  static constexpr size_t kOutputs = 1;   // results that have gradients; those after them are for backward
+  static constexpr bool kLinear = false;  // in the first argument, the only tensor: then all derivatives are right
 };
 
 // What backward reads. Sizes may be symbols when a graph is traced.
@@ -114,8 +114,8 @@ inline bool is_transformed() {
   return false;
 }
 
-// Whether autograd must remember a call. In a compiled model, whose graph is the compiler's, it need not: its bookkeeping
-// costs the host as much as a launch.
+// Whether autograd must remember a call. In a compiled model, whose graph is the compiler's, it need not: its
+// bookkeeping costs the host as much as a launch.
 template <typename... Args> bool needs_autograd(const char* op, const Args&... args) {
   TORCH_CHECK_NOT_IMPLEMENTED(!(has_tangent(args) || ...), op,
                               ": forward-mode derivatives are not compiled; backend='naive' has them, being plain "
@@ -183,7 +183,8 @@ template <class Op> struct Refusal : torch::autograd::Function<Refusal<Op>> {
   }
 
   static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, Op::kName, ": second derivatives are not compiled; backend='naive' has them, "
+    TORCH_CHECK_NOT_IMPLEMENTED(false, Op::kName,
+                                ": second derivatives are not compiled; backend='naive' has them, "
                                 "being plain PyTorch");
   }
 };

@@ -1,28 +1,19 @@
-#include "common/constants.h"
-
 #include <ATen/core/Dict.h>
 #include <ATen/core/List.h>
 #include <torch/library.h>
 
-#include <cstdlib>
-
+#include "common/constants.h"
 #include "common/routes.h"
 
 namespace mmvmamba {
 namespace {
 
-// For each scan mode which routes, as bits, run along columns, and which in reverse: seen on a map of 2 x 3.
+// For each scan mode which routes, as bits, run along columns, and which in reverse.
 Constants routes() {
   Constants result;
-  auto &column = result["routes.column"], &reverse = result["routes.reverse"];
-  for (int64_t mode = 0; mode < 4; ++mode) {
-    int64_t columns = 0, reversed = 0;
-    for (int64_t k = 0; k < kRoutes; ++k) {
-      const int64_t first = route_pixel(mode, k, 0, 2, 3), second = route_pixel(mode, k, 1, 2, 3);
-      columns |= int64_t{std::abs(second - first) != 1} << k;
-      reversed |= int64_t{first != 0} << k;
-    }
-    column.push_back(columns), reverse.push_back(reversed);
+  for (const ScanMode& mode : kScanModes) {
+    result["routes.column"].push_back(mode.routes.column);
+    result["routes.reverse"].push_back(mode.routes.reverse);
   }
   return result;
 }

@@ -1,13 +1,27 @@
-// Launches that begin while the kernel before ends (CUDA C++ Programming Guide, Programmatic Dependent Launch).
+// How every kernel is launched: so that it begins while the kernel before ends (CUDA C++ Programming Guide,
+// Programmatic Dependent Launch).
 //
 // From compute capability 9.0 on, the blocks of a kernel can be put on processors that have room as soon as all blocks
 // of the kernel before run, rather than when they have ended. That saves the time between two kernels, 1 to 2
-// microseconds, a third of what the small ones take. Each kernel launched so first calls begin_kernel().
+// microseconds, a third of what the small ones take. Such a kernel must wait before it reads memory: the two __global__
+// functions here do, and there are no others.
+//
+// A kernel is a type, its body:
+//   struct Body {
+//     static constexpr int kThreads = ...;  // most threads of a block
+//     static constexpr int kBlocks = ...;   // blocks that a processor shall hold, at least; 0 where no matter
+//     static __device__ __forceinline__ void run(const Args& args, ...);
+//   };
+// Large arguments are references. Small ones are values, which the compiler then knows no store to change.
 #pragma once
 
+#include <c10/cuda/CUDAFunctions.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <map>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 
 namespace mmvmamba {
@@ -19,6 +33,37 @@ __device__ __forceinline__ void begin_kernel() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+
+template <typename Body, typename... Args>
+__global__ void __launch_bounds__(Body::kThreads, Body::kBlocks) run_kernel(Args... args) {
+  begin_kernel();
+  Body::run(args...);
+}
+
+// For arguments that are references, which stay where they are.
+template <typename Body, typename... Args>
+__global__ void __launch_bounds__(Body::kThreads, Body::kBlocks)
+    run_kernel_in_place(const __grid_constant__ Args... args) {
+  begin_kernel();
+  Body::run(args...);
+}
+
+// The block's dynamic shared memory.
+template <typename T> __device__ __forceinline__ T* shared_memory() {
+  extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];
+  return reinterpret_cast<T*>(dynamic_shared_memory);
+}
+
+// ---- host -----------------------------------------------------------------------------------------------------------
+template <typename Body, typename... Args> constexpr auto find_kernel(void (*)(Args...)) {
+  if constexpr ((std::is_reference<Args>::value || ...)) {
+    return &run_kernel_in_place<Body, std::remove_cv_t<std::remove_reference_t<Args>>...>;
+  } else {
+    return &run_kernel<Body, Args...>;
+  }
+}
+// The kernel of a body, with the arguments of its `run`.
+template <typename Body> constexpr auto kernel_of = find_kernel<Body>(decltype(&Body::run)(nullptr));
 
 // Whether the code of `kernel` that this GPU runs was compiled for architectures that have these instructions, by a
 // CUDA version that also records such launches into graphs.
@@ -41,9 +86,17 @@ template <typename... Args> bool can_overlap(void (*kernel)(Args...)) {
 #endif
 }
 
-// kernel<<<grid, threads, shared, stream>>>(values...), for a kernel that calls begin_kernel().
+// Let blocks of a kernel have more shared memory than they may without asking.
+template <typename Kernel> void allow_shared(Kernel kernel, size_t bytes) {
+  if (bytes > 48 << 10) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  }
+}
+
 template <typename... Args, typename... Values>
-void launch(void (*kernel)(Args...), dim3 grid, dim3 threads, size_t shared, cudaStream_t stream, Values&&... values) {
+void launch_kernel(void (*kernel)(Args...), dim3 grid, dim3 threads, size_t shared, cudaStream_t stream,
+                   Values&&... values) {
+  allow_shared(kernel, shared);
 #if CUDART_VERSION >= 11080
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -55,6 +108,27 @@ void launch(void (*kernel)(Args...), dim3 grid, dim3 threads, size_t shared, cud
 #else
   kernel<<<grid, threads, shared, stream>>>(std::forward<Values>(values)...);
 #endif
+}
+
+// Run Body on a grid of blocks of `threads` threads and `shared` bytes of dynamic shared memory.
+template <typename Body, typename... Values>
+void launch(dim3 grid, dim3 threads, size_t shared, cudaStream_t stream, Values&&... values) {
+  launch_kernel(kernel_of<Body>, grid, threads, shared, stream, std::forward<Values>(values)...);
+}
+
+// How many blocks of Body a processor holds: a grid of just these has no half-empty last round.
+template <typename Body> int resident_blocks(int threads, size_t shared = 0) {
+  // asking the driver at every launch costs the host more than the launch
+  thread_local std::map<std::tuple<int, int, size_t>, int> known;
+  const auto key = std::make_tuple(static_cast<int>(c10::cuda::current_device()), threads, shared);
+  const auto [entry, is_new] = known.try_emplace(key, 1);
+  if (is_new) {
+    int blocks = 0;
+    allow_shared(kernel_of<Body>, shared);
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel_of<Body>, threads, shared);
+    entry->second = std::max(1, blocks);
+  }
+  return entry->second;
 }
 
 }  // namespace mmvmamba

@@ -29,7 +29,8 @@ struct CrossMerge : Differentiable {
 };
 
 variable_list CrossScan::differentiate(const variable_list& grads, const Saved& saved) {
-  return {forward_op<CrossMerge>().call(grads[0], saved.numbers[0], saved.numbers[1], saved.number(2), saved.number(3))};
+  return {
+      forward_op<CrossMerge>().call(grads[0], saved.numbers[0], saved.numbers[1], saved.number(2), saved.number(3))};
 }
 
 }  // namespace

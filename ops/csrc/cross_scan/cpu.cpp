@@ -69,8 +69,8 @@ at::Tensor cross_merge(const at::Tensor& y_, int64_t height, int64_t width, int6
     using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
     const auto* from = y.const_data_ptr<scalar_t>();
     auto* to = x.data_ptr<scalar_t>();
-    const int64_t planes = channel_last ? 1 : channels;      // rows of work per image
-    const int64_t inner = channel_last ? channels : 1;       // contiguous elements of a step
+    const int64_t planes = channel_last ? 1 : channels;  // rows of work per image
+    const int64_t inner = channel_last ? channels : 1;   // contiguous elements of a step
     at::parallel_for(0, batch * planes * length, 1024, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t b = i / (planes * length), c = i / length % planes, p = i % length;

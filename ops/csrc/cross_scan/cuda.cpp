@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "common/allocate.h"
+#include "common/type_of.h"
 #include "cross_scan/kernels.h"
 
 namespace mmvmamba {
@@ -16,24 +17,11 @@ namespace {
 using at::Tensor;
 using namespace cross;
 
-// cross2d, unidi, bidi, cascade2d
-constexpr Routes kModes[4] = {{0b1010, 0b1100}, {0b0000, 0b0000}, {0b0000, 0b1100}, {0b1100, 0b1010}};
-
-Type type_of(const Tensor& y) {
-  switch (y.scalar_type()) {
-    case at::kHalf: return Type::kHalf;
-    case at::kBFloat16: return Type::kBfloat16;
-    case at::kFloat: return Type::kFloat;
-    case at::kDouble: return Type::kDouble;
-    default: TORCH_CHECK_TYPE(false, "cross_merge: the CUDA kernels take floating-point tensors, got ", y.dtype());
-  }
-}
-
 constexpr int64_t kMaxPixels = std::numeric_limits<int>::max() / 2;  // of a map: the kernels' steps are int
 
 Map make_map(const char* op, const char* name, const Tensor& tensor, int64_t channels, int64_t height, int64_t width,
              int64_t mode) {
-  TORCH_CHECK(mode >= 0 && mode < 4, op, ": scan_mode ", mode, ", expected 0 to 3");
+  TORCH_CHECK(mode >= 0 && mode < kNumScanModes, op, ": scan_mode ", mode, ", expected 0 to ", kNumScanModes - 1);
   TORCH_CHECK_VALUE(height >= 1 && width >= 1 && height <= kMaxPixels / width, op, ": ", name, " has a map of ", height,
                     " x ", width, " pixels, at most ", kMaxPixels, " are supported on a GPU");
   TORCH_CHECK_VALUE(channels <= std::numeric_limits<int>::max(), op, ": ", name, " has ", channels,
@@ -50,7 +38,8 @@ Tensor cross_scan(const Tensor& x_, int64_t mode, bool channel_last) {
   Tensor y = channel_last ? allocate({map.batch, length, kRoutes, map.channels}, x.options())
                           : allocate({map.batch, kRoutes, map.channels, length}, x.options());
   const auto launch = channel_last ? launch_scan_last : launch_scan;
-  launch(x.const_data_ptr(), y.data_ptr(), x.element_size(), map, kModes[mode], at::cuda::getCurrentCUDAStream());
+  launch(x.const_data_ptr(), y.data_ptr(), x.element_size(), map, kScanModes[mode].routes,
+         at::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return y;
 }
@@ -62,7 +51,8 @@ Tensor cross_merge(const Tensor& y_, int64_t height, int64_t width, int64_t mode
   Tensor x = channel_last ? allocate({map.batch, height, width, map.channels}, y.options())
                           : allocate({map.batch, map.channels, height, width}, y.options());
   const auto launch = channel_last ? launch_merge_last : launch_merge;
-  launch(y.const_data_ptr(), x.data_ptr(), type_of(y), map, kModes[mode], at::cuda::getCurrentCUDAStream());
+  const Type type = type_of("cross_merge", y.scalar_type(), /*with_double=*/true);
+  launch(y.const_data_ptr(), x.data_ptr(), type, map, kScanModes[mode].routes, at::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return x;
 }

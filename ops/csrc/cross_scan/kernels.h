@@ -4,15 +4,11 @@
 #include <cstdint>
 #include <cuda_runtime.h>
 
+#include "common/element_type.h"
+#include "common/routes.h"
+
 namespace mmvmamba {
 namespace cross {
-
-constexpr int kRoutes = 4;
-
-// Which way each route runs; bit k of a mask is route k.
-struct Routes {
-  unsigned column, reverse;
-};
 
 // Sizes of (batch, channels, height, width), or (batch, height, width, channels) if channel-last.
 struct Map {
@@ -25,7 +21,6 @@ void launch_scan(const void* x, void* y, int element_size, Map map, Routes route
 // x (batch, length, channels) -> y (batch, length, 4, channels)
 void launch_scan_last(const void* x, void* y, int element_size, Map map, Routes routes, cudaStream_t stream);
 
-enum class Type { kHalf, kBfloat16, kFloat, kDouble };
 // The adjoints: y -> x, half precision added in float.
 void launch_merge(const void* y, void* x, Type type, Map map, Routes routes, cudaStream_t stream);
 void launch_merge_last(const void* y, void* x, Type type, Map map, Routes routes, cudaStream_t stream);

@@ -1,9 +1,9 @@
 // The op mmvmamba::selective_scan: schema, autograd and autocast.
-#include "common/autograd.h"
-#include "common/registration.h"
-
 #include <c10/core/ScalarType.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include "common/autograd.h"
+#include "common/registration.h"
 
 namespace mmvmamba {
 namespace {
@@ -53,9 +53,7 @@ TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
   );
 }
 
-TORCH_LIBRARY_IMPL(mmvmamba, Autograd, m) {
-  mmvmamba::implement_autograd<mmvmamba::SelectiveScan>(m);
-}
+TORCH_LIBRARY_IMPL(mmvmamba, Autograd, m) { mmvmamba::implement_autograd<mmvmamba::SelectiveScan>(m); }
 
 TORCH_LIBRARY_IMPL(mmvmamba, AutocastCPU, m) { m.impl("selective_scan", &mmvmamba::autocast); }
 TORCH_LIBRARY_IMPL(mmvmamba, AutocastCUDA, m) { m.impl("selective_scan", &mmvmamba::autocast); }

@@ -1,6 +1,6 @@
-// Selective scan on CPU. A task owns a few channels over all of time (forward), or a fixed block of one group's channels
-// (backward, whose sums over channels then do not depend on the number of threads). States are kept in float (double
-// for double inputs); a state is saved every kChunk steps, and backward recomputes the others chunk by chunk.
+// Selective scan on CPU. A task owns a few channels over all of time (forward), or a fixed block of one group's
+// channels (backward, whose sums over channels then do not depend on the number of threads). States are kept in float
+// (double for double inputs); a state is saved every kChunk steps, and backward recomputes the others chunk by chunk.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -28,8 +28,13 @@ struct Sizes {
   int64_t batch, dim, length, states, groups, channels, chunks;  // channels: of one group
 
   Sizes(const at::Tensor& u, const at::Tensor& A, const at::Tensor& B)
-      : batch(u.size(0)), dim(u.size(1)), length(u.size(2)), states(A.size(1)), groups(B.size(1)),
-        channels(dim / groups), chunks((length + kChunk - 1) / kChunk) {}
+      : batch(u.size(0)),
+        dim(u.size(1)),
+        length(u.size(2)),
+        states(A.size(1)),
+        groups(B.size(1)),
+        channels(dim / groups),
+        chunks((length + kChunk - 1) / kChunk) {}
 };
 
 // Up to kRows channels of one chunk as rows of kChunk steps; missing rows stay zero and do no harm.
@@ -139,8 +144,8 @@ void backward_rows(const Sizes& n, const Backward<scalar_t, acc_t>& p, bool use_
         A[r] = p.A[(d + r) * n.states + s];
         h0[r] = p.states[((row + r) * (n.chunks + 1) + chunk) * n.states + s];
       }
-      scan_chunk_backward(dt.values, u.values, p.B + shared, p.C + shared, dy.values, A, h0, &flow[s * kRows], du.values,
-                          ddt.values, dB + own, dC + own, dA, steps);
+      scan_chunk_backward(dt.values, u.values, p.B + shared, p.C + shared, dy.values, A, h0, &flow[s * kRows],
+                          du.values, ddt.values, dB + own, dC + own, dA, steps);
       for (int r = 0; r < rows; ++r) p.dA[(row + r) * n.states + s] += dA[r];
     }
     for (int r = 0; r < rows; ++r) {
@@ -160,7 +165,8 @@ void backward_kernel(const Sizes& n, const Backward<scalar_t, acc_t>& p, bool us
   at::parallel_for(0, pairs * blocks, 1, [&](int64_t begin, int64_t end) {
     std::vector<acc_t> flow(n.states * kRows);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t group = task / blocks, block = task % blocks, offset = (block * pairs + group) * n.states * n.length;
+      const int64_t group = task / blocks, block = task % blocks,
+                    offset = (block * pairs + group) * n.states * n.length;
       const int64_t base = group % n.groups * n.channels, last = std::min((block + 1) * kChannelBlock, n.channels);
       for (int64_t c = block * kChannelBlock; c < last; c += kRows) {
         backward_rows(n, p, use_softplus, group, base + c, static_cast<int>(std::min<int64_t>(kRows, last - c)),
@@ -195,10 +201,12 @@ std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& tensor) {
 
 at::ScalarType state_type(const at::Tensor& u) { return u.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-std::tuple<at::Tensor, at::Tensor> selective_scan_forward(
-    const at::Tensor& u_, const at::Tensor& delta_, const at::Tensor& A_, const at::Tensor& B_, const at::Tensor& C_,
-    const std::optional<at::Tensor>& D_, const std::optional<at::Tensor>& bias_, bool use_softplus, bool float_output,
-    const std::optional<at::Tensor>& z, const std::optional<at::Tensor>& initial_state) {
+std::tuple<at::Tensor, at::Tensor> selective_scan_forward(const at::Tensor& u_, const at::Tensor& delta_,
+                                                          const at::Tensor& A_, const at::Tensor& B_,
+                                                          const at::Tensor& C_, const std::optional<at::Tensor>& D_,
+                                                          const std::optional<at::Tensor>& bias_, bool use_softplus,
+                                                          bool float_output, const std::optional<at::Tensor>& z,
+                                                          const std::optional<at::Tensor>& initial_state) {
   check_supported(u_, delta_, z, initial_state);
   const auto out_dtype = output_dtype(u_, float_output);
   const Sizes n(u_, A_, B_);
@@ -236,22 +244,29 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
   const int64_t blocks = (n.channels + kChannelBlock - 1) / kChannelBlock;
   auto du = empty_output(u.sizes(), u.options()), ddelta = empty_output(u.sizes(), u.options());
   auto dA = at::zeros({n.batch, n.dim, n.states}, A.options());
-  auto dB = at::zeros({blocks, n.batch, n.groups, n.states, n.length}, A.options()), dC = at::zeros(dB.sizes(), A.options());
+  auto dB = at::zeros({blocks, n.batch, n.groups, n.states, n.length}, A.options()),
+       dC = at::zeros(dB.sizes(), A.options());
   auto dD = at::empty({n.batch, n.dim}, A.options()), dbias = at::empty({n.batch, n.dim}, A.options());
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u.scalar_type(), "selective_scan_backward", [&] {
     using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-    const Backward<scalar_t, acc_t> p{u.const_data_ptr<scalar_t>(), delta.const_data_ptr<scalar_t>(),
-                                      dout.const_data_ptr<acc_t>(), A.const_data_ptr<acc_t>(),
-                                      B.const_data_ptr<acc_t>(), C.const_data_ptr<acc_t>(), pointer_or_null<acc_t>(D),
-                                      pointer_or_null<acc_t>(bias), states.const_data_ptr<acc_t>(),
-                                      du.data_ptr<scalar_t>(), ddelta.data_ptr<scalar_t>(), dA.data_ptr<acc_t>(),
-                                      dB.data_ptr<acc_t>(), dC.data_ptr<acc_t>(), dD.data_ptr<acc_t>(),
-                                      dbias.data_ptr<acc_t>()};
+    const Backward<scalar_t, acc_t> p{u.const_data_ptr<scalar_t>(),   delta.const_data_ptr<scalar_t>(),
+                                      dout.const_data_ptr<acc_t>(),   A.const_data_ptr<acc_t>(),
+                                      B.const_data_ptr<acc_t>(),      C.const_data_ptr<acc_t>(),
+                                      pointer_or_null<acc_t>(D),      pointer_or_null<acc_t>(bias),
+                                      states.const_data_ptr<acc_t>(), du.data_ptr<scalar_t>(),
+                                      ddelta.data_ptr<scalar_t>(),    dA.data_ptr<acc_t>(),
+                                      dB.data_ptr<acc_t>(),           dC.data_ptr<acc_t>(),
+                                      dD.data_ptr<acc_t>(),           dbias.data_ptr<acc_t>()};
     backward_kernel(n, p, use_softplus);
   });
   const auto type = u.scalar_type();
-  return {du, ddelta, dA.sum(0), dB.sum(0).to(type), dC.sum(0).to(type),
-          D ? dD.sum(0) : at::empty({0}, A.options()), bias ? dbias.sum(0) : at::empty({0}, A.options())};
+  return {du,
+          ddelta,
+          dA.sum(0),
+          dB.sum(0).to(type),
+          dC.sum(0).to(type),
+          D ? dD.sum(0) : at::empty({0}, A.options()),
+          bias ? dbias.sum(0) : at::empty({0}, A.options())};
 }
 
 const AddConstants add_constants({{"selective_scan.cpu.chunk", {kChunk}}});

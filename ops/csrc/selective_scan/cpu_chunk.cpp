@@ -20,7 +20,8 @@ MMVMAMBA_INLINE void mul_sigmoid_impl(const T* __restrict x, T* __restrict g, in
 
 // Four chains at once: the recurrence waits for its own result, not for the processor's width.
 template <typename T>
-MMVMAMBA_INLINE void recur_forward(const T (*__restrict a)[kChunk], T (*__restrict b)[kChunk], T* __restrict h, int steps) {
+MMVMAMBA_INLINE void recur_forward(const T (*__restrict a)[kChunk], T (*__restrict b)[kChunk], T* __restrict h,
+                                   int steps) {
   T h0 = h[0], h1 = h[1], h2 = h[2], h3 = h[3];
   for (int t = 0; t < steps; ++t) {
     b[0][t] = h0 = a[0][t] * h0 + b[0][t];

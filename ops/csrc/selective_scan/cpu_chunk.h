@@ -23,8 +23,8 @@ void scan_chunk(const double* dt, const double* u, const double* B, const double
                 double* y, int steps);
 
 // The adjoint of scan_chunk. h0 is the state before the chunk; flow is the adjoint that comes in from the right,
-// exp(dt A) s of the step after the chunk, and is replaced by that of the chunk's first step. Adds to du and ddt (rows),
-// to dB and dC (summed over the rows) and to dA.
+// exp(dt A) s of the step after the chunk, and is replaced by that of the chunk's first step. Adds to du and ddt
+// (rows), to dB and dC (summed over the rows) and to dA.
 void scan_chunk_backward(const float* dt, const float* u, const float* B, const float* C, const float* dy,
                          const float* A, const float* h0, float* flow, float* du, float* ddt, float* dB, float* dC,
                          float* dA, int steps);

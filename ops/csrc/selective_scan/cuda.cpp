@@ -11,8 +11,10 @@
 #include <tuple>
 
 #include "common/allocate.h"
+#include "common/ceil_div.h"
 #include "common/constants.h"
 #include "common/dtypes.h"
+#include "common/type_of.h"
 #include "selective_scan/arguments.h"
 #include "selective_scan/kernels.h"
 
@@ -24,17 +26,6 @@ using OptionalTensor = std::optional<Tensor>;
 using namespace scan;
 
 constexpr int kForwardTurns = 4, kBackwardTurns = 6;  // measured on an H200: more share B and C, and dB and dC
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-Type type_of(const Tensor& u) {
-  switch (u.scalar_type()) {
-    case at::kHalf: return Type::kHalf;
-    case at::kBFloat16: return Type::kBfloat16;
-    case at::kFloat: return Type::kFloat;
-    default: TORCH_CHECK_TYPE(false, "selective_scan: the CUDA kernels take float16, bfloat16 and float32, got ", u.dtype());
-  }
-}
 
 // The widest access, in bytes, that every row of these tensors allows (16, 8 or one element).
 int vector_width(std::initializer_list<const Tensor*> tensors, int64_t row_bytes) {
@@ -61,15 +52,22 @@ struct Problem {
 
   Problem(const Tensor& u_, const Tensor& delta_, const Tensor& A_, const Tensor& B_, const Tensor& C_,
           const OptionalTensor& D_, const OptionalTensor& bias_, bool softplus, at::ScalarType out_dtype)
-      : u(u_.contiguous()), delta(delta_.contiguous()), A(A_.contiguous()), B(B_.contiguous()), C(C_.contiguous()),
-        D(contiguous(D_)), bias(contiguous(bias_)), type(type_of(u)), stream(at::cuda::getCurrentCUDAStream()) {
+      : u(u_.contiguous()),
+        delta(delta_.contiguous()),
+        A(A_.contiguous()),
+        B(B_.contiguous()),
+        C(C_.contiguous()),
+        D(contiguous(D_)),
+        bias(contiguous(bias_)),
+        type(type_of("selective_scan", u.scalar_type())),
+        stream(at::cuda::getCurrentCUDAStream()) {
     TORCH_CHECK(u.size(2) <= std::numeric_limits<int>::max() - kChunk, "selective_scan: u has ", u.size(2),
                 " steps, which is too long for the CUDA kernels");
     args.u = u.const_data_ptr(), args.delta = delta.const_data_ptr(), args.A = A.const_data_ptr<float>();
     args.B = B.const_data_ptr(), args.C = C.const_data_ptr();
     args.D = pointer_or_null(D), args.bias = pointer_or_null(bias);
     args.groups = B.size(1), args.channels = u.size(1) / B.size(1), args.pairs = u.size(0) * B.size(1);
-    args.states = A.size(1), args.length = u.size(2), args.chunks = ceil_div(args.length, kChunk);
+    args.d_state = A.size(1), args.length = u.size(2), args.chunks = ceil_div(args.length, kChunk);
     args.softplus = softplus, args.float_out = out_dtype == at::kFloat && u.scalar_type() != at::kFloat;
   }
 
@@ -90,21 +88,21 @@ struct Problem {
   }
 };
 
-std::tuple<Tensor, Tensor> selective_scan_forward(const Tensor& u, const Tensor& delta, const Tensor& A, const Tensor& B,
-                                                  const Tensor& C, const OptionalTensor& D, const OptionalTensor& bias,
-                                                  bool softplus, bool float_output, const OptionalTensor& z,
-                                                  const OptionalTensor& initial_state) {
+std::tuple<Tensor, Tensor> selective_scan_forward(const Tensor& u, const Tensor& delta, const Tensor& A,
+                                                  const Tensor& B, const Tensor& C, const OptionalTensor& D,
+                                                  const OptionalTensor& bias, bool softplus, bool float_output,
+                                                  const OptionalTensor& z, const OptionalTensor& initial_state) {
   check_supported(u, delta, z, initial_state);
   const c10::cuda::CUDAGuard guard(u.device());
   const at::ScalarType out_dtype = output_dtype(u, float_output);
   Problem problem(u, delta, A, B, C, D, bias, softplus, out_dtype);
   Args& args = problem.args;
   Tensor out = allocate(u.sizes(), problem.u.options().dtype(out_dtype));
-  Tensor states = allocate({u.size(0), u.size(1), args.chunks + 1, args.states}, problem.A.options());
-  args.out = out.data_ptr(), args.carries = states.data_ptr<float>();
+  Tensor states = allocate({u.size(0), u.size(1), args.chunks + 1, args.d_state}, problem.A.options());
+  args.out = out.data_ptr(), args.states = states.data_ptr<float>();
   args.vector = vector_width({&problem.u, &problem.delta, &problem.B, &problem.C, &out}, u.size(2) * u.element_size());
   args.float_vector = vector_width({&out}, u.size(2) * sizeof(float));
-  problem.divide(args.states == 1 ? kForwardTurns : 1);
+  problem.divide(args.d_state == 1 ? kForwardTurns : 1);
   launch_forward(problem.type, args, problem.stream);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return {out, states};
@@ -120,16 +118,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selective_sca
   Tensor du = allocate(u.sizes(), problem.u.options()), ddelta = allocate(u.sizes(), problem.u.options());
   Tensor dB = allocate(B.sizes(), problem.B.options()), dC = allocate(C.sizes(), problem.C.options());
   const auto options = problem.A.options();
-  Tensor dA = allocate({u.size(0), u.size(1), args.states}, options);
+  Tensor dA = allocate({u.size(0), u.size(1), args.d_state}, options);
   Tensor sums = allocate({2, u.size(0), u.size(1)}, options);
-  args.dout = dout.const_data_ptr(), args.carries = states.data_ptr<float>();
+  args.dout = dout.const_data_ptr(), args.states = states.data_ptr<float>();
   args.du = du.data_ptr(), args.ddelta = ddelta.data_ptr(), args.dA = dA.data_ptr<float>();
   args.dD = sums.data_ptr<float>(), args.dbias = args.dD + u.size(0) * u.size(1);
   const int64_t row = u.size(2) * u.element_size();
   args.vector = vector_width({&problem.u, &problem.delta, &problem.B, &problem.C, &du, &ddelta, &dout}, row);
   args.float_vector = vector_width({&dout}, u.size(2) * sizeof(float));
-  problem.divide(args.states == 1 ? kBackwardTurns : 2);
-  Tensor partial = allocate({args.splits, 2, args.pairs, args.states, u.size(2)}, options);
+  problem.divide(args.d_state == 1 ? kBackwardTurns : 2);
+  Tensor partial = allocate({args.splits, 2, args.pairs, args.d_state, u.size(2)}, options);
   args.partial = partial.data_ptr<float>();
   launch_backward(problem.type, args, problem.stream);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
@@ -145,17 +143,14 @@ const AddConstants add_constants({{"selective_scan.cuda.chunk", {kChunk}}});
 
 namespace scan {
 
-#define MMVMAMBA_SCAN_LAUNCH(name, ...)                    \
-  switch (type) {                                          \
-    case Type::kHalf: return name##_half(__VA_ARGS__);     \
-    case Type::kBfloat16: return name##_bfloat16(__VA_ARGS__); \
-    case Type::kFloat: return name##_float(__VA_ARGS__);   \
-  }
-
-void launch_forward(Type type, const Args& args, cudaStream_t stream) { MMVMAMBA_SCAN_LAUNCH(forward, args, stream) }
-void launch_backward(Type type, const Args& args, cudaStream_t stream) { MMVMAMBA_SCAN_LAUNCH(backward, args, stream) }
+void launch_forward(Type type, const Args& args, cudaStream_t stream) {
+  with_type(type, [&](auto t) { Kernels<decltype(t)>::forward(args, stream); });
+}
+void launch_backward(Type type, const Args& args, cudaStream_t stream) {
+  with_type(type, [&](auto t) { Kernels<decltype(t)>::backward(args, stream); });
+}
 void launch_add_partial(Type type, const Args& args, void* dB, void* dC, cudaStream_t stream) {
-  MMVMAMBA_SCAN_LAUNCH(add_partial, args, dB, dC, stream)
+  with_type(type, [&](auto t) { Kernels<decltype(t)>::add_partial(args, dB, dC, stream); });
 }
 
 }  // namespace scan

@@ -1,3 +1,4 @@
-#include "selective_scan/instantiate.cuh"
+#include "selective_scan/backward.cuh"
+#include "selective_scan/forward.cuh"
 
-MMVMAMBA_SCAN_INSTANTIATE(half, __half)
+template struct mmvmamba::scan::Kernels<__half>;

@@ -1,3 +1,4 @@
-#include "selective_scan/instantiate.cuh"
+#include "selective_scan/backward.cuh"
+#include "selective_scan/forward.cuh"
 
-MMVMAMBA_SCAN_INSTANTIATE(float, float)
+template struct mmvmamba::scan::Kernels<float>;

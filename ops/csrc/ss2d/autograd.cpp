@@ -32,7 +32,8 @@ struct Scan : Differentiable {
 const AddConstants add_constants({{"ss2d_scan.cuda.segment", {ss2d::kSegment}},
                                   {"ss2d_scan.cuda.lanes", {ss2d::kGroup}},
                                   {"ss2d_scan.cuda.ranks", {ss2d::kRanks[0], ss2d::kRanks[1]}},
-                                  {"ss2d_scan.cuda.columns", {ss2d::kRankColumns[0], ss2d::kRankColumns[1], ss2d::kColumnStep}}});
+                                  {"ss2d_scan.cuda.columns",
+                                   {ss2d::kRankColumns[0], ss2d::kRankColumns[1], ss2d::kColumnStep}}});
 
 }  // namespace
 }  // namespace mmvmamba
@@ -43,6 +44,4 @@ TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
   );
 }
 
-TORCH_LIBRARY_IMPL(mmvmamba, Autograd, m) {
-  mmvmamba::implement_autograd<mmvmamba::Scan>(m);
-}
+TORCH_LIBRARY_IMPL(mmvmamba, Autograd, m) { mmvmamba::implement_autograd<mmvmamba::Scan>(m); }

@@ -1,4 +1,3 @@
 #include "ss2d/backward.cuh"
-#include "ss2d/instantiate.cuh"
 
-MMVMAMBA_SS2D_BACKWARD(bfloat16, __nv_bfloat16)
+template struct mmvmamba::ss2d::Backward<__nv_bfloat16>;

@@ -1,4 +1,4 @@
-// Shared pieces of the fused SS2D kernels: element types, activation functions, walking over pixels, carries.
+// Shared pieces of the fused SS2D kernels: the values of a segment, carries.
 //
 // Vocabulary. A *pair* is two routes over one pixel order: cross2d has rows (forward, reversed) and columns (forward,
 // reversed); bidi has rows twice; unidi has two pairs of forward rows. Routes are stored in pair order
@@ -7,98 +7,18 @@
 // of `chain` such blocks.
 //
 // Scaling. With u2 = log2(e) (Wdt dt + bias): d2 = log2(1 + 2^u2) = delta / ln 2, decay = 2^(A d2), and
-// drive = d2 * (ln 2 * B) * x; the factors log2(e) and ln 2 are folded into the prepared weights (ss2d_parameters.cu).
+// drive = d2 * (ln 2 * B) * x; the factors log2(e) and ln 2 are folded into the prepared weights (parameters.cu).
 #pragma once
 
 #include <cstdint>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
 
+#include "common/convert.cuh"
 #include "common/launch.cuh"
+#include "common/softplus.cuh"
 #include "ss2d/kernels.h"
 
 namespace mmvmamba {
 namespace ss2d {
-
-constexpr float kLog2e = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
-
-// ---- element types --------------------------------------------------------------------------------------------------
-__device__ __forceinline__ float to_float(float v) { return v; }
-__device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-
-template <typename T> __device__ __forceinline__ T from_float(float v);
-template <> __device__ __forceinline__ float from_float<float>(float v) { return v; }
-template <> __device__ __forceinline__ __half from_float<__half>(float v) { return __float2half_rn(v); }
-template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
-  return __float2bfloat16_rn(v);
-}
-
-// Two values as one 32-bit word of a 16-bit type: the unit of the tensor-core fragments.
-template <typename T> __device__ __forceinline__ uint32_t pack2(float low, float high);
-template <> __device__ __forceinline__ uint32_t pack2<__half>(float low, float high) {
-  __half2 v = __floats2half2_rn(low, high);
-  return *reinterpret_cast<uint32_t*>(&v);
-}
-template <> __device__ __forceinline__ uint32_t pack2<__nv_bfloat16>(float low, float high) {
-  __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<uint32_t*>(&v);
-}
-
-// ---- special functions ----------------------------------------------------------------------------------------------
-__device__ __forceinline__ float exp2_fast(float v) {
-  float r;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
-// 2^-v and 2^-|v|: the signs are modifiers of the instruction, if nothing flushes denormals before.
-__device__ __forceinline__ float exp2_of_negative(float v) {
-  float r;
-  asm("{.reg .f32 t; neg.f32 t, %1; ex2.approx.ftz.f32 %0, t;}" : "=f"(r) : "f"(v));
-  return r;
-}
-__device__ __forceinline__ float exp2_of_negative_abs(float v) {
-  float r;
-  asm("{.reg .f32 t; abs.f32 t, %1; neg.f32 t, t; ex2.approx.ftz.f32 %0, t;}" : "=f"(r) : "f"(v));
-  return r;
-}
-
-// log2(1 + 2^u) = max(u, 0) + log2(1 + z) with z = 2^-|u| in (0, 1], where log2(1 + z) / z is a minimax polynomial:
-// relative error below 6e-5 for 16-bit inputs, 2e-7 for float, for the smallest arguments too.
-template <typename T> __device__ __forceinline__ float softplus2(float u) {
-  const float z = exp2_of_negative_abs(u);
-  float p;
-  if constexpr (sizeof(T) == 4) {
-    p = fmaf(z, -4.680115730e-3f, 2.863946506e-2f);
-    p = fmaf(z, p, -8.217497915e-2f);
-    p = fmaf(z, p, 1.529781073e-1f);
-    p = fmaf(z, p, -2.208128273e-1f);
-    p = fmaf(z, p, 2.838637233e-1f);
-    p = fmaf(z, p, -3.600120246e-1f);
-    p = fmaf(z, p, 4.808497131e-1f);
-    p = fmaf(z, p, -7.213461399e-1f);
-    p = fmaf(z, p, 1.442695022f);
-  } else {
-    p = fmaf(z, 5.965659050e-2f, -2.271301450e-1f);
-    p = fmaf(z, p, 4.419057599e-1f);
-    p = fmaf(z, p, -7.169887534e-1f);
-    p = fmaf(z, p, 1.442613243f);
-  }
-  return fmaf(z, p, fmaxf(u, 0.f));
-}
-
-// The derivative of softplus2 expressed in its value: 1 - 2^-d2. For float a series where that would cancel.
-template <typename T> __device__ __forceinline__ float softplus2_slope(float d2) {
-  const float slope = 1.f - exp2_of_negative(d2);
-  if constexpr (sizeof(T) == 4) {
-    constexpr float c1 = kLn2, c2 = -kLn2 * kLn2 / 2, c3 = kLn2 * kLn2 * kLn2 / 6, c4 = -kLn2 * kLn2 * kLn2 * kLn2 / 24;
-    const float series = d2 * fmaf(d2, fmaf(d2, fmaf(d2, c4, c3), c2), c1);
-    return d2 < 0.125f ? series : slope;
-  }
-  return slope;
-}
 
 // ---- values of a segment --------------------------------------------------------------------------------------------
 // The values of one thread's segment, two to a register for 16-bit types.
@@ -106,14 +26,14 @@ template <typename T> struct Values {
   uint32_t v[kSegment / 2];
   __device__ __forceinline__ float operator[](int t) const {
     const uint16_t bits = t % 2 ? v[t / 2] >> 16 : v[t / 2] & 0xffff;
-    return to_float(*reinterpret_cast<const T*>(&bits));
+    return widen(*reinterpret_cast<const T*>(&bits));
   }
   __device__ __forceinline__ T raw(int t) const {
     const uint16_t bits = t % 2 ? v[t / 2] >> 16 : v[t / 2] & 0xffff;
     return *reinterpret_cast<const T*>(&bits);
   }
   // Two neighbours at once, t even.
-  __device__ __forceinline__ void set_pair(int t, float low, float high) { v[t / 2] = pack2<T>(low, high); }
+  __device__ __forceinline__ void set_pair(int t, float low, float high) { v[t / 2] = pack<T>(low, high); }
   // Let the compiler convert again what it would else keep as floats, in twice the registers.
   __device__ __forceinline__ void stay_packed() {
 #pragma unroll
@@ -141,7 +61,7 @@ template <> struct Values<float> {
 };
 
 // ---- carries --------------------------------------------------------------------------------------------------------
-// A stretch of a scan maps its incoming state s to product * s + end.
+// A stretch of a scan turns its incoming state s in to product * s + end.
 struct Carry {
   float product, end;
 };
@@ -221,7 +141,7 @@ __device__ __forceinline__ Carry share_of_chain(const Args& p, int64_t batch, in
   if (p.chaining == Chain::kPrefix) {
     return warp == 0 ? *block_carry(p, batch, block, route, channel) : Carry{1.f, 0.f};
   }
-  const int count = blocks_before(p, block, reversed), share = p.by_warps.quotient(count + warps - 1);
+  const int count = blocks_before(p, block, reversed), share = p.by_warps.div(count + warps - 1);
   return look_back(p, batch, route, channel, reversed, warp * share, min(count, (warp + 1) * share));
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/ceil_div.h"
 #include "common/elementary.h"
 
 namespace mmvmamba {
@@ -42,7 +43,7 @@ MMVMAMBA_INLINE void project_columns(const Block& p, const int64_t* pixel, int s
     const float* dt[kRows];
     Vector sum[kRows][kColumns];
     for (int i = 0; i < kRows; ++i) {
-      dt[i] = p.maps + pixel[std::min(first + i, steps - 1)] * p.columns;
+      dt[i] = p.projections + pixel[std::min(first + i, steps - 1)] * p.columns;
       for (int j = 0; j < kColumns; ++j) sum[i][j] = load(p.bias + (v + j) * kLanes);
     }
     multiply(dt, p.dt_weight + v * kLanes, p.channels, p.rank, sum);
@@ -76,8 +77,8 @@ template <bool kSlope> MMVMAMBA_INLINE void activate(int vectors, int steps, Til
 // ddt = dt_weight^T du, added to the columns of dt
 template <int kRows, int kColumns>
 MMVMAMBA_INLINE void project_backward(const Block& p, const int64_t* pixel, int steps, int r, const Tile& du,
-                                      float* dmaps) {
-  const int padded = (p.rank + kLanes - 1) / kLanes * kLanes, ranks = std::min(kColumns * kLanes, p.rank - r);
+                                      float* dprojections) {
+  const int padded = ceil_div(p.rank, kLanes) * kLanes, ranks = std::min(kColumns * kLanes, p.rank - r);
   for (int first = 0; first < steps; first += kRows) {
     const float* row[kRows];
     Vector sum[kRows][kColumns] = {};
@@ -88,7 +89,7 @@ MMVMAMBA_INLINE void project_backward(const Block& p, const int64_t* pixel, int 
       for (int j = 0; j < kColumns; ++j) at(values[i] + j * kLanes) = sum[i][j];
     }
     for (int i = 0; i < std::min(kRows, steps - first); ++i) {
-      float* to = dmaps + pixel[first + i] * p.columns + r;
+      float* to = dprojections + pixel[first + i] * p.columns + r;
       for (int j = 0; j < ranks; ++j) to[j] += values[i][j];
     }
   }
@@ -100,7 +101,7 @@ MMVMAMBA_INLINE void weight_backward(const Block& p, const int64_t* pixel, int s
                                      float* dweight) {
   Vector sum[kRanks][kColumns] = {};
   for (int t = 0; t < steps; ++t) {
-    const float* dt = p.maps + pixel[t] * p.columns + r;
+    const float* dt = p.projections + pixel[t] * p.columns + r;
     for (int i = 0; i < kRanks; ++i) {
       for (int j = 0; j < kColumns; ++j) sum[i][j] += dt[i] * du[t][v + j];
     }
@@ -126,7 +127,7 @@ MMVMAMBA_INLINE void adjoint_of_state(const Block& p, const int64_t* pixel, int 
   Vector decay[kSteps], before[kSteps];
   const int64_t row = state * p.channels + v * kLanes;
   const Vector A = load(p.A + row);
-  const float *B = p.maps + p.rank + state, *C = B + p.states, *x = p.x + v * kLanes;
+  const float *B = p.projections + p.rank + state, *C = B + p.states, *x = p.x + v * kLanes;
   dy += v * kLanes;
   Vector now = load(h + row);
   for (int t = 0; t < steps; ++t) {
@@ -179,7 +180,7 @@ MMVMAMBA_CLONES void forward_tile(const Block& p, const int64_t* pixel, int step
   project(p, pixel, steps, delta);
   activate<false>(vectors, steps, delta, delta);
   for (int state = 0; state < p.states; ++state) {
-    const float *B = p.maps + p.rank + state, *C = B + p.states;
+    const float *B = p.projections + p.rank + state, *C = B + p.states;
     for (int v = 0; v < vectors; ++v) {
       const int64_t row = state * p.channels + v * kLanes;
       const Vector A = load(p.A + row);
@@ -200,7 +201,7 @@ MMVMAMBA_CLONES void forward_tile(const Block& p, const int64_t* pixel, int step
 MMVMAMBA_CLONES void backward_tile(const Block& p, const int64_t* pixel, int steps, const float* h, const float* dy,
                                    float* flow, const Gradients& g) {
   constexpr int kTogether = 8;  // pixels of project_backward; those beyond the last are zero
-  const int vectors = p.width / kLanes, rows = (steps + kTogether - 1) / kTogether * kTogether;
+  const int vectors = p.width / kLanes, rows = ceil_div(steps, kTogether) * kTogether;
   Tile delta, slope, dx, du;  // du: the gradient of delta, then of u
   project(p, pixel, steps, delta);
   activate<true>(vectors, steps, delta, slope);
@@ -213,7 +214,7 @@ MMVMAMBA_CLONES void backward_tile(const Block& p, const int64_t* pixel, int ste
       adjoint_of_state(p, pixel, steps, v, state, h, dy, delta, flow, dx, du, dB, dC, g.A);
     }
     for (int t = 0; t < steps; ++t) {
-      float* to = g.dmaps + pixel[t] * p.columns + p.rank + state;
+      float* to = g.dprojections + pixel[t] * p.columns + p.rank + state;
       to[0] += sum_of(dB[t]);
       to[p.states] += sum_of(dC[t]);
     }
@@ -227,8 +228,9 @@ MMVMAMBA_CLONES void backward_tile(const Block& p, const int64_t* pixel, int ste
     at(g.bias + v * kLanes) += sum;
   }
   int r = 0;
-  for (; r + kLanes < p.rank; r += 2 * kLanes) project_backward<kTogether / 2, 2>(p, pixel, steps, r, du, g.dmaps);
-  if (r < p.rank) project_backward<kTogether, 1>(p, pixel, steps, r, du, g.dmaps);
+  for (; r + kLanes < p.rank; r += 2 * kLanes)
+    project_backward<kTogether / 2, 2>(p, pixel, steps, r, du, g.dprojections);
+  if (r < p.rank) project_backward<kTogether, 1>(p, pixel, steps, r, du, g.dprojections);
   int v = 0;
   for (; v + 2 <= vectors; v += 2) weight_columns<2>(p, pixel, steps, v, du, g.dt_weight);
   if (v < vectors) weight_columns<1>(p, pixel, steps, v, du, g.dt_weight);

@@ -11,18 +11,18 @@ constexpr int kLanes = 8;   // numbers of a vector; rows of channels and of rank
 constexpr int kWidth = 64;  // most channels of a block
 constexpr int kSteps = 32;  // pixels between two saved states
 
-// A block of channels on one route. Pointers to parameters and pixels are at the block's first channel, those to maps
-// at the route's first column.
+// A block of channels on one route. Pointers to parameters and pixels are at the block's first channel, those to
+// projections at the route's first column.
 struct Block {
   int64_t channels;  // padded: stride of the rows of x, y, dx and the parameters
-  int64_t columns;   // stride of the rows of the maps
+  int64_t columns;   // stride of the rows of the projections
   int rank, states, width;
   const float* dt_weight;      // (rank, channels)
   const float* dt_transposed;  // (channels, padded rank), for backward
   const float* bias;           // (channels)
   const float* A;              // (states, channels), negative
   const float* x;              // (pixels, channels)
-  const float* maps;           // (pixels, columns): dt, B, C
+  const float* projections;    // (pixels, columns): dt, B, C
 };
 
 // What backward adds to; parameters as in Block.
@@ -31,7 +31,7 @@ struct Gradients {
   float* bias;
   float* A;
   float* dx;
-  float* dmaps;
+  float* dprojections;
 };
 
 // y[p] = skip x[p] for the pixels of an image.

@@ -1,13 +1,12 @@
 // The fused SS2D core, mmvmamba::ss2d_scan and ss2d_scan_backward on CUDA (N = 1; cross2d, unidi, bidi).
 //
-// Forward: prepare parameters; one GEMM for the maps of all routes; for float with a dt rank above 12 a batched GEMM
-// for u; then for each pair of routes the block carries (if an image has too many blocks to wait for) and the scan;
-// both pairs at once if one block holds an image.
-// Backward: the same maps, the scans' adjoint a pair, then dx += dmaps Wx, weight sums by chunked GEMMs, and one kernel
-// that adds the chunks' and the blocks' sums.
+// Forward: prepare parameters; one GEMM for the projections of all routes; for float with a dt rank above 12 a batched
+// GEMM for u; then for each pair of routes the block carries (if an image has too many blocks to wait for) and the
+// scan; both pairs at once if one block holds an image. Backward: the same projections, the scans' adjoint a pair, then
+// dx += dprojections Wx, weight sums by chunked GEMMs, and one kernel that adds the chunks' and the blocks' sums.
 //
-// To spare the host: what only the kernels here read is one allocation, as_strided stands for chains of narrow, view and
-// transpose, and the calls go past autograd.
+// To spare the host: what only the kernels here read is one allocation, as_strided stands for chains of narrow, view
+// and transpose, and the calls go past autograd.
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -22,7 +21,10 @@
 #include <cstdint>
 
 #include "common/allocate.h"
+#include "common/ceil_div.h"
 #include "common/dtypes.h"
+#include "common/routes.h"
+#include "common/type_of.h"
 #include "ss2d/kernels.h"
 
 namespace mmvmamba {
@@ -31,22 +33,11 @@ namespace {
 using at::Tensor;
 using namespace ss2d;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Blocks of a look-back chain wait for one another, so all must be resident at once, beside those of other streams.
 // Blocks start in their order, and a processor holds at least one: chains of at most half the processors are safe.
 int longest_look_back() { return std::min(32, at::cuda::getCurrentDeviceProperties()->multiProcessorCount / 2); }
 
-Type type_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case at::kHalf: return Type::kHalf;
-    case at::kBFloat16: return Type::kBfloat16;
-    case at::kFloat: return Type::kFloat;
-    default: TORCH_CHECK(false, "ss2d_scan: x is ", x.scalar_type(), ", expected float16, bfloat16 or float32");
-  }
-}
-
-// Everything the two directions share: sizes, prepared parameters, the maps.
+// Everything the two directions share: sizes, prepared parameters, the projections.
 struct Problem {
   Type type;
   Args args{};
@@ -59,15 +50,16 @@ struct Problem {
   int64_t carries;               // of a pair's blocks
   Tensor projection, dt_matrix;  // what GEMMs read
   Tensor workspace;              // what only the kernels here read, all of it, because every allocation costs the host
-  float *partial, *dmaps_part;   // in it, of backward
+  float *partial, *dprojections_part;  // in it, of backward
 
   Problem(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias, const Tensor& A_logs,
           const Tensor& Ds, int64_t scan_mode, bool backward)
-      : type(type_of(x)), stream(at::cuda::getCurrentCUDAStream()) {
+      : type(type_of("ss2d_scan", x.scalar_type())), stream(at::cuda::getCurrentCUDAStream()) {
     TORCH_CHECK(x.numel() > 0, "ss2d_scan: x is empty, of shape ", x.sizes());
     TORCH_CHECK(A_logs.size(1) == 1, "ss2d_scan: the fused kernels take d_state N = 1, got ", A_logs.size(1));
-    TORCH_CHECK(scan_mode >= 0 && scan_mode < 3, "ss2d_scan: scan_mode is ", scan_mode,
-                ", expected 0 (cross2d), 1 (unidi) or 2 (bidi)");
+    TORCH_CHECK(scan_mode >= 0 && scan_mode < kNumScanModes && comes_in_pairs(kScanModes[scan_mode].routes),
+                "ss2d_scan: scan_mode is ", scan_mode, ", expected 0 (cross2d), 1 (unidi) or 2 (bidi)");
+    const Routes& routes = kScanModes[scan_mode].routes;
     for (const Tensor* t : {&x_proj, &dt_proj, &dt_bias, &A_logs, &Ds}) {
       TORCH_CHECK(t->scalar_type() == at::kFloat && t->is_contiguous() && t->is_cuda(),
                   "ss2d_scan: parameters must be contiguous float32 CUDA tensors");
@@ -76,16 +68,17 @@ struct Problem {
     rank = dt_rank <= kRanks[0] ? kRanks[0] : dt_rank <= kRanks[1] ? kRanks[1] : 0;
     args.batch = x.size(0), args.channels = x.size(1), args.height = x.size(2), args.width = x.size(3);
     args.padded = ceil_div(args.channels, kGroup) * kGroup, args.groups = args.padded / kGroup;
-    args.map_columns = rank == kRanks[0] ? kRankColumns[0] : rank == kRanks[1] ? kRankColumns[1]
-                       : ceil_div(dt_rank + 2, kColumnStep) * kColumnStep;
+    args.projection_columns = rank == kRanks[0]   ? kRankColumns[0]
+                              : rank == kRanks[1] ? kRankColumns[1]
+                                                  : ceil_div(dt_rank + 2, kColumnStep) * kColumnStep;
     const int64_t length = x.size(2) * x.size(3);
-    TORCH_CHECK(4 * length * std::max<int64_t>(args.padded, args.map_columns) < (1ll << 31),
+    TORCH_CHECK(4 * length * std::max<int64_t>(args.padded, args.projection_columns) < (1ll << 31),
                 "ss2d_scan: an image of ", x.size(2), " x ", x.size(3), " with ", args.channels,
                 " channels is too large for the fused kernels");
     args.length = length;
     args.segments = ceil_div(length, kSegment);
-    args.second_reversed = scan_mode != 1;
-    column_second = scan_mode == 0 && args.height > 1 && args.width > 1;  // else both orders are one
+    args.second_reversed = second_is_reversed(routes);
+    column_second = second_is_by_column(routes) && args.height > 1 && args.width > 1;  // else both orders are one
 
     choose_chain(backward);
     pixels = args.batch * length, blocks = args.batch * args.chain;
@@ -97,12 +90,12 @@ struct Problem {
     prepare.dt_bias = dt_bias.data_ptr<float>(), prepare.A_logs = A_logs.data_ptr<float>();
     prepare.Ds = Ds.data_ptr<float>();
     prepare.channels = args.channels, prepare.padded = args.padded, prepare.dt_rank = dt_rank;
-    prepare.rank = rank, prepare.map_columns = args.map_columns;
-    prepare.by_padded = Divisor(args.padded), prepare.by_columns = Divisor(args.map_columns);
-    projection = allocate({4 * args.map_columns, args.channels}, x.options());
-    prepare.projection = projection.data_ptr();
+    prepare.rank = rank, prepare.projection_columns = args.projection_columns;
+    prepare.by_padded = Divisor(args.padded), prepare.by_columns = Divisor(args.projection_columns);
+    projection = allocate({4 * args.projection_columns, args.channels}, x.options());
+    prepare.weight = projection.data_ptr();
     if (rank == 0) {
-      dt_matrix = allocate({4, args.map_columns, args.channels}, x.options());
+      dt_matrix = allocate({4, args.projection_columns, args.channels}, x.options());
       prepare.dt_matrix = dt_matrix.data_ptr();
     }
     lay_out(x.options(), backward);
@@ -123,8 +116,8 @@ struct Problem {
     const bool fused = rank > 0, chained = args.chaining != Chain::kNone, tensor_cores = type != Type::kFloat;
     carries = blocks * 2 * args.padded;
     const int64_t floats_at = reserve(true, (4 * std::max(rank, 1) + 9) * args.padded * sizeof(float));
-    const int64_t operand_at = reserve(tensor_cores, int64_t{4} * args.groups * (128 + 64 * args.map_columns));
-    const int64_t fragment_at = reserve(fused, 4 * args.map_columns * args.padded * options.dtype().itemsize());
+    const int64_t operand_at = reserve(tensor_cores, int64_t{4} * args.groups * (128 + 64 * args.projection_columns));
+    const int64_t fragment_at = reserve(fused, 4 * args.projection_columns * args.padded * options.dtype().itemsize());
     const int64_t carries_at = reserve(chained, 2 * carries * sizeof(uint2));
     const int64_t partial_at = reserve(backward, 2 * blocks * args.groups * partial_size(rank) * sizeof(float));
     const int64_t part_at = reserve(backward && !fused, args.splits * pixels * 8 * sizeof(float));
@@ -137,7 +130,7 @@ struct Problem {
     if (fused) prepare.dt_fragment = base + fragment_at;
     if (chained) prepare.carries = reinterpret_cast<uint2*>(base + carries_at);
     prepare.num_carries = args.chaining == Chain::kLookBack ? 2 * carries : 0;
-    partial = reinterpret_cast<float*>(base + partial_at), dmaps_part = reinterpret_cast<float*>(base + part_at);
+    partial = reinterpret_cast<float*>(base + partial_at), dprojections_part = reinterpret_cast<float*>(base + part_at);
   }
 
   void select_pair(int pair) {
@@ -168,18 +161,19 @@ struct Problem {
       warps = ceil_div(args.segments, args.chain);
     }
     args.by_height = Divisor(args.height), args.by_chain = Divisor(args.chain), args.by_groups = Divisor(args.groups);
-    args.by_warps = Divisor(warps), args.by_parts = Divisor(args.map_columns / 4);
+    args.by_warps = Divisor(warps), args.by_parts = Divisor(args.projection_columns / 4);
   }
 
   // For rank 0 memory for du2, (batch * length, 4, channels) as a batch of routes, and for float u2 without bias in it,
   // by a batched GEMM.
-  Tensor make_u(const Tensor& maps) const {
-    Tensor u = allocate({4, pixels, args.channels}, {args.channels, 4 * args.channels, 1}, maps.options());
-    if (type == Type::kFloat) at::bmm_out(u, by_route(maps), dt_matrix);
+  Tensor make_u(const Tensor& projections) const {
+    Tensor u = allocate({4, pixels, args.channels}, {args.channels, 4 * args.channels, 1}, projections.options());
+    if (type == Type::kFloat) at::bmm_out(u, by_route(projections), dt_matrix);
     return u;
   }
-  Tensor by_route(const Tensor& maps) const {
-    return maps.as_strided({4, pixels, args.map_columns}, {args.map_columns, 4 * args.map_columns, 1});
+  Tensor by_route(const Tensor& projections) const {
+    return projections.as_strided({4, pixels, args.projection_columns},
+                                  {args.projection_columns, 4 * args.projection_columns, 1});
   }
   // A map with channels last as a matrix.
   Tensor rows(const Tensor& map) const { return map.as_strided({pixels, args.channels}, {args.channels, 1}); }
@@ -202,15 +196,16 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x
   Args& args = problem.args;
   const auto options = x.options().memory_format(at::MemoryFormat::Contiguous);
   const Tensor image = channel_last(x);
-  Tensor maps = allocate({problem.pixels, 4 * args.map_columns}, options);
-  at::mm_out(maps, problem.rows(image),
-             problem.projection.as_strided({args.channels, 4 * args.map_columns}, {1, args.channels}));
+  Tensor projections = allocate({problem.pixels, 4 * args.projection_columns}, options);
+  at::mm_out(projections, problem.rows(image),
+             problem.projection.as_strided({args.channels, 4 * args.projection_columns}, {1, args.channels}));
   Tensor u;
-  if (problem.rank == 0 && problem.type == Type::kFloat) u = problem.make_u(maps);
-  Tensor y = allocate(x.sizes(), options.dtype(output_dtype(x, float_output)).memory_format(at::MemoryFormat::ChannelsLast));
+  if (problem.rank == 0 && problem.type == Type::kFloat) u = problem.make_u(projections);
+  Tensor y =
+      allocate(x.sizes(), options.dtype(output_dtype(x, float_output)).memory_format(at::MemoryFormat::ChannelsLast));
   Tensor states = allocate({save ? args.batch * args.segments * 4 * args.channels : 0}, options.dtype(at::kFloat));
 
-  args.x = image.data_ptr(), args.maps = maps.data_ptr(), args.y = y.data_ptr();
+  args.x = image.data_ptr(), args.projections = projections.data_ptr(), args.y = y.data_ptr();
   args.u = u.defined() ? u.data_ptr() : nullptr;
   args.states = save ? states.data_ptr<float>() : nullptr;
   args.float_output = y.scalar_type() == at::kFloat;
@@ -223,7 +218,7 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x
     launch_forward(problem.type, problem.rank, problem.warps, args, problem.stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  return {y, maps, states};
+  return {y, projections, states};
 }
 
 // Parts of a^T b, to be added in float, of dense matrices of many rows: those of chunks of rows as a batch, so that the
@@ -243,9 +238,11 @@ Tensor tall_product(const Tensor& a, int64_t a_columns, const Tensor& b, int64_t
   return parts;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
-    const Tensor& dy_in, const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias,
-    const Tensor& A_logs, const Tensor& Ds, const Tensor& maps, const Tensor& states, int64_t scan_mode) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(const Tensor& dy_in, const Tensor& x,
+                                                                         const Tensor& x_proj, const Tensor& dt_proj,
+                                                                         const Tensor& dt_bias, const Tensor& A_logs,
+                                                                         const Tensor& Ds, const Tensor& projections,
+                                                                         const Tensor& states, int64_t scan_mode) {
   const c10::cuda::CUDAGuard guard(x.device());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   Problem problem(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, true);
@@ -257,14 +254,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
               "ss2d_scan_backward: the forward was run without saving its states");
   const bool fused = problem.rank > 0;
   Tensor u;
-  if (!fused) u = problem.make_u(maps);
+  if (!fused) u = problem.make_u(projections);
 
-  Tensor dmaps = allocate({problem.pixels, 4 * args.map_columns}, options);
+  Tensor dprojections = allocate({problem.pixels, 4 * args.projection_columns}, options);
   Tensor dx = allocate(x.sizes(), options.memory_format(at::MemoryFormat::ChannelsLast));
-  args.x = image.data_ptr(), args.dy = dy.data_ptr(), args.maps = maps.data_ptr(), args.y = dx.data_ptr();
+  args.x = image.data_ptr(), args.dy = dy.data_ptr(), args.projections = projections.data_ptr(), args.y = dx.data_ptr();
   args.u = fused ? nullptr : u.data_ptr();
   args.states = states.data_ptr<float>();
-  args.dmaps = dmaps.data_ptr(), args.dmaps_part = problem.dmaps_part;
+  args.dprojections = dprojections.data_ptr(), args.dprojections_part = problem.dprojections_part;
   for (int pair = 0; pair < 2; ++pair) {
     problem.select_pair(pair);
     if (args.chaining == Chain::kPrefix) {
@@ -279,23 +276,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
   Tensor ddt_matrix;
   if (!fused) {
     // du2 lies in u. Its products with the block-diagonal dt projection, one well-shaped GEMM each.
-    Tensor by_route = problem.by_route(dmaps);
-    const int64_t columns = args.map_columns, channels = args.channels;
+    Tensor by_route = problem.by_route(dprojections);
+    const int64_t columns = args.projection_columns, channels = args.channels;
     at::bmm_out(by_route, u, problem.dt_matrix.as_strided({4, channels, columns}, {columns * channels, 1, channels}));
     launch_add_parts(problem.type, args, problem.stream);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
-    ddt_matrix = tall_product(maps, 4 * args.map_columns, u, 4 * args.channels, problem.pixels,
+    ddt_matrix = tall_product(projections, 4 * args.projection_columns, u, 4 * args.channels, problem.pixels,
                               std::min<int64_t>(8, chunks));
   }
-  const Tensor dprojection = tall_product(dmaps, 4 * args.map_columns, image, args.channels, problem.pixels,
-                                          std::min<int64_t>(128, chunks));
-  problem.rows(dx).addmm_(dmaps, problem.projection);
+  const Tensor dweight = tall_product(dprojections, 4 * args.projection_columns, image, args.channels, problem.pixels,
+                                      std::min<int64_t>(128, chunks));
+  problem.rows(dx).addmm_(dprojections, problem.projection);
 
   Tensor dx_proj = allocate_like(x_proj), ddt_proj = allocate_like(dt_proj), ddt_bias = allocate_like(dt_bias);
   Tensor dA_logs = allocate_like(A_logs), dDs = allocate_like(Ds);
   Finish finish{};
   finish.partial = problem.partial;
-  finish.dprojection = dprojection.data_ptr(), finish.projection_parts = dprojection.size(0);
+  finish.dweight = dweight.data_ptr(), finish.weight_parts = dweight.size(0);
   if (!fused) finish.ddt_matrix = ddt_matrix.data_ptr(), finish.matrix_parts = ddt_matrix.size(0);
   finish.A = args.A;
   finish.dx_proj = dx_proj.data_ptr<float>(), finish.ddt_proj = ddt_proj.data_ptr<float>();
@@ -303,7 +300,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(
   finish.dDs = dDs.data_ptr<float>();
   finish.blocks = problem.blocks, finish.channels = args.channels, finish.padded = args.padded;
   finish.groups = args.groups, finish.dt_rank = problem.dt_rank, finish.rank = problem.rank;
-  finish.map_columns = args.map_columns, finish.by_columns = problem.prepare.by_columns;
+  finish.projection_columns = args.projection_columns, finish.by_columns = problem.prepare.by_columns;
   finish.by_channels = Divisor(args.channels);
   launch_finish(problem.type, finish, problem.stream);
   C10_CUDA_KERNEL_LAUNCH_CHECK();

@@ -1,4 +1,3 @@
 #include "ss2d/forward.cuh"
-#include "ss2d/instantiate.cuh"
 
-MMVMAMBA_SS2D_FORWARD(bfloat16, __nv_bfloat16)
+template struct mmvmamba::ss2d::Forward<__nv_bfloat16>;

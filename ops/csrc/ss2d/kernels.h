@@ -1,9 +1,11 @@
-// Launch interface of the fused SS2D kernels (see ss2d_common.cuh for the vocabulary). No torch types in here.
+// Launch interface of the fused SS2D kernels (see ss2d/common.cuh for the vocabulary). No torch types in here but one.
 #pragma once
 
 #include <cstdint>
 #include <cuda_runtime.h>
 
+#include "common/divisor.h"
+#include "common/element_type.h"
 #include "ss2d/layout.h"
 
 namespace mmvmamba {
@@ -15,8 +17,6 @@ constexpr int kMaxImageWarps = 14;
 // Those of a chain hold at most: 7 for rank 12, so that two blocks fit into the shared memory of an H100.
 constexpr int max_warps(int rank) { return rank == 12 ? 7 : kMaxWarps; }
 
-enum class Type { kHalf, kBfloat16, kFloat };
-
 // How a block of a chain learns the state that enters it.
 enum class Chain {
   kNone,      // the image is one block
@@ -24,33 +24,14 @@ enum class Chain {
   kPrefix,    // block_carries holds the entering states, by the carries kernel and launch_combine
 };
 
-// Division of numbers below 2^31 by a constant of the launch: Granlund and Montgomery, Division by Invariant Integers
-// using Multiplication, PLDI 1994, figure 4.1.
-struct Divisor {
-  uint32_t value = 1, multiplier = 0, shift = 0;
-  Divisor() = default;
-  explicit Divisor(uint32_t divisor) : value(divisor) {
-    while ((1ull << shift) < divisor) ++shift;
-    multiplier = static_cast<uint32_t>((((1ull << shift) - divisor) << 32) / divisor + 1);
-  }
-#ifdef __CUDACC__
-  __device__ __forceinline__ uint32_t quotient(uint32_t number) const {
-    return (__umulhi(number, multiplier) + number) >> shift;
-  }
-  __device__ __forceinline__ uint32_t remainder(uint32_t number, uint32_t quotient) const {
-    return number - quotient * value;
-  }
-#endif
-};
-
 // Arguments of a scan kernel. `q` = 2 * pair + route of pair; padded = channels rounded up to 32.
 struct Args {
   const void* x;             // (batch, length, channels)
   const void* dy;            // (batch, length, channels), backward only
-  const void* maps;          // (batch, length, 4, map_columns): dt, zeros, B, C of each q
+  const void* projections;   // (batch, length, 4, projection_columns): dt, zeros, B, C of each q
   void* u;                   // (batch, length, 4, channels), rank 0 only: float's dt projected; backward leaves du2
   const float* dt_weight;    // (4, rank, padded), float only
-  const void* dt_operand;    // (4, groups) operands of the tensor cores, 16-bit types only; see ss2d_maps.cuh
+  const void* dt_operand;    // (4, groups) operands of the tensor cores, 16-bit types only; see projections.cuh
   const void* dt_fragment;   // (4, columns, padded) in the type of x, backward only
   const float* bias;         // (4, padded)
   const float* A;            // (4, padded), negative
@@ -58,13 +39,13 @@ struct Args {
   void* y;                   // (batch, length, channels): output, or dx in backward
   void* block_carries;       // (batch, chain, 2, padded) pairs of float; all bits set before a look-back
   float* states;             // (batch, segments, 4, channels): state entering each segment, or null
-  void* dmaps;               // (batch, length, 4, map_columns), backward only
-  float* dmaps_part;         // (splits, batch, length, 4, 2): dB and dC, backward of rank 0
+  void* dprojections;        // (batch, length, 4, projection_columns), backward only
+  float* dprojections_part;  // (splits, batch, length, 4, 2): dB and dC, backward of rank 0
   float* partial;            // (batch * chain, groups, outputs): sums over a block's pixels
   int64_t batch;
-  int channels, padded, groups, height, width, length, segments, chain, map_columns;
+  int channels, padded, groups, height, width, length, segments, chain, projection_columns;
   Divisor by_height, by_chain, by_groups, by_splits, by_warps;
-  Divisor by_parts;          // of 16 bytes, that the maps of a pair have in a pixel, 16-bit types only
+  Divisor by_parts;          // of 16 bytes, that the projections of a pair have in a pixel, 16-bit types only
   Chain chaining;
   int pair;
   int splits;                // parts the channel groups are split into, backward only
@@ -87,7 +68,7 @@ void launch_forward(Type type, int rank, int warps, const Args& args, cudaStream
 void launch_backward_carries(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
 void launch_backward(Type type, int rank, int warps, const Args& args, cudaStream_t stream);
 
-// Shared memory that a block of `warps` segments needs, for the map_columns and chaining of args: a forward of
+// Shared memory that a block of `warps` segments needs, for the projection_columns and chaining of args: a forward of
 // Chain::kNone is a block an image.
 int shared_bytes(Type type, int rank, int warps, bool backward, const Args& args);
 
@@ -95,31 +76,30 @@ int shared_bytes(Type type, int rank, int warps, bool backward, const Args& args
 // direction.
 void launch_combine(const Args& args, bool first_reversed, bool second_reversed, cudaStream_t stream);
 
-// One instantiation file a type.
-#define MMVMAMBA_SS2D_DECLARE(suffix)                                                        \
-  void forward_carries_##suffix(int rank, int warps, const Args& args, cudaStream_t stream); \
-  void forward_##suffix(int rank, int warps, const Args& args, cudaStream_t stream);         \
-  void backward_carries_##suffix(int rank, int warps, const Args& args, cudaStream_t stream); \
-  void backward_##suffix(int rank, int warps, const Args& args, cudaStream_t stream);         \
-  int forward_bytes_##suffix(int rank, int warps, const Args& args);                          \
-  int backward_bytes_##suffix(int rank, int warps, const Args& args);
-MMVMAMBA_SS2D_DECLARE(half)
-MMVMAMBA_SS2D_DECLARE(bfloat16)
-MMVMAMBA_SS2D_DECLARE(float)
-#undef MMVMAMBA_SS2D_DECLARE
+// The kernels of an element type, each struct instantiated in a file of its own.
+template <typename T> struct Forward {
+  static void run_carries(int rank, int warps, const Args& args, cudaStream_t stream);
+  static void run(int rank, int warps, const Args& args, cudaStream_t stream);
+  static int shared_bytes(int rank, int warps, const Args& args);
+};
+template <typename T> struct Backward {
+  static void run_carries(int rank, int warps, const Args& args, cudaStream_t stream);
+  static void run(int rank, int warps, const Args& args, cudaStream_t stream);
+  static int shared_bytes(int rank, int warps, const Args& args);
+};
 
 // Parameters as the kernels and GEMMs want them, all routes in q order.
 struct Prepare {
   const float *x_proj, *dt_proj, *dt_bias, *A_logs, *Ds;  // the op's parameters in float
-  void* projection;     // (4, map_columns, channels): rows dt, zeros, ln2 * B, C
+  void* weight;         // (4, projection_columns, channels): rows dt, zeros, ln2 * B, C
   float* dt_weight;     // (4, rank, padded)
   void* dt_operand;     // as in Args, or null
   void* dt_fragment;    // (4, columns, padded), or null
-  void* dt_matrix;      // (4, map_columns, channels): log2e * Wdt^T, zero in the other rows; or null
+  void* dt_matrix;      // (4, projection_columns, channels): log2e * Wdt^T, zero in the other rows; or null
   float *bias, *A, *skip;
   uint2* carries;       // block carries to mark as not yet published
   int64_t num_carries;
-  int channels, padded, dt_rank, rank, map_columns;
+  int channels, padded, dt_rank, rank, projection_columns;
   Divisor by_padded, by_columns;
 };
 void launch_prepare(Type type, const Prepare& args, cudaStream_t stream);
@@ -127,17 +107,18 @@ void launch_prepare(Type type, const Prepare& args, cudaStream_t stream);
 // Gradients of the parameters from the partial sums, of blocks and of GEMMs.
 struct Finish {
   const float* partial;      // (2, blocks, groups, outputs), the pairs one after the other
-  const void* dprojection;   // (projection_parts, 4, map_columns, channels): their sum is dmaps^T x
-  const void* ddt_matrix;    // (matrix_parts, 4 * map_columns, 4 * channels): of maps^T du2; null unless rank = 0
+  const void* dweight;   // (weight_parts, 4, projection_columns, channels): their sum is dprojections^T x
+  const void*
+      ddt_matrix;  // (matrix_parts, 4 * projection_columns, 4 * channels): of projections^T du2; null unless rank = 0
   const float* A;            // (4, padded)
   float *dx_proj, *ddt_proj, *ddt_bias, *dA_logs, *dDs;
-  int blocks, projection_parts, matrix_parts;
-  int channels, padded, groups, dt_rank, rank, map_columns;
+  int blocks, weight_parts, matrix_parts;
+  int channels, padded, groups, dt_rank, rank, projection_columns;
   Divisor by_channels, by_columns;
 };
 void launch_finish(Type type, const Finish& args, cudaStream_t stream);
 
-// dmaps[..., B and C] = sum over splits of dmaps_part.
+// dprojections[..., B and C] = sum over splits of dprojections_part.
 void launch_add_parts(Type type, const Args& args, cudaStream_t stream);
 
 }  // namespace ss2d

@@ -1,9 +1,9 @@
-// Small kernels around the scans: parameters in, parameter gradients out. See the structs in ss2d_kernels.h.
+// Small kernels around the scans: parameters in, parameter gradients out. See the structs in kernels.h.
 
 #include <algorithm>
 
+#include "common/ceil_div.h"
 #include "ss2d/common.cuh"
-#include "common/vector.cuh"
 
 namespace mmvmamba {
 namespace ss2d {
@@ -13,62 +13,65 @@ namespace {
 __device__ __forceinline__ int route_of(int q) { return (q & 1) * 2 + (q >> 1); }
 
 // One thread an element of the padded projections; the smaller outputs ride along. The same threads mark the carries.
-template <typename T> __global__ void prepare_kernel(const __grid_constant__ Prepare p) {
-  begin_kernel();
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < p.num_carries) p.carries[i] = make_uint2(~0u, ~0u);
-  if (i >= 4ll * p.map_columns * p.padded) return;
-  const int row = p.by_padded.quotient(i), channel = p.by_padded.remainder(i, row);
-  const int q = p.by_columns.quotient(row), column = p.by_columns.remainder(row, q), route = route_of(q);
-  const bool active = channel < p.channels;
-  const float dt =
-      active && column < p.dt_rank
-          ? kLog2e * p.dt_proj[(static_cast<int64_t>(route) * p.channels + channel) * p.dt_rank + column]
-          : 0.f;
-  if (active) {
-    const float* from = p.x_proj + static_cast<int64_t>(route) * (p.dt_rank + 2) * p.channels + channel;
-    float value = 0.f;
-    if (column < p.dt_rank) value = from[column * p.channels];
-    if (column == p.map_columns - 2) value = kLn2 * from[p.dt_rank * p.channels];
-    if (column == p.map_columns - 1) value = from[(p.dt_rank + 1) * p.channels];
-    const int64_t to = (static_cast<int64_t>(q) * p.map_columns + column) * p.channels + channel;
-    static_cast<T*>(p.projection)[to] = from_float<T>(value);
-    if (p.dt_matrix != nullptr) static_cast<T*>(p.dt_matrix)[to] = from_float<T>(dt);
-  }
-  if (p.dt_operand != nullptr) {
-    // [q][group] of 32 biases, as [4 lanes][tile of 8 channels][2], then words of mma's b, two columns each, as the lanes
-    // want them: of 8 columns [lane][tile], of more [16 columns][two tiles][lane][tile][8 columns].
-    const int lane = channel % 8 * 4 + column % 8 / 2, tile = channel % 32 / 8;
-    const int word = p.map_columns == 8
-                         ? lane * 4 + tile
-                         : ((column / 16 * 2 + tile / 2) * 32 + lane) * 4 + tile % 2 * 2 + column / 8 % 2;
-    const int64_t bytes = 128 + 64 * p.map_columns;
-    char* operand = static_cast<char*>(p.dt_operand) + (q * (p.padded / 32) + channel / 32) * bytes;
-    reinterpret_cast<T*>(operand + 128)[word * 2 + column % 2] = from_float<T>(dt);
+template <typename T> struct PrepareKernel {
+  static constexpr int kThreads = 256, kBlocks = 0;
+
+  static __device__ __forceinline__ void run(const Prepare& p) {
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < p.num_carries) p.carries[i] = make_uint2(~0u, ~0u);
+    if (i >= 4ll * p.projection_columns * p.padded) return;
+    const auto place = p.by_padded.divmod(i), in_route = p.by_columns.divmod(place.div);
+    const int channel = place.mod, q = in_route.div, column = in_route.mod, route = route_of(q);
+    const bool active = channel < p.channels;
+    const float dt =
+        active && column < p.dt_rank
+            ? kLog2e * p.dt_proj[(static_cast<int64_t>(route) * p.channels + channel) * p.dt_rank + column]
+            : 0.f;
+    if (active) {
+      const float* from = p.x_proj + static_cast<int64_t>(route) * (p.dt_rank + 2) * p.channels + channel;
+      float value = 0.f;
+      if (column < p.dt_rank) value = from[column * p.channels];
+      if (column == p.projection_columns - 2) value = kLn2 * from[p.dt_rank * p.channels];
+      if (column == p.projection_columns - 1) value = from[(p.dt_rank + 1) * p.channels];
+      const int64_t to = (static_cast<int64_t>(q) * p.projection_columns + column) * p.channels + channel;
+      static_cast<T*>(p.weight)[to] = narrow<T>(value);
+      if (p.dt_matrix != nullptr) static_cast<T*>(p.dt_matrix)[to] = narrow<T>(dt);
+    }
+    if (p.dt_operand != nullptr) {
+      // [q][group] of 32 biases, as [4 lanes][tile of 8 channels][2], then words of mma's b, two columns each, as the
+      // lanes want them: of 8 columns [lane][tile], of more [16 columns][two tiles][lane][tile][8 columns].
+      const int lane = channel % 8 * 4 + column % 8 / 2, tile = channel % 32 / 8;
+      const int word = p.projection_columns == 8
+                           ? lane * 4 + tile
+                           : ((column / 16 * 2 + tile / 2) * 32 + lane) * 4 + tile % 2 * 2 + column / 8 % 2;
+      const int64_t bytes = 128 + 64 * p.projection_columns;
+      char* operand = static_cast<char*>(p.dt_operand) + (q * (p.padded / 32) + channel / 32) * bytes;
+      reinterpret_cast<T*>(operand + 128)[word * 2 + column % 2] = narrow<T>(dt);
+      if (column == 0) {
+        reinterpret_cast<float*>(operand)[channel % 8 / 2 * 8 + tile * 2 + channel % 2] =
+            active ? kLog2e * p.dt_bias[route * p.channels + channel] : 0.f;
+      }
+    }
+    if (p.rank > 0) {
+      if (column < p.rank) p.dt_weight[(q * p.rank + column) * p.padded + channel] = dt;
+      static_cast<T*>(p.dt_fragment)[i] = narrow<T>(dt);
+    }
     if (column == 0) {
-      reinterpret_cast<float*>(operand)[channel % 8 / 2 * 8 + tile * 2 + channel % 2] =
-          active ? kLog2e * p.dt_bias[route * p.channels + channel] : 0.f;
+      p.bias[q * p.padded + channel] = active ? kLog2e * p.dt_bias[route * p.channels + channel] : 0.f;
+      p.A[q * p.padded + channel] = active ? -expf(p.A_logs[route * p.channels + channel]) : -1.f;
+      if (q == 0) {
+        float skip = 0.f;
+        for (int k = 0; k < 4 && active; ++k) skip += p.Ds[k * p.channels + channel];
+        p.skip[channel] = skip;
+      }
     }
   }
-  if (p.rank > 0) {
-    if (column < p.rank) p.dt_weight[(q * p.rank + column) * p.padded + channel] = dt;
-    static_cast<T*>(p.dt_fragment)[i] = from_float<T>(dt);
-  }
-  if (column == 0) {
-    p.bias[q * p.padded + channel] = active ? kLog2e * p.dt_bias[route * p.channels + channel] : 0.f;
-    p.A[q * p.padded + channel] = active ? -expf(p.A_logs[route * p.channels + channel]) : -1.f;
-    if (q == 0) {
-      float skip = 0.f;
-      for (int k = 0; k < 4 && active; ++k) skip += p.Ds[k * p.channels + channel];
-      p.skip[channel] = skip;
-    }
-  }
-}
+};
 
 // ---- gradients of the parameters ------------------------------------------------------------------------------------
 constexpr int kFinishWarps = 16;  // of a block
 constexpr int kAtOnce = 9;        // rows that a thread asks for at once: as many parts as ddt_matrix has
-constexpr int kPartWarps = 4;     // that share the parts of the same values of dprojection
+constexpr int kPartWarps = 4;     // that share the parts of the same values of dweight
 
 // What a lane reads at once: a float or two neighbours of a 16-bit type.
 template <typename T> struct FourBytes { using Type = typename Pair<T>::Type; };
@@ -140,28 +143,28 @@ __device__ __forceinline__ void finish_sums(const Finish& p, int block) {
   }
 }
 
-// Values of dprojection that a block of the finish kernel adds.
-template <typename T> constexpr int kProjectionValues = kFinishWarps / kPartWarps * 32 * 4 / sizeof(T);
+// Values of dweight that a block of the finish kernel adds.
+template <typename T> constexpr int kWeightValues = kFinishWarps / kPartWarps * 32 * 4 / sizeof(T);
 
-// The parts of dprojection, without the rows that only pad the maps.
-template <typename T> __device__ __forceinline__ void finish_projection(const Finish& p, int block) {
+// The parts of dweight, without the rows that only pad the projections.
+template <typename T> __device__ __forceinline__ void finish_weight(const Finish& p, int block) {
   using Word = typename FourBytes<T>::Type;
   constexpr int width = sizeof(Word) / sizeof(T);
-  const int size = 4 * p.map_columns * p.channels, first = block * kProjectionValues<T>;
+  const int size = 4 * p.projection_columns * p.channels, first = block * kWeightValues<T>;
   const auto wanted = [&](int value) {
-    const int row = p.by_channels.quotient(value), column = p.by_columns.remainder(row, p.by_columns.quotient(row));
-    return value < size && (column < p.dt_rank || column >= p.map_columns - 2);
+    const int column = p.by_columns.mod(p.by_channels.div(value));
+    return value < size && (column < p.dt_rank || column >= p.projection_columns - 2);
   };
   const int own = first + (threadIdx.x / (32 * kPartWarps) * 32 + threadIdx.x % 32) * width;
   const bool read = wanted(own) || wanted(own + width - 1);
-  const Word* from = static_cast<const Word*>(p.dprojection) + own / width;
-  const float sum = add_rows_of_block<kPartWarps>(from, size / width, read ? p.projection_parts : 0);
+  const Word* from = static_cast<const Word*>(p.dweight) + own / width;
+  const float sum = add_rows_of_block<kPartWarps>(from, size / width, read ? p.weight_parts : 0);
 
   const int value = first + threadIdx.x;
-  if (threadIdx.x >= kProjectionValues<T> || !wanted(value)) return;
-  const int row = p.by_channels.quotient(value), channel = p.by_channels.remainder(value, row);
-  const int q = p.by_columns.quotient(row), column = p.by_columns.remainder(row, q);
-  const int to = column < p.dt_rank ? column : column - (p.map_columns - 2) + p.dt_rank;
+  if (threadIdx.x >= kWeightValues<T> || !wanted(value)) return;
+  const auto place = p.by_channels.divmod(value), in_route = p.by_columns.divmod(place.div);
+  const int channel = place.mod, q = in_route.div, column = in_route.mod;
+  const int to = column < p.dt_rank ? column : column - (p.projection_columns - 2) + p.dt_rank;
   p.dx_proj[(static_cast<int64_t>(route_of(q)) * (p.dt_rank + 2) + to) * p.channels + channel] =
       to == p.dt_rank ? kLn2 * sum : sum;
 }
@@ -170,139 +173,128 @@ template <typename T> __device__ __forceinline__ void finish_projection(const Fi
 template <typename T> __device__ __forceinline__ void finish_matrix(const Finish& p, int block) {
   const int value = block * kFinishWarps * 32 + threadIdx.x;
   if (value >= 4 * p.dt_rank * p.channels) return;
-  const int both = p.by_channels.quotient(value), channel = p.by_channels.remainder(value, both);
-  const int q = both / p.dt_rank, row = both % p.dt_rank;
-  const int64_t stride = 16ll * p.map_columns * p.channels;
-  const T* from = static_cast<const T*>(p.ddt_matrix) + ((int64_t{q} * p.map_columns + row) * 4 + q) * p.channels + channel;
+  const auto place = p.by_channels.divmod(value);
+  const int channel = place.mod, q = static_cast<int>(place.div) / p.dt_rank,
+            row = static_cast<int>(place.div) % p.dt_rank;
+  const int64_t stride = 16ll * p.projection_columns * p.channels;
+  const T* from =
+      static_cast<const T*>(p.ddt_matrix) + ((int64_t{q} * p.projection_columns + row) * 4 + q) * p.channels + channel;
   p.ddt_proj[(static_cast<int64_t>(route_of(q)) * p.channels + channel) * p.dt_rank + row] =
       kLog2e * add_rows(from, stride, p.matrix_parts, 0, 1);
 }
 
-// The first `sums` blocks add the partial sums, the next `projections` blocks dprojection, the others ddt_matrix.
-template <typename T>
-__global__ void __launch_bounds__(kFinishWarps * 32)
-    finish_kernel(const __grid_constant__ Finish p, int sums, int projections) {
-  begin_kernel();
-  const int block = blockIdx.x;
-  if (block < sums) {
-    finish_sums(p, block);
-  } else if (block < sums + projections) {
-    finish_projection<T>(p, block - sums);
-  } else {
-    finish_matrix<T>(p, block - sums - projections);
+// The first `sums` blocks add the partial sums, the next `weights` blocks dweight, the others ddt_matrix.
+template <typename T> struct FinishKernel {
+  static constexpr int kThreads = kFinishWarps * 32, kBlocks = 0;
+
+  static __device__ __forceinline__ void run(const Finish& p, int sums, int weights) {
+    const int block = blockIdx.x;
+    if (block < sums) {
+      finish_sums(p, block);
+    } else if (block < sums + weights) {
+      finish_weight<T>(p, block - sums);
+    } else {
+      finish_matrix<T>(p, block - sums - weights);
+    }
   }
-}
+};
 
 template <typename T> void run_finish(const Finish& args, cudaStream_t stream) {
-  const auto blocks = [](int64_t values, int of_block) { return static_cast<int>((values + of_block - 1) / of_block); };
   const int sums = 2 * args.groups * partial_size(args.rank) / 32;
-  const int projections = blocks(4ll * args.map_columns * args.channels, kProjectionValues<T>);
-  const int matrices =
-      args.ddt_matrix != nullptr ? blocks(4ll * args.dt_rank * args.channels, kFinishWarps * 32) : 0;
-  launch(finish_kernel<T>, sums + projections + matrices, kFinishWarps * 32, 0, stream, args, sums, projections);
+  const int64_t weights = ceil_div(4ll * args.projection_columns * args.channels, kWeightValues<T>);
+  const int64_t matrices =
+      args.ddt_matrix != nullptr ? ceil_div(4ll * args.dt_rank * args.channels, kFinishWarps * 32) : 0;
+  launch<FinishKernel<T>>(sums + weights + matrices, kFinishWarps * 32, 0, stream, args, sums,
+                          static_cast<int>(weights));
 }
 
 // ---- around the scans -----------------------------------------------------------------------------------------------
-template <typename T> __global__ void add_parts_kernel(const __grid_constant__ Args p) {
-  begin_kernel();
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t size = p.batch * p.length * 8;
-  if (i >= size) return;
-  float sum = 0.f;
-  for (int s = 0; s < p.splits; ++s) sum += p.dmaps_part[s * size + i];
-  static_cast<T*>(p.dmaps)[(i / 2 + 1) * p.map_columns - 2 + i % 2] = from_float<T>(sum);
-}
+template <typename T> struct AddPartsKernel {
+  static constexpr int kThreads = 256, kBlocks = 0;
+
+  static __device__ __forceinline__ void run(const Args& p) {
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const int64_t size = p.batch * p.length * 8;
+    if (i >= size) return;
+    float sum = 0.f;
+    for (int s = 0; s < p.splits; ++s) sum += p.dprojections_part[s * size + i];
+    static_cast<T*>(p.dprojections)[(i / 2 + 1) * p.projection_columns - 2 + i % 2] = narrow<T>(sum);
+  }
+};
 
 // A block takes 32 channels of one route and image; its warps share the chain, in two passes.
-__global__ void __launch_bounds__(512)
-    combine_kernel(const __grid_constant__ Args p, bool first_reversed, bool second_reversed) {
-  begin_kernel();
-  __shared__ Carry totals[16][32];
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = blockIdx.x % p.groups;
-  const int route = blockIdx.x / p.groups % 2;
-  const int64_t batch = blockIdx.x / (2 * p.groups);
-  const bool reversed = route == 0 ? first_reversed : second_reversed;
-  const int share = (p.chain + 15) / 16, begin = min(p.chain, warp * share), end = min(p.chain, begin + share);
-  const auto carry_of = [&](int i) {
-    return block_carry(p, batch, reversed ? p.chain - 1 - i : i, route, group * 32 + lane);
-  };
-  Carry total = {1.f, 0.f};
-#pragma unroll 4
-  for (int i = begin; i < end; ++i) append(total, *carry_of(i));
-  totals[warp][lane] = total;
-  __syncthreads();
-  float state = 0.f;
-  for (int w = 0; w < warp; ++w) state = fmaf(totals[w][lane].product, state, totals[w][lane].end);
-#pragma unroll 4
-  for (int i = begin; i < end; ++i) {
-    const Carry carry = *carry_of(i);
-    *carry_of(i) = {0.f, state};
-    state = fmaf(carry.product, state, carry.end);
-  }
-}
+struct CombineKernel {
+  static constexpr int kWarps = 16, kThreads = 32 * kWarps, kBlocks = 0;
 
-unsigned blocks_for(int64_t threads) { return static_cast<unsigned>((threads + 255) / 256); }
+  static __device__ __forceinline__ void run(const Args& p, bool first_reversed, bool second_reversed) {
+    __shared__ Carry totals[kWarps][32];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = blockIdx.x % p.groups;
+    const int route = blockIdx.x / p.groups % 2;
+    const int64_t batch = blockIdx.x / (2 * p.groups);
+    const bool reversed = route == 0 ? first_reversed : second_reversed;
+    const int share = ceil_div(p.chain, kWarps), begin = min(p.chain, warp * share), end = min(p.chain, begin + share);
+    const auto carry_of = [&](int i) {
+      return block_carry(p, batch, reversed ? p.chain - 1 - i : i, route, group * 32 + lane);
+    };
+    Carry total = {1.f, 0.f};
+#pragma unroll 4
+    for (int i = begin; i < end; ++i) append(total, *carry_of(i));
+    totals[warp][lane] = total;
+    __syncthreads();
+    float state = 0.f;
+    for (int w = 0; w < warp; ++w) state = fmaf(totals[w][lane].product, state, totals[w][lane].end);
+#pragma unroll 4
+    for (int i = begin; i < end; ++i) {
+      const Carry carry = *carry_of(i);
+      *carry_of(i) = {0.f, state};
+      state = fmaf(carry.product, state, carry.end);
+    }
+  }
+};
 
 }  // namespace
 
 void launch_prepare(Type type, const Prepare& args, cudaStream_t stream) {
-  const unsigned blocks = blocks_for(std::max<int64_t>(4ll * args.map_columns * args.padded, args.num_carries));
-  if (type == Type::kHalf) {
-    launch(prepare_kernel<__half>, blocks, 256, 0, stream, args);
-  } else if (type == Type::kBfloat16) {
-    launch(prepare_kernel<__nv_bfloat16>, blocks, 256, 0, stream, args);
-  } else {
-    launch(prepare_kernel<float>, blocks, 256, 0, stream, args);
-  }
+  const int64_t threads = std::max<int64_t>(4ll * args.projection_columns * args.padded, args.num_carries);
+  with_type(type, [&](auto t) {
+    launch<PrepareKernel<decltype(t)>>(ceil_div(threads, 256), 256, 0, stream, args);
+  });
 }
 
 void launch_finish(Type type, const Finish& args, cudaStream_t stream) {
-  if (type == Type::kHalf) {
-    run_finish<__half>(args, stream);
-  } else if (type == Type::kBfloat16) {
-    run_finish<__nv_bfloat16>(args, stream);
-  } else {
-    run_finish<float>(args, stream);
-  }
+  with_type(type, [&](auto t) { run_finish<decltype(t)>(args, stream); });
 }
 
 void launch_add_parts(Type type, const Args& args, cudaStream_t stream) {
-  const unsigned blocks = blocks_for(args.batch * args.length * 8);
-  if (type == Type::kHalf) {
-    launch(add_parts_kernel<__half>, blocks, 256, 0, stream, args);
-  } else if (type == Type::kBfloat16) {
-    launch(add_parts_kernel<__nv_bfloat16>, blocks, 256, 0, stream, args);
-  } else {
-    launch(add_parts_kernel<float>, blocks, 256, 0, stream, args);
-  }
+  with_type(type, [&](auto t) {
+    launch<AddPartsKernel<decltype(t)>>(ceil_div(args.batch * args.length * 8, 256), 256, 0, stream, args);
+  });
 }
 
 void launch_combine(const Args& args, bool first_reversed, bool second_reversed, cudaStream_t stream) {
-  const unsigned blocks = static_cast<unsigned>(args.batch * 2 * args.groups);
-  launch(combine_kernel, blocks, 512, 0, stream, args, first_reversed, second_reversed);
+  launch<CombineKernel>(args.batch * 2 * args.groups, CombineKernel::kThreads, 0, stream, args, first_reversed,
+                        second_reversed);
 }
 
+// ---- the scans, which lie in a file a type --------------------------------------------------------------------------
+void launch_forward_carries(Type type, int rank, int warps, const Args& args, cudaStream_t stream) {
+  with_type(type, [&](auto t) { Forward<decltype(t)>::run_carries(rank, warps, args, stream); });
+}
+void launch_forward(Type type, int rank, int warps, const Args& args, cudaStream_t stream) {
+  with_type(type, [&](auto t) { Forward<decltype(t)>::run(rank, warps, args, stream); });
+}
+void launch_backward_carries(Type type, int rank, int warps, const Args& args, cudaStream_t stream) {
+  with_type(type, [&](auto t) { Backward<decltype(t)>::run_carries(rank, warps, args, stream); });
+}
+void launch_backward(Type type, int rank, int warps, const Args& args, cudaStream_t stream) {
+  with_type(type, [&](auto t) { Backward<decltype(t)>::run(rank, warps, args, stream); });
+}
 int shared_bytes(Type type, int rank, int warps, bool backward, const Args& args) {
-  if (type == Type::kHalf) return (backward ? backward_bytes_half : forward_bytes_half)(rank, warps, args);
-  if (type == Type::kFloat) return (backward ? backward_bytes_float : forward_bytes_float)(rank, warps, args);
-  return (backward ? backward_bytes_bfloat16 : forward_bytes_bfloat16)(rank, warps, args);
+  return with_type(type, [&](auto t) {
+    using T = decltype(t);
+    return backward ? Backward<T>::shared_bytes(rank, warps, args) : Forward<T>::shared_bytes(rank, warps, args);
+  });
 }
-
-#define MMVMAMBA_SS2D_DISPATCH(function)                                                               \
-  void launch_##function(Type type, int rank, int warps, const Args& args, cudaStream_t stream) {      \
-    if (type == Type::kHalf) {                                                                         \
-      function##_half(rank, warps, args, stream);                                                      \
-    } else if (type == Type::kBfloat16) {                                                              \
-      function##_bfloat16(rank, warps, args, stream);                                                  \
-    } else {                                                                                           \
-      function##_float(rank, warps, args, stream);                                                     \
-    }                                                                                                  \
-  }
-MMVMAMBA_SS2D_DISPATCH(forward_carries)
-MMVMAMBA_SS2D_DISPATCH(forward)
-MMVMAMBA_SS2D_DISPATCH(backward_carries)
-MMVMAMBA_SS2D_DISPATCH(backward)
-#undef MMVMAMBA_SS2D_DISPATCH
 
 }  // namespace ss2d
 }  // namespace mmvmamba

@@ -2,7 +2,8 @@
 //
 // A warp leaves three tiles in its shared memory, [32 channels][kSegment pixels]: du2, g d2 x (for dB) and h dy
 // (for dC). For 16-bit types the tensor cores reduce them:
-//   dmaps[pixel][column]   += sum over channels of du2 * Wdt, with dB and dC in the last two columns (fragments of
+//   dprojections[pixel][column]   += sum over channels of du2 * Wdt, with dB and dC in the last two columns (fragments
+//   of
 //                             ones there), accumulated over the channel groups in registers;
 //   weights[channel][dt]    = sum over pixels of du2 * dt, with the sum of du2 (the bias) in column Rank.
 // Float inputs do the same with scalar arithmetic.
@@ -10,7 +11,7 @@
 
 #include <algorithm>
 
-#include "ss2d/maps.cuh"
+#include "ss2d/projections.cuh"
 
 namespace mmvmamba {
 namespace ss2d {
@@ -21,8 +22,8 @@ template <typename T> constexpr int kTileStride = sizeof(T) == 2 ? 24 : 17;
 template <typename T, int Rank>
 constexpr int kTilesBytes = std::max<int>(3 * 32 * kTileStride<T> * sizeof(T), Projected<T, Rank>::kTileBytes);
 
-// Per-thread part of dmaps for one route: mma accumulators, or [columns / 2] columns of a pixel for float.
-template <typename T, int Rank> struct MapSums {
+// Per-thread part of dprojections for one route: mma accumulators, or [columns / 2] columns of a pixel for float.
+template <typename T, int Rank> struct ProjectionSums {
   static constexpr int kColumns = Rank == 0 || Rank == 6 ? 8 : 16;
   static constexpr int kTiles = kColumns / 8;
   float sum[kTiles][4];
@@ -35,7 +36,7 @@ template <typename T, int Rank> struct MapSums {
   __device__ __forceinline__ void add(const T* tile, const T* fragment, int padded, int lane) {
     if constexpr (sizeof(T) == 2) {
       constexpr int last = kTiles - 1;
-      const uint32_t ones = pack2<T>(1.f, 1.f);
+      const uint32_t ones = pack<T>(1.f, 1.f);
       const int column = lane / 4;
       const T* at = tile + ((lane >> 4) * 8 + lane % 8) * kTileStride<T> + (lane / 8 % 2) * 8;
 #pragma unroll
@@ -94,18 +95,18 @@ template <typename T, int Rank> struct MapSums {
 // weights[channel][column] of one segment and route to `to` (32, partial_columns). Without sums of the weights in the
 // kernel only the bias is left, `dbias`.
 template <typename T, int Rank>
-__device__ __forceinline__ void weight_sums(const T* tile, const Maps<T, Rank>& maps, int route, float dbias, float* to,
-                                            int lane) {
+__device__ __forceinline__ void weight_sums(const T* tile, const Projections<T, Rank>& projections, int route,
+                                            float dbias, float* to, int lane) {
   constexpr int columns = kPartialColumns<Rank>;
   if constexpr (Rank == 0) {
     to[lane] = dbias;
   } else if constexpr (sizeof(T) == 2) {
     uint32_t dt[4];  // pixels 0 to 7 and 8 to 15, by columns 0 to 7 and 8 to 15
-    load_matrix<true>(dt, maps.matrix(route, lane));
+    load_matrix<true>(dt, projections.matrix(route, lane));
 #pragma unroll
     for (int i = 0; i < columns / 8; ++i) {
       const int column = i * 8 + lane / 4;
-      if (column >= Rank) dt[2 * i] = dt[2 * i + 1] = column == Rank ? pack2<T>(1.f, 1.f) : 0u;
+      if (column >= Rank) dt[2 * i] = dt[2 * i + 1] = column == Rank ? pack<T>(1.f, 1.f) : 0u;
     }
 #pragma unroll
     for (int m = 0; m < 32; m += 16) {
@@ -121,7 +122,7 @@ __device__ __forceinline__ void weight_sums(const T* tile, const Maps<T, Rank>& 
       }
     }
   } else {
-    const float* rows = maps.floats + route * kSegment * columns;
+    const float* rows = projections.floats + route * kSegment * columns;
     float sum[Rank + 1];
 #pragma unroll
     for (int i = 0; i <= Rank; ++i) sum[i] = 0.f;

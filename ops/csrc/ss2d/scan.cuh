@@ -1,22 +1,23 @@
 // What the forward kernels of the fused SS2D core share: the scan of a segment, and its output.
 #pragma once
 
-#include "ss2d/maps.cuh"
+#include "ss2d/projections.cuh"
 
 namespace mmvmamba {
 namespace ss2d {
 
 // Scan one segment of one route from a zero state. A is that of the channel.
 template <typename T, int Rank, bool Reversed, bool WithOutput>
-__device__ __forceinline__ Carry scan_segment(const Maps<T, Rank>& maps, int route, const Projected<T, Rank>& u,
-                                              const Values<T>& x, float A, float (&y)[kSegment], Values<T>& through) {
+__device__ __forceinline__ Carry scan_segment(const Projections<T, Rank>& projections, int route,
+                                              const Projected<T, Rank>& u, const Values<T>& x, float A,
+                                              float (&y)[kSegment], Values<T>& through) {
   Carry carry = {1.f, 0.f};
   float previous = 0.f;
   float4 two;
 #pragma unroll
   for (int i = 0; i < kSegment; ++i) {
     const int t = Reversed ? kSegment - 1 - i : i;
-    const float2 bc = maps.bc_of_walk(route, i, t, two);
+    const float2 bc = projections.bc_of_walk(route, i, t, two);
     const float d2 = softplus2<T>(u[t]);
     const float decay = exp2_fast(A * d2);
     carry.end = fmaf(decay, carry.end, d2 * x[t] * bc.x);
@@ -29,6 +30,25 @@ __device__ __forceinline__ Carry scan_segment(const Maps<T, Rank>& maps, int rou
     }
   }
   return carry;
+}
+
+// Scan the segment from a zero state on both routes of the pair; their carries go to `local`, [2][warps][32].
+// `operand` gives what the tensor cores need of a route.
+template <typename T, int Rank, bool SecondReversed, bool WithOutput, typename Operand>
+__device__ __forceinline__ void scan_pair(const Args& p, const Place& at, const Projections<T, Rank>& projections,
+                                          const Segment<T>& segment, Operand operand, char* scratch,
+                                          const Values<T>& x, float A0, float A1, float (&y)[kSegment],
+                                          Values<T>& through0, Values<T>& through1, Carry* local) {
+  {
+    const Projected<T, Rank> u(p, at, projections, segment, operand(0), scratch, 0);
+    local[at.warp * 32 + at.lane] =
+        scan_segment<T, Rank, false, WithOutput>(projections, 0, u, x, A0, y, through0);
+  }
+  {
+    const Projected<T, Rank> u(p, at, projections, segment, operand(1), scratch, 1);
+    local[(at.warps + at.warp) * 32 + at.lane] =
+        scan_segment<T, Rank, SecondReversed, WithOutput>(projections, 1, u, x, A1, y, through1);
+  }
 }
 
 // y of a segment, float or T, from registers to memory by way of scratch.

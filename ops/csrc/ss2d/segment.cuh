@@ -21,9 +21,9 @@ struct Place {
   __device__ __forceinline__ Place(const Args& p, const Divisor& by_parts, int& part)
       : lane(threadIdx.x & 31), warp(threadIdx.x >> 5), warps(blockDim.x >> 5), pair(p.pair),
         column_order(p.column_order) {
-    const uint32_t parts = p.by_chain.quotient(blockIdx.x), image = by_parts.quotient(parts);
-    block = p.by_chain.remainder(blockIdx.x, parts), part = by_parts.remainder(parts, image);
-    batch = pair == 1 ? p.batch - 1 - image : image;
+    const auto in_chain = p.by_chain.divmod(blockIdx.x), in_image = by_parts.divmod(in_chain.div);
+    block = in_chain.mod, part = in_image.mod;
+    batch = pair == 1 ? p.batch - 1 - in_image.div : in_image.div;
     first = (block * warps + warp) * kSegment;
     count = max(0, min(kSegment, p.length - first));
   }
@@ -33,21 +33,28 @@ struct Place {
     active = padded_channel < p.channels;
     channel = active ? padded_channel : p.channels - 1;
   }
+  // Of a block of one channel group.
+  __device__ __forceinline__ static Place of_group(const Args& p) {
+    int group;
+    Place at(p, p.by_groups, group);
+    at.select_group(p, group);
+    return at;
+  }
   // For a kernel that takes both pairs, launched with the arguments of the second.
   __device__ __forceinline__ void select_pair(const Args& p, int which) {
     pair = which;
     column_order = which == 1 && p.column_order;
   }
   // Write where the pair's order has the warp's steps to `table`, [kSegment]; one beyond the image is itself.
-  __device__ __forceinline__ void tabulate(const Args& p, int* table) {
+  __device__ __forceinline__ const Place& tabulate(const Args& p, int* table) {
     if (lane < kSegment) {
       const int step = first + lane;
-      const uint32_t column = p.by_height.quotient(step);
-      const bool down = column_order && step < p.length;
-      table[lane] = down ? p.by_height.remainder(step, column) * p.width + column : step;
+      const auto at = p.by_height.divmod(step);  // column and row
+      table[lane] = column_order && step < p.length ? at.mod * p.width + at.div : step;
     }
     __syncwarp();
     pixels = table;
+    return *this;
   }
   // Memory index of step t of the segment; of one beyond the image another's.
   __device__ __forceinline__ int pixel(const Args& p, int t) const { return min(pixels[t], p.length - 1); }
@@ -80,7 +87,7 @@ template <typename E> struct Segment {
       for (int t = 0; t < kSegment; ++t) {
         const bool valid = at.active && t < at.count;
         tile[t * 32 + at.lane] =
-            valid ? image[static_cast<uint32_t>(at.pixel(p, t)) * stride + at.channel] : from_float<E>(0.f);
+            valid ? image[static_cast<uint32_t>(at.pixel(p, t)) * stride + at.channel] : narrow<E>(0.f);
       }
     }
   }
@@ -119,7 +126,7 @@ template <typename T> __device__ __forceinline__ Values<T> read_tile(const T* ti
 template <typename E>
 __device__ __forceinline__ void write_tile(E* tile, int lane, const float (&values)[kSegment]) {
 #pragma unroll
-  for (int t = 0; t < kSegment; ++t) tile[t * 32 + lane] = from_float<E>(values[t]);
+  for (int t = 0; t < kSegment; ++t) tile[t * 32 + lane] = narrow<E>(values[t]);
 }
 
 }  // namespace ss2d

@@ -6,7 +6,7 @@ from typing import Optional, Tuple
 import torch
 
 from ...backend import takes_kernel
-from ...checks import check_flag, check_float, check_range, check_same_device, check_shape
+from ...checks import check_flag, check_float, check_range, check_same_device, check_shape, records_gradients
 from ..checks import KERNEL_DTYPES, check_dtype
 from . import naive
 from .registration import OUTPUT_TYPES
@@ -56,7 +56,7 @@ def layer_norm(
     check_flag('layer_norm', 'gelu', gelu)
     out_dtype = x.dtype if out_dtype is None else out_dtype
     if takes_kernel('layer_norm', backend, _fits, x, weight, bias, out_dtype, gelu or shift is not None):
-        training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors.values())
+        training = records_gradients(*tensors.values())
         shift = None if shift is None else shift.float()
         arguments = (x, shift, weight, bias, float(eps), OUTPUT_TYPES.index(out_dtype), gelu, training)
         return torch.ops.mmvmamba.layer_norm(*arguments)[0]
@@ -106,8 +106,7 @@ def add_layer_norm(
     sum_dtype = torch.promote_types(x.dtype, branch.dtype)
     out_dtype = sum_dtype if out_dtype is None else out_dtype
     if takes_kernel(op, backend, _fits_sum, x, weight, bias, out_dtype, branch):
-        tensors = (x, branch, weight, bias)
-        training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        training = records_gradients(x, branch, weight, bias)
         factors = None if factors is None else factors.float().contiguous()
         return torch.ops.mmvmamba.add_layer_norm(x, branch, factors, weight, bias, float(eps), training)[:2]
     x = naive.add_branch(x, branch, factors)

@@ -5,7 +5,7 @@ from typing import Optional
 import torch
 
 from ...backend import takes_kernel
-from ...checks import check_shape
+from ...checks import check_shape, records_gradients
 from ..checks import autocast_input, check_linear
 from . import naive, registration  # noqa: F401 (which defines the op)
 
@@ -34,8 +34,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, backend: Optional[str] = None)
     check_shape('linear', 'weight', weight, (weight.shape[0], x.shape[-1]), 'C_out, the last dimension of x')
     x = autocast_input(x)
     if takes_kernel('linear', backend, _fits, x, weight):
-        training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-        return torch.ops.mmvmamba.linear(x, weight, training)[0]
+        return torch.ops.mmvmamba.linear(x, weight, records_gradients(x, weight))[0]
     return naive.linear(x, weight)
 
 

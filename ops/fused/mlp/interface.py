@@ -5,7 +5,7 @@ from typing import Optional
 import torch
 
 from ...backend import takes_kernel
-from ...checks import check_shape
+from ...checks import check_shape, records_gradients
 from ..checks import KERNEL_DTYPES, autocast_input, check_linear
 from . import naive, registration  # noqa: F401 (which defines the op)
 
@@ -51,8 +51,7 @@ def mlp(
     x = autocast_input(x)
     tensors = (x, weight1, bias1, weight2, bias2)
     if takes_kernel('mlp', backend, _fits, *tensors):
-        training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        return torch.ops.mmvmamba.mlp(*tensors, training)[0]
+        return torch.ops.mmvmamba.mlp(*tensors, records_gradients(*tensors))[0]
     return naive.mlp(*tensors)
 
 

@@ -7,15 +7,16 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include "common/allocate.h"
+#include "common/ceil_div.h"
 #include "fused/common/column_sum.cuh"
 #include "common/launch.cuh"
-#include "common/occupancy.cuh"
+#include "common/type_of.h"
 #include "common/vector.cuh"
 
 namespace mmvmamba {
 namespace {
 
-constexpr int kColumns = 32, kRows = 32;  // of a block of add_rows_kernel
+constexpr int kColumns = 32, kRows = 32;  // of a block of AddRowsKernel
 constexpr int kMostParts = 4;
 
 struct Part {
@@ -29,78 +30,85 @@ struct Parts {
   int count;
 };
 
-__global__ void __launch_bounds__(kColumns* kRows) add_rows_kernel(const __grid_constant__ Parts parts) {
-  begin_kernel();
-  __shared__ float sums[kRows][kColumns + 1];
-  int which = 0;
-  while (which + 1 < parts.count && blockIdx.x >= parts.of[which + 1].first_block) ++which;
-  const Part& part = parts.of[which];
-  const int column = (blockIdx.x - part.first_block) * kColumns + threadIdx.x;
-  float sum = 0.f;
-  if (column < part.columns) {
+struct AddRowsKernel {
+  static constexpr int kThreads = kColumns * kRows, kBlocks = 0;
+
+  static __device__ __forceinline__ void run(const Parts& parts) {
+    __shared__ float sums[kRows][kColumns + 1];
+    int which = 0;
+    while (which + 1 < parts.count && blockIdx.x >= parts.of[which + 1].first_block) ++which;
+    const Part& part = parts.of[which];
+    const int column = (blockIdx.x - part.first_block) * kColumns + threadIdx.x;
+    float sum = 0.f;
+    if (column < part.columns) {
 #pragma unroll 8
-    for (int row = threadIdx.y; row < part.rows; row += kRows) {
-      sum += part.from[static_cast<int64_t>(row) * part.pitch + column];
+      for (int row = threadIdx.y; row < part.rows; row += kRows) {
+        sum += part.from[static_cast<int64_t>(row) * part.pitch + column];
+      }
     }
+    sums[threadIdx.y][threadIdx.x] = sum;
+    for (int half = kRows / 2; half > 0; half /= 2) {
+      __syncthreads();
+      if (threadIdx.y < half) sums[threadIdx.y][threadIdx.x] += sums[threadIdx.y + half][threadIdx.x];
+    }
+    if (threadIdx.y == 0 && column < part.columns) part.to[column] = sums[0][threadIdx.x];
   }
-  sums[threadIdx.y][threadIdx.x] = sum;
-  for (int half = kRows / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.y < half) sums[threadIdx.y][threadIdx.x] += sums[threadIdx.y + half][threadIdx.x];
-  }
-  if (threadIdx.y == 0 && column < part.columns) part.to[column] = sums[0][threadIdx.x];
-}
+};
 
 template <typename T, int Width>
-__global__ void __launch_bounds__(kSumThreads)
-    column_sum_kernel(const T* x, float* partial, int64_t rows, int columns, SumShape shape) {
-  begin_kernel();
-  const SumPlace<Width> place(shape, columns);
-  float sum[Width] = {};
-  if (place.active) {
+struct ColumnSumKernel {
+  static constexpr int kThreads = kSumThreads, kBlocks = 0;
+
+  static __device__ __forceinline__ void run(const T* x, float* partial, int64_t rows, int columns, SumShape shape) {
+    const SumPlace<Width> place(shape, columns);
+    float sum[Width] = {};
+    if (place.active) {
 #pragma unroll 4
-    for (int64_t row = place.first_row; row < rows; row += place.row_stride) {
-      float v[Width];
-      load(x + row * columns + place.column, v);
+      for (int64_t row = place.first_row; row < rows; row += place.row_stride) {
+        float v[Width];
+        load(x + row * columns + place.column, v);
 #pragma unroll
-      for (int j = 0; j < Width; ++j) sum[j] += v[j];
+        for (int j = 0; j < Width; ++j) sum[j] += v[j];
+      }
     }
+    place.leave(sum, partial, columns);
   }
-  place.leave(sum, partial, columns);
-}
+};
 
 template <typename T, int Width> Columns run_column_sum(const at::Tensor& x) {
   const int64_t columns = x.size(-1), rows = x.numel() / columns;
-  const SumShape shape = sum_shape<Width>(rows, columns, resident_blocks(column_sum_kernel<T, Width>, kSumThreads));
+  const SumShape shape = sum_shape<Width>(rows, columns, resident_blocks<ColumnSumKernel<T, Width>>(kSumThreads));
   at::Tensor partial = allocate({shape.row_blocks, columns}, x.options().dtype(at::kFloat));
-  launch(column_sum_kernel<T, Width>, shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream(),
+  launch<ColumnSumKernel<T, Width>>(shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream(),
          static_cast<const T*>(x.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(columns), shape);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return {partial, 0, columns};
 }
 
 template <typename T, int Width>
-__global__ void __launch_bounds__(kSumThreads)
-    add_bias_kernel(T* x, const float* bias, int64_t rows, int columns, SumShape shape) {
-  begin_kernel();
-  const SumPlace<Width> place(shape, columns);
-  if (!place.active) return;
-  float b[Width];
-  load(bias + place.column, b);
+struct AddBiasKernel {
+  static constexpr int kThreads = kSumThreads, kBlocks = 0;
+
+  static __device__ __forceinline__ void run(T* x, const float* bias, int64_t rows, int columns, SumShape shape) {
+    const SumPlace<Width> place(shape, columns);
+    if (!place.active) return;
+    float b[Width];
+    load(bias + place.column, b);
 #pragma unroll 4
-  for (int64_t row = place.first_row; row < rows; row += place.row_stride) {
-    float v[Width];
-    load(x + row * columns + place.column, v);
+    for (int64_t row = place.first_row; row < rows; row += place.row_stride) {
+      float v[Width];
+      load(x + row * columns + place.column, v);
 #pragma unroll
-    for (int j = 0; j < Width; ++j) v[j] += b[j];
-    store(x + row * columns + place.column, v);
+      for (int j = 0; j < Width; ++j) v[j] += b[j];
+      store(x + row * columns + place.column, v);
+    }
   }
-}
+};
 
 template <typename T, int Width> void run_add_bias(const at::Tensor& x, const at::Tensor& bias) {
   const int64_t columns = x.size(-1), rows = x.numel() / columns;
-  const SumShape shape = sum_shape<Width>(rows, columns, resident_blocks(add_bias_kernel<T, Width>, kSumThreads));
-  launch(add_bias_kernel<T, Width>, shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream(),
+  const SumShape shape = sum_shape<Width>(rows, columns, resident_blocks<AddBiasKernel<T, Width>>(kSumThreads));
+  launch<AddBiasKernel<T, Width>>(shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream(),
          static_cast<T*>(x.data_ptr()), bias.data_ptr<float>(), rows, static_cast<int>(columns), shape);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -126,9 +134,9 @@ std::vector<at::Tensor> add_rows(const std::vector<Columns>& addends) {
     parts.of[parts.count++] = {c.partial.data_ptr<float>() + c.first, sums.back().data_ptr<float>(),
                                static_cast<int>(rows), static_cast<int>(c.partial.numel() / rows),
                                static_cast<int>(c.count), blocks};
-    blocks += static_cast<unsigned>((c.count + kColumns - 1) / kColumns);
+    blocks += static_cast<unsigned>(ceil_div(c.count, kColumns));
   }
-  launch(add_rows_kernel, blocks, dim3(kColumns, kRows), 0, at::cuda::getCurrentCUDAStream(), parts);
+  launch<AddRowsKernel>(blocks, dim3(kColumns, kRows), 0, at::cuda::getCurrentCUDAStream(), parts);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return sums;
 }
@@ -137,8 +145,6 @@ namespace {
 
 void check(const at::Tensor& x) {
   TORCH_CHECK(x.is_contiguous() && x.size(-1) % 4 == 0, "x must be contiguous, with a multiple of 4 columns");
-  TORCH_CHECK(x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat,
-              "x is ", x.scalar_type(), ", expected float16, bfloat16 or float32");
 }
 
 }  // namespace
@@ -146,9 +152,7 @@ void check(const at::Tensor& x) {
 Columns partial_column_sum(const at::Tensor& x) {
   const c10::cuda::CUDAGuard guard(x.device());
   check(x);
-  if (x.scalar_type() == at::kHalf) return run_column_sum<__half>(x);
-  if (x.scalar_type() == at::kBFloat16) return run_column_sum<__nv_bfloat16>(x);
-  return run_column_sum<float>(x);
+  return with_type(type_of("column_sum", x.scalar_type()), [&](auto t) { return run_column_sum<decltype(t)>(x); });
 }
 
 at::Tensor column_sum(const at::Tensor& x) {
@@ -161,13 +165,7 @@ void add_bias_(const at::Tensor& x, const at::Tensor& bias) {
   check(x);
   TORCH_CHECK(bias.scalar_type() == at::kFloat && bias.is_contiguous() && bias.numel() == x.size(-1),
               "bias must be contiguous float32, an element a column");
-  if (x.scalar_type() == at::kHalf) {
-    run_add_bias<__half>(x, bias);
-  } else if (x.scalar_type() == at::kBFloat16) {
-    run_add_bias<__nv_bfloat16>(x, bias);
-  } else {
-    run_add_bias<float>(x, bias);
-  }
+  with_type(type_of("add_bias", x.scalar_type()), [&](auto t) { run_add_bias<decltype(t)>(x, bias); });
 }
 
 }  // namespace mmvmamba

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/ceil_div.h"
+
 namespace mmvmamba {
 
 constexpr int kSumThreads = 256;
@@ -22,12 +24,12 @@ struct SumShape {
 template <int Width> SumShape sum_shape(int64_t rows, int64_t columns, int blocks) {
   const int64_t threads = columns / Width;
   SumShape shape;
-  shape.column_blocks = static_cast<int>((threads + 63) / 64);
-  shape.lanes = static_cast<int>((threads + shape.column_blocks - 1) / shape.column_blocks);
+  shape.column_blocks = static_cast<int>(ceil_div(threads, 64));
+  shape.lanes = static_cast<int>(ceil_div(threads, shape.column_blocks));
   const int64_t rows_at_once = kSumThreads / shape.lanes;
   const int64_t most = int64_t{blocks} * at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
   shape.row_blocks = std::max<int64_t>(
-      1, std::min((rows + rows_at_once - 1) / rows_at_once, std::min<int64_t>(most / shape.column_blocks, 65535)));
+      1, std::min(ceil_div(rows, rows_at_once), std::min<int64_t>(most / shape.column_blocks, 65535)));
   return shape;
 }
 

@@ -17,8 +17,8 @@ struct Columns {
 // The sums over rows of up to four of them, each a tensor of `count` elements, by one kernel.
 std::vector<at::Tensor> add_rows(const std::vector<Columns>& addends);
 
-// All columns of the partial sums of `x` over all its dimensions but the last. Contiguous; the last dimension a multiple
-// of 4.
+// All columns of the partial sums of `x` over all its dimensions but the last. Contiguous; the last dimension a
+// multiple of 4.
 Columns partial_column_sum(const at::Tensor& x);
 
 // Those sums themselves, in float.

@@ -9,18 +9,20 @@
 #include <limits>
 
 #include "common/allocate.h"
+#include "common/ceil_div.h"
 #include "common/dense.h"
-#include "common/float_type.cuh"
 #include "common/launch.cuh"
+#include "common/type_of.h"
+#include "common/vector.cuh"
 
 namespace mmvmamba {
 namespace {
 
 using at::Tensor;
 
-constexpr int kThreads = 256;
+constexpr int kCastThreads = 256;
 constexpr int kTogether = 4;                   // elements of a thread
-constexpr int kChunk = kTogether * kThreads;  // of a block
+constexpr int kChunk = kTogether * kCastThreads;  // of a block
 
 // Tensors cast by one launch, contiguous. Those with `rows` are stacks of matrices, each to be transposed; the others
 // begin at multiples of 16 bytes.
@@ -36,48 +38,51 @@ struct Casts {
                 "a weight of ", source.sizes(), " is too large to be transposed");
     from[count] = source.data_ptr(), to[count] = result.data_ptr(), sizes[count] = source.numel();
     rows[count] = static_cast<unsigned>(source_rows), columns[count] = static_cast<unsigned>(source_columns);
-    first_block[count + 1] = first_block[count] + (source.numel() + kChunk - 1) / kChunk;
+    first_block[count + 1] = first_block[count] + ceil_div(source.numel(), kChunk);
     ++count;
   }
 };
 
-template <typename From, typename To> __global__ void __launch_bounds__(kThreads) cast_kernel(const Casts casts) {
-  begin_kernel();
-  int which = 0;
-  while (static_cast<int64_t>(blockIdx.x) >= casts.first_block[which + 1]) ++which;
-  const From* from = static_cast<const From*>(casts.from[which]);
-  To* to = static_cast<To*>(casts.to[which]);
-  const int64_t begin = (blockIdx.x - casts.first_block[which]) * kChunk;
-  const int64_t size = casts.sizes[which];
-  const unsigned rows = casts.rows[which], columns = casts.columns[which];
-  if (rows == 0) {
-    const int64_t first = begin + threadIdx.x * kTogether;
-    if (first + kTogether <= size) {
-      float v[kTogether];
-      load(from + first, v);
-      store(to + first, v);
-    } else {
-      for (int64_t at = first; at < size; ++at) to[at] = narrow<To>(widen(from[at]));
+template <typename From, typename To> struct CastKernel {
+  static constexpr int kThreads = kCastThreads, kBlocks = 0;
+
+  static __device__ __forceinline__ void run(const Casts& casts) {
+    int which = 0;
+    while (static_cast<int64_t>(blockIdx.x) >= casts.first_block[which + 1]) ++which;
+    const From* from = static_cast<const From*>(casts.from[which]);
+    To* to = static_cast<To*>(casts.to[which]);
+    const int64_t begin = (blockIdx.x - casts.first_block[which]) * kChunk;
+    const int64_t size = casts.sizes[which];
+    const unsigned rows = casts.rows[which], columns = casts.columns[which];
+    if (rows == 0) {
+      const int64_t first = begin + threadIdx.x * kTogether;
+      if (first + kTogether <= size) {
+        float v[kTogether];
+        load(from + first, v);
+        store(to + first, v);
+      } else {
+        for (int64_t at = first; at < size; ++at) to[at] = narrow<To>(widen(from[at]));
+      }
+      return;
     }
-    return;
-  }
 #pragma unroll
-  for (int i = 0; i < kTogether; ++i) {
-    const int64_t at = begin + i * kThreads + threadIdx.x;
-    if (at >= size) continue;
-    const unsigned row = static_cast<unsigned>(at) / columns, matrix = row / rows;
-    const int64_t place =
-        static_cast<int64_t>(matrix) * rows * columns + (static_cast<unsigned>(at) % columns) * rows + row % rows;
-    to[place] = narrow<To>(widen(from[at]));
+    for (int i = 0; i < kTogether; ++i) {
+      const int64_t at = begin + i * kThreads + threadIdx.x;
+      if (at >= size) continue;
+      const unsigned row = static_cast<unsigned>(at) / columns, matrix = row / rows;
+      const int64_t place =
+          static_cast<int64_t>(matrix) * rows * columns + (static_cast<unsigned>(at) % columns) * rows + row % rows;
+      to[place] = narrow<To>(widen(from[at]));
+    }
   }
-}
+};
 
 void run(const Casts& casts, at::ScalarType from_type, at::ScalarType to_type) {
   const int64_t blocks = casts.first_block[casts.count];
   if (blocks == 0) return;
-  with_float_type("cast", from_type, [&](auto from) {
-    with_float_type("cast", to_type, [&](auto to) {
-      launch(cast_kernel<decltype(from), decltype(to)>, static_cast<unsigned>(blocks), kThreads, 0,
+  with_type(type_of("cast", from_type), [&](auto from) {
+    with_type(type_of("cast", to_type), [&](auto to) {
+      launch<CastKernel<decltype(from), decltype(to)>>(static_cast<unsigned>(blocks), kCastThreads, 0,
              at::cuda::getCurrentCUDAStream(), casts);
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });

@@ -13,7 +13,8 @@ constexpr size_t kMostCasts = 4, kNoneTransposed = kMostCasts;
 // `tensors`, at most 4 of one dtype, cast to another by one launch; contiguous, from multiples of 16 bytes on, and the
 // matrix number `transposed`, if there is one, transposed. Of tensors that have the dtype already only those are copied
 // that are not laid out so.
-std::vector<at::Tensor> cast(std::vector<at::Tensor> tensors, at::ScalarType dtype, size_t transposed = kNoneTransposed);
+std::vector<at::Tensor> cast(std::vector<at::Tensor> tensors, at::ScalarType dtype,
+                             size_t transposed = kNoneTransposed);
 
 // A convolution's weight (C_out, C_in, k, k) in another dtype and layout, by one launch.
 at::Tensor cast_layout(const at::Tensor& weight, at::ScalarType dtype, at::MemoryFormat layout);

@@ -20,10 +20,9 @@ struct ConvChannelLast : Differentiable {
 
   static variable_list differentiate(const variable_list& grads, const Saved& saved) {
     const bool x_grad = saved.number(2), bias = saved.number(3);
-    const auto [dx, dweight, dbias] = backward_op<ConvChannelLast>().call(
-        grads[0], saved[0], saved[1], saved.number(0), saved.number(1), x_grad, bias);
-    return {x_grad ? dx : Tensor(), dweight,
-            bias ? dbias.to(static_cast<at::ScalarType>(saved.number(4))) : Tensor()};
+    const auto [dx, dweight, dbias] = backward_op<ConvChannelLast>().call(grads[0], saved[0], saved[1], saved.number(0),
+                                                                          saved.number(1), x_grad, bias);
+    return {x_grad ? dx : Tensor(), dweight, bias ? dbias.to(static_cast<at::ScalarType>(saved.number(4))) : Tensor()};
   }
 };
 
@@ -36,6 +35,4 @@ TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
   );
 }
 
-TORCH_LIBRARY_IMPL(mmvmamba, Autograd, m) {
-  mmvmamba::implement_autograd<mmvmamba::ConvChannelLast>(m);
-}
+TORCH_LIBRARY_IMPL(mmvmamba, Autograd, m) { mmvmamba::implement_autograd<mmvmamba::ConvChannelLast>(m); }

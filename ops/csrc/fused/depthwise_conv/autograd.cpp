@@ -30,6 +30,4 @@ TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
   );
 }
 
-TORCH_LIBRARY_IMPL(mmvmamba, Autograd, m) {
-  mmvmamba::implement_autograd<mmvmamba::DepthwiseConvSilu>(m);
-}
+TORCH_LIBRARY_IMPL(mmvmamba, Autograd, m) { mmvmamba::implement_autograd<mmvmamba::DepthwiseConvSilu>(m); }

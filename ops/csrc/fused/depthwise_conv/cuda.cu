@@ -17,9 +17,11 @@
 #include <optional>
 
 #include "common/allocate.h"
+#include "common/ceil_div.h"
 #include "fused/common/column_sum.h"
 #include "common/dense.h"
 #include "common/launch.cuh"
+#include "common/type_of.h"
 #include "common/vector.cuh"
 
 namespace mmvmamba {
@@ -27,7 +29,7 @@ namespace {
 
 using at::Tensor;
 
-constexpr int kThreads = 192;
+constexpr int kConvThreads = 192;
 constexpr int kMostLanes = 64;
 constexpr int kTaps = 9;
 constexpr int kRowsAhead = 5;  // of the prefetch into L2: its latency is many steps long
@@ -148,146 +150,149 @@ __device__ __forceinline__ void load_parameters(const float* weight, const float
 
 // ---- y = silu(conv(x) + bias), or with flipped weights and without SiLU the gradient of conv's input ----------------
 template <typename T, bool Gradient>
-__global__ void __launch_bounds__(kThreads, 3)
-    conv_kernel(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
-                T* __restrict__ y, const __grid_constant__ Walk walk) {
-  begin_kernel();
-  const Place place(walk);
-  if (!place.active) return;
-  float w[4 * kTaps], b[4];
-  load_parameters(weight, bias, place.group, w, b);
-  for (unsigned task = place.first_task; task < walk.tasks; task += place.stride) {
-    const Tile tile(walk, place, Gradient ? task : walk.tasks - 1 - task);
-    const int end = min(walk.height, tile.last + 1);  // of the rows that the tile reads
-    const int64_t start = tile.offset + static_cast<int64_t>(tile.first) * place.row_stride;
-    const T* from = x + start;
-    T* to = y + start;
-    Row<T> row;
-    row.fetch_from(from - place.row_stride, place.channels, tile.first > 0, tile.left, tile.right);
-#pragma unroll
-    for (int i = 1; i <= kRowsAhead; ++i) prefetch(from + i * place.row_stride, tile.first + i < end);
-    // Row r adds to the outputs of row r - 1, which it completes, of row r, and of row r + 1.
-    float above[4], here[4], below[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) above[j] = here[j] = below[j] = b[j];
-#pragma unroll 3
-    for (int r = tile.first - 1; r <= tile.last; ++r) {
-      float v[3][4];
-      row.unpack(v);
-      row.fetch_from(from, place.channels, r + 1 < end, tile.left, tile.right);
-      prefetch(from + (kRowsAhead + 1) * place.row_stride, r + 2 + kRowsAhead < end);
-      from += place.row_stride;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-#pragma unroll
-        for (int i = 0; i < 3; ++i) {
-          above[j] = fmaf(w[kTaps * j + (Gradient ? 2 - i : 6 + i)], v[i][j], above[j]);
-          here[j] = fmaf(w[kTaps * j + (Gradient ? 5 - i : 3 + i)], v[i][j], here[j]);
-          below[j] = fmaf(w[kTaps * j + (Gradient ? 8 - i : i)], v[i][j], below[j]);
-        }
-      }
-      if (r > tile.first) {
-        if (!Gradient) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) above[j] *= sigmoid(above[j]);
-        }
-        keep(to, above);
-        to += place.row_stride;
-      }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) above[j] = here[j], here[j] = below[j], below[j] = b[j];
-    }
-  }
-}
+struct ConvKernel {
+  static constexpr int kThreads = kConvThreads, kBlocks = 3;
 
-// ---- dz = dy silu'(z), and the sums of dz times the input at each tap -----------------------------------------------
-template <typename T>
-__global__ void __launch_bounds__(kThreads, 2)
-    backward_kernel(const T* __restrict__ dy, const T* __restrict__ x, const float* __restrict__ weight,
-                    const float* __restrict__ bias, T* __restrict__ dz, float* __restrict__ weight_sums,
-                    float* __restrict__ bias_sums, const __grid_constant__ Walk walk) {
-  begin_kernel();
-  __shared__ float4 sums[(kTaps + 1) * kMostLanes];  // 36 floats a lane for the weights, then 4 a lane for the bias
-  const Place place(walk);
-  float dw[4 * kTaps] = {}, db[4] = {};
-  if (place.active) {
+  static __device__ __forceinline__ void run(const T* __restrict__ x, const float* __restrict__ weight,
+                                             const float* __restrict__ bias, T* __restrict__ y, const Walk& walk) {
+    const Place place(walk);
+    if (!place.active) return;
     float w[4 * kTaps], b[4];
     load_parameters(weight, bias, place.group, w, b);
     for (unsigned task = place.first_task; task < walk.tasks; task += place.stride) {
-      const Tile tile(walk, place, walk.tasks - 1 - task);
-      const int end = min(walk.height, tile.last + 1);
+      const Tile tile(walk, place, Gradient ? task : walk.tasks - 1 - task);
+      const int end = min(walk.height, tile.last + 1);  // of the rows that the tile reads
       const int64_t start = tile.offset + static_cast<int64_t>(tile.first) * place.row_stride;
-      const T *from = x + start, *grad = dy + start;
-      T* to = dz + start;
-      float window[3][3][4];  // rows r - 1, r and r + 1
-      Row<T> next;
-      next.fetch_from(from - place.row_stride, place.channels, tile.first > 0, tile.left, tile.right);
-      next.unpack(window[0]);
-      next.fetch_from(from, place.channels, true, tile.left, tile.right);
-      next.unpack(window[1]);
-      from += place.row_stride;
-      next.fetch_from(from, place.channels, tile.first + 1 < end, tile.left, tile.right);
-      typename Packed<T>::Type next_grad = fetch(grad, true);
+      const T* from = x + start;
+      T* to = y + start;
+      Row<T> row;
+      row.fetch_from(from - place.row_stride, place.channels, tile.first > 0, tile.left, tile.right);
 #pragma unroll
-      for (int i = 1; i <= kRowsAhead; ++i) {
-        prefetch(from + i * place.row_stride, tile.first + 1 + i < end);
-        prefetch(grad + i * place.row_stride, tile.first + i < tile.last);
-      }
+      for (int i = 1; i <= kRowsAhead; ++i) prefetch(from + i * place.row_stride, tile.first + i < end);
+      // Row r adds to the outputs of row r - 1, which it completes, of row r, and of row r + 1.
+      float above[4], here[4], below[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) above[j] = here[j] = below[j] = b[j];
 #pragma unroll 3
-      for (int r = tile.first; r < tile.last; ++r) {
-        float g[4];
-        next.unpack(window[2]);
-        Packed<T>::widen4(next_grad, g);
-        from += place.row_stride, grad += place.row_stride;
-        next.fetch_from(from, place.channels, r + 2 < end, tile.left, tile.right);
-        next_grad = fetch(grad, r + 1 < tile.last);
-        prefetch(from + kRowsAhead * place.row_stride, r + 2 + kRowsAhead < end);
-        prefetch(grad + kRowsAhead * place.row_stride, r + 1 + kRowsAhead < tile.last);
+      for (int r = tile.first - 1; r <= tile.last; ++r) {
+        float v[3][4];
+        row.unpack(v);
+        row.fetch_from(from, place.channels, r + 1 < end, tile.left, tile.right);
+        prefetch(from + (kRowsAhead + 1) * place.row_stride, r + 2 + kRowsAhead < end);
+        from += place.row_stride;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          float z = b[j];
 #pragma unroll
-          for (int k = 0; k < kTaps; ++k) z = fmaf(w[kTaps * j + k], window[k / 3][k % 3][j], z);
-          const float s = sigmoid(z);
-          g[j] *= s * fmaf(z, 1.f - s, 1.f);
-          db[j] += g[j];
-#pragma unroll
-          for (int k = 0; k < kTaps; ++k) dw[kTaps * j + k] = fmaf(g[j], window[k / 3][k % 3][j], dw[kTaps * j + k]);
+          for (int i = 0; i < 3; ++i) {
+            above[j] = fmaf(w[kTaps * j + (Gradient ? 2 - i : 6 + i)], v[i][j], above[j]);
+            here[j] = fmaf(w[kTaps * j + (Gradient ? 5 - i : 3 + i)], v[i][j], here[j]);
+            below[j] = fmaf(w[kTaps * j + (Gradient ? 8 - i : i)], v[i][j], below[j]);
+          }
         }
-        keep(to, g);
-        to += place.row_stride;
+        if (r > tile.first) {
+          if (!Gradient) {
 #pragma unroll
-        for (int i = 0; i < 3; ++i) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) window[0][i][j] = window[1][i][j], window[1][i][j] = window[2][i][j];
+            for (int j = 0; j < 4; ++j) above[j] *= sigmoid(above[j]);
+          }
+          keep(to, above);
+          to += place.row_stride;
         }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) above[j] = here[j], here[j] = below[j], below[j] = b[j];
       }
     }
   }
-  for (int owner = 0; owner < walk.columns; ++owner) {
-    if (place.active && place.owner == owner) {
+};
+
+// ---- dz = dy silu'(z), and the sums of dz times the input at each tap -----------------------------------------------
+template <typename T>
+struct BackwardKernel {
+  static constexpr int kThreads = kConvThreads, kBlocks = 2;
+
+  static __device__ __forceinline__ void run(const T* __restrict__ dy, const T* __restrict__ x,
+                                             const float* __restrict__ weight, const float* __restrict__ bias,
+                                             T* __restrict__ dz, float* __restrict__ weight_sums,
+                                             float* __restrict__ bias_sums, const Walk& walk) {
+    __shared__ float4 sums[(kTaps + 1) * kMostLanes];  // 36 floats a lane for the weights, then 4 a lane for the bias
+    const Place place(walk);
+    float dw[4 * kTaps] = {}, db[4] = {};
+    if (place.active) {
+      float w[4 * kTaps], b[4];
+      load_parameters(weight, bias, place.group, w, b);
+      for (unsigned task = place.first_task; task < walk.tasks; task += place.stride) {
+        const Tile tile(walk, place, walk.tasks - 1 - task);
+        const int end = min(walk.height, tile.last + 1);
+        const int64_t start = tile.offset + static_cast<int64_t>(tile.first) * place.row_stride;
+        const T *from = x + start, *grad = dy + start;
+        T* to = dz + start;
+        float window[3][3][4];  // rows r - 1, r and r + 1
+        Row<T> next;
+        next.fetch_from(from - place.row_stride, place.channels, tile.first > 0, tile.left, tile.right);
+        next.unpack(window[0]);
+        next.fetch_from(from, place.channels, true, tile.left, tile.right);
+        next.unpack(window[1]);
+        from += place.row_stride;
+        next.fetch_from(from, place.channels, tile.first + 1 < end, tile.left, tile.right);
+        typename Packed<T>::Type next_grad = fetch(grad, true);
 #pragma unroll
-      for (int i = 0; i <= kTaps; ++i) {
-        float4& sum = sums[i < kTaps ? kTaps * place.lane + i : kTaps * walk.lanes + place.lane];
-        const float* own = i < kTaps ? dw + 4 * i : db;
-        const float4 old = owner ? sum : make_float4(0.f, 0.f, 0.f, 0.f);
-        sum = make_float4(old.x + own[0], old.y + own[1], old.z + own[2], old.w + own[3]);
+        for (int i = 1; i <= kRowsAhead; ++i) {
+          prefetch(from + i * place.row_stride, tile.first + 1 + i < end);
+          prefetch(grad + i * place.row_stride, tile.first + i < tile.last);
+        }
+#pragma unroll 3
+        for (int r = tile.first; r < tile.last; ++r) {
+          float g[4];
+          next.unpack(window[2]);
+          Packed<T>::widen4(next_grad, g);
+          from += place.row_stride, grad += place.row_stride;
+          next.fetch_from(from, place.channels, r + 2 < end, tile.left, tile.right);
+          next_grad = fetch(grad, r + 1 < tile.last);
+          prefetch(from + kRowsAhead * place.row_stride, r + 2 + kRowsAhead < end);
+          prefetch(grad + kRowsAhead * place.row_stride, r + 1 + kRowsAhead < tile.last);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            float z = b[j];
+#pragma unroll
+            for (int k = 0; k < kTaps; ++k) z = fmaf(w[kTaps * j + k], window[k / 3][k % 3][j], z);
+            const float s = sigmoid(z);
+            g[j] *= s * fmaf(z, 1.f - s, 1.f);
+            db[j] += g[j];
+#pragma unroll
+            for (int k = 0; k < kTaps; ++k) dw[kTaps * j + k] = fmaf(g[j], window[k / 3][k % 3][j], dw[kTaps * j + k]);
+          }
+          keep(to, g);
+          to += place.row_stride;
+#pragma unroll
+          for (int i = 0; i < 3; ++i) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) window[0][i][j] = window[1][i][j], window[1][i][j] = window[2][i][j];
+          }
+        }
       }
     }
-    __syncthreads();
+    for (int owner = 0; owner < walk.columns; ++owner) {
+      if (place.active && place.owner == owner) {
+#pragma unroll
+        for (int i = 0; i <= kTaps; ++i) {
+          float4& sum = sums[i < kTaps ? kTaps * place.lane + i : kTaps * walk.lanes + place.lane];
+          const float* own = i < kTaps ? dw + 4 * i : db;
+          const float4 old = owner ? sum : make_float4(0.f, 0.f, 0.f, 0.f);
+          sum = make_float4(old.x + own[0], old.y + own[1], old.z + own[2], old.w + own[3]);
+        }
+      }
+      __syncthreads();
+    }
+    const int first = blockIdx.x * walk.lanes, groups = min(walk.lanes, walk.groups - first);
+    const float* flat = reinterpret_cast<const float*>(sums);
+    float* weight_to = weight_sums + 4ll * kTaps * (static_cast<int64_t>(blockIdx.y) * walk.groups + first);
+    for (int i = threadIdx.x; i < 4 * kTaps * groups; i += kConvThreads) weight_to[i] = flat[i];
+    if (bias_sums == nullptr) return;
+    float* bias_to = bias_sums + 4ll * (static_cast<int64_t>(blockIdx.y) * walk.groups + first);
+    for (int i = threadIdx.x; i < 4 * groups; i += kConvThreads) bias_to[i] = flat[4 * kTaps * walk.lanes + i];
   }
-  const int first = blockIdx.x * walk.lanes, groups = min(walk.lanes, walk.groups - first);
-  const float* flat = reinterpret_cast<const float*>(sums);
-  float* weight_to = weight_sums + 4ll * kTaps * (static_cast<int64_t>(blockIdx.y) * walk.groups + first);
-  for (int i = threadIdx.x; i < 4 * kTaps * groups; i += kThreads) weight_to[i] = flat[i];
-  if (bias_sums == nullptr) return;
-  float* bias_to = bias_sums + 4ll * (static_cast<int64_t>(blockIdx.y) * walk.groups + first);
-  for (int i = threadIdx.x; i < 4 * groups; i += kThreads) bias_to[i] = flat[4 * kTaps * walk.lanes + i];
-}
+};
 
 // ---- host -----------------------------------------------------------------------------------------------------------
-int64_t ratio_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // The tiles with the shortest time, in steps of one row: a tile costs its rows, two around it, and a start. No more
 // than `resident` blocks a processor, which all run at once.
 Walk plan(const Tensor& x, int resident) {
@@ -296,37 +301,30 @@ Walk plan(const Tensor& x, int resident) {
               "depthwise_conv_silu: a map of shape ", x.sizes(), " is too large");
   Walk walk{};
   walk.height = static_cast<int>(height), walk.width = static_cast<int>(width), walk.groups = static_cast<int>(groups);
-  walk.lane_blocks = static_cast<int>(ratio_up(groups, kMostLanes));
-  walk.lanes = static_cast<int>(ratio_up(groups, walk.lane_blocks));
-  walk.columns = kThreads / walk.lanes;
+  walk.lane_blocks = static_cast<int>(ceil_div(groups, kMostLanes));
+  walk.lanes = static_cast<int>(ceil_div(groups, walk.lane_blocks));
+  walk.columns = kConvThreads / walk.lanes;
   const int64_t most = std::max<int64_t>(
       1, int64_t{resident} * at::cuda::getCurrentDeviceProperties()->multiProcessorCount / walk.lane_blocks);
   int64_t best = -1;
   for (int64_t rows = std::min<int64_t>(height, kMostRows); rows > 0; --rows) {
-    const int64_t tiles = ratio_up(height, rows), blocks = ratio_up(batch * tiles * width, walk.columns);
-    const int64_t rounds = ratio_up(blocks, most), cost = rounds * (rows + 3);
+    const int64_t tiles = ceil_div(height, rows), blocks = ceil_div(batch * tiles * width, walk.columns);
+    const int64_t rounds = ceil_div(blocks, most), cost = rounds * (rows + 3);
     if (best >= 0 && cost >= best) continue;
     best = cost;
     walk.rows = static_cast<int>(rows), walk.tiles = static_cast<int>(tiles);
     walk.tasks = static_cast<unsigned>(batch * tiles * width);
-    walk.task_blocks = static_cast<int>(ratio_up(blocks, rounds));
+    walk.task_blocks = static_cast<int>(ceil_div(blocks, rounds));
   }
   return walk;
 }
 
-template <typename F> void with_type(at::ScalarType type, F f) {
-  if (type == at::kHalf) return f(__half());
-  if (type == at::kBFloat16) return f(__nv_bfloat16());
-  TORCH_CHECK(type == at::kFloat, "depthwise_conv_silu: x is ", type, ", expected float16, bfloat16 or float32");
-  f(float());
-}
-
 template <bool Gradient>
 void launch_conv(const Tensor& x, const Tensor& weight, const float* bias, const Tensor& y) {
-  with_type(x.scalar_type(), [&](auto type) {
+  with_type(type_of("depthwise_conv_silu", x.scalar_type()), [&](auto type) {
     using T = decltype(type);
     const Walk walk = plan(x, 3);
-    launch(conv_kernel<T, Gradient>, walk.grid(), kThreads, 0, at::cuda::getCurrentCUDAStream(),
+    launch<ConvKernel<T, Gradient>>(walk.grid(), kConvThreads, 0, at::cuda::getCurrentCUDAStream(),
            static_cast<const T*>(x.data_ptr()), weight.data_ptr<float>(), bias, static_cast<T*>(y.data_ptr()), walk);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
@@ -371,9 +369,9 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_silu_backward(const Tensor& dy
   const Walk walk = plan(inputs.x, 2);
   const Tensor weight_sums = allocate({walk.task_blocks, kTaps * channels}, weight.options());
   const Tensor bias_sums = allocate({walk.task_blocks, bias ? channels : 0}, weight.options());
-  with_type(x.scalar_type(), [&](auto type) {
+  with_type(type_of("depthwise_conv_silu", x.scalar_type()), [&](auto type) {
     using T = decltype(type);
-    launch(backward_kernel<T>, walk.grid(), kThreads, 0, at::cuda::getCurrentCUDAStream(),
+    launch<BackwardKernel<T>>(walk.grid(), kConvThreads, 0, at::cuda::getCurrentCUDAStream(),
            static_cast<const T*>(dy.data_ptr()), static_cast<const T*>(inputs.x.data_ptr()),
            inputs.weight.template data_ptr<float>(), inputs.bias_data(), static_cast<T*>(dz.data_ptr()),
            weight_sums.template data_ptr<float>(), bias ? bias_sums.template data_ptr<float>() : nullptr, walk);

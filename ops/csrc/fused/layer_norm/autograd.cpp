@@ -1,8 +1,8 @@
 // The ops mmvmamba::layer_norm and add_layer_norm: schemas and autograd.
+#include <ATen/ops/zeros_like.h>
+
 #include "common/autograd.h"
 #include "common/registration.h"
-
-#include <ATen/ops/zeros_like.h>
 
 namespace mmvmamba {
 namespace {
@@ -22,8 +22,8 @@ struct LayerNorm : Differentiable {
 
   static variable_list differentiate(const variable_list& grads, const Saved& saved) {
     const OptionalTensor shift = or_none(saved[1]);
-    const auto [dx, dshift, dweight, dbias] = backward_op<LayerNorm>().call(grads[0], saved[0], shift, saved[2],
-                                                                            saved[3], saved[4], saved.number(0));
+    const auto [dx, dshift, dweight, dbias] =
+        backward_op<LayerNorm>().call(grads[0], saved[0], shift, saved[2], saved[3], saved[4], saved.number(0));
     return {dx, shift ? dshift : Tensor(), dweight, dbias};
   }
 };

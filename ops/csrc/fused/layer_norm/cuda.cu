@@ -4,59 +4,29 @@
 // torch's kernel gives a whole block to each row, which starves for rows of 48 to 1024 channels, and under autocast it
 // writes float. Here `Lanes` lanes own a row, values stay in registers, and the output has the dtype that its reader
 // wants. Forward moves x in and y out; backward x and dy in, dx out. add_layer_norm has the residual addition on the
-// way: the branch in and the sum out as well, and in backward the sum's gradient in and the branch's out; layer_norm can
-// have the bias of the convolution before it and the GELU after it. The sums over rows for weight and bias are kept in
-// registers over all rows of a thread, added over the block in a fixed order, and leave as one partial sum a block.
+// way: the branch in and the sum out as well, and in backward the sum's gradient in and the branch's out; layer_norm
+// can have the bias of the convolution before it and the GELU after it. The sums over rows for weight and bias are kept
+// in registers over all rows of a thread, added over the block in a fixed order, and leave as one partial sum a block.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <optional>
-#include <type_traits>
 
 #include "common/allocate.h"
 #include "fused/common/column_sum.h"
 #include "common/dense.h"
 #include "common/dtypes.h"
-#include "fused/layer_norm/kernels.cuh"
-#include "common/occupancy.cuh"
+#include "common/element_type.h"
+#include "fused/layer_norm/kernels.h"
 
 namespace mmvmamba {
 namespace {
 
 using at::Tensor;
-using norm::AfterConv;
-using norm::Branch;
-using norm::BranchGrad;
 using norm::Factors;
-using norm::kThreads;
-using norm::Plain;
-
-int64_t blocks_for(int64_t rows, int lanes, int blocks_a_processor) {
-  const int processors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
-  const int64_t whole = (rows * lanes + kThreads - 1) / kThreads;
-  return std::max<int64_t>(1, std::min<int64_t>(whole, processors * blocks_a_processor));
-}
-
-// Call f(lanes, chunks) with compile-time numbers that hold `channels`, exactly for the usual widths. In a lambda inside
-// f use their values: CUDA 11.8's nvcc crashes at the numbers themselves.
-template <typename F> void with_shape(int64_t channels, F f) {
-  using std::integral_constant;
-  using Three = integral_constant<int, 3>;
-  using Warp = integral_constant<int, 32>;
-  if (channels <= 48) return f(integral_constant<int, 4>(), Three());
-  if (channels <= 96) return f(integral_constant<int, 8>(), Three());
-  if (channels <= 128) return f(Warp(), integral_constant<int, 1>());
-  if (channels <= 192) return f(integral_constant<int, 16>(), Three());
-  if (channels <= 256) return f(Warp(), integral_constant<int, 2>());
-  if (channels <= 384) return f(Warp(), Three());
-  if (channels <= 512) return f(Warp(), integral_constant<int, 4>());
-  if (channels <= 768) return f(Warp(), integral_constant<int, 6>());
-  return f(Warp(), integral_constant<int, 8>());
-}
 
 // Call f(In(), Out()) for x and an output of the same type, or either of them float.
 template <typename F> void with_types(at::ScalarType in, at::ScalarType out, F f) {
@@ -69,14 +39,6 @@ template <typename F> void with_types(at::ScalarType in, at::ScalarType out, F f
   if (in == at::kBFloat16 && out == at::kBFloat16) return f(__nv_bfloat16(), __nv_bfloat16());
   TORCH_CHECK(false, "layer_norm: x is ", in, " and the output ", out, ", expected one type, or one of them float32");
 }
-
-// A branch has the type of the output, and a sum holds it without rounding.
-template <typename In, typename Out>
-constexpr bool kCanAdd = std::is_same<In, Out>::value || std::is_same<In, float>::value;
-
-// The map after a convolution has the convolution's type; the norm keeps it or gives float.
-template <typename In, typename Out>
-constexpr bool kCanFollow = std::is_same<In, Out>::value || std::is_same<Out, float>::value;
 
 // Weight, bias and perhaps a convolution's bias.
 struct Parameters {
@@ -99,8 +61,7 @@ struct Parameters {
     weight = dense(weight_in), bias = dense(bias_in);
     if (shift_in) shift = dense(*shift_in);
   }
-  bool after_conv() const { return shift.defined() || gelu; }
-  AfterConv beside() const { return {shift.defined() ? shift.data_ptr<float>() : nullptr, gelu}; }
+  const float* shift_data() const { return shift.defined() ? shift.data_ptr<float>() : nullptr; }
 };
 
 Factors factors_of(const std::optional<Tensor>& factors, int64_t rows) {
@@ -139,33 +100,16 @@ Result forward(const Tensor& x_in, const Addend* addend, const Parameters& param
     branch = dense(addend->branch), factors = factors_of(addend->factors, rows);
     result.sum = allocate_like(x);
   }
+  norm::Forward args{};
+  args.x = x.data_ptr(), args.y = result.y.data_ptr(), args.rows = rows, args.channels = static_cast<int>(channels);
+  args.weight = parameters.weight.data_ptr<float>(), args.bias = parameters.bias.data_ptr<float>();
+  args.statistics = save ? reinterpret_cast<float2*>(result.statistics.data_ptr()) : nullptr;
+  args.processors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount, args.eps = static_cast<float>(eps);
+  if (addend != nullptr) args.branch = branch.data_ptr(), args.sum = result.sum.data_ptr(), args.factors = factors;
+  args.shift = parameters.shift_data(), args.gelu = parameters.gelu;
   with_types(x.scalar_type(), out_dtype, [&](auto in, auto out) {
-    using In = decltype(in);
-    using Out = decltype(out);
-    with_shape(channels, [&](auto lanes, auto chunks) {
-      constexpr int Lanes = decltype(lanes)::value, Chunks = decltype(chunks)::value;
-      const auto run = [&](auto beside) {
-        const auto kernel = norm::forward_kernel<In, Out, Lanes, Chunks, decltype(beside)>;
-        const int64_t blocks = blocks_for(rows, Lanes, resident_blocks(kernel, kThreads));
-        launch(
-            kernel, blocks, kThreads, 0, at::cuda::getCurrentCUDAStream(),
-            static_cast<const In*>(x.data_ptr()), beside, parameters.weight.template data_ptr<float>(),
-            parameters.bias.template data_ptr<float>(), static_cast<Out*>(result.y.data_ptr()),
-            save ? reinterpret_cast<float2*>(result.statistics.data_ptr()) : nullptr, rows, static_cast<int>(channels),
-            static_cast<float>(eps));
-        C10_CUDA_KERNEL_LAUNCH_CHECK();
-      };
-      if constexpr (kCanAdd<In, Out>) {
-        if (addend != nullptr) {
-          return run(Branch<In, Out>{static_cast<const Out*>(branch.data_ptr()),
-                                        static_cast<In*>(result.sum.data_ptr()), factors});
-        }
-      }
-      if constexpr (kCanFollow<In, Out>) {
-        if (parameters.after_conv()) return run(parameters.beside());
-      }
-      run(Plain{});
-    });
+    norm::Kernels<decltype(in), decltype(out)>::forward(args, at::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return result;
 }
@@ -188,36 +132,21 @@ Grads backward(const Tensor* dsum_in, const Tensor& dy_in, const Tensor& x_in, c
     dsum = dense(dsum_in->to(x.scalar_type())), factors = factors_of(factors_in, rows);
     grads.dbranch = allocate_like(dy);
   }
+  norm::Backward args{};
+  args.dy = dy.data_ptr(), args.x = x.data_ptr(), args.dx = grads.dx.data_ptr();
+  args.weight = parameters.weight.data_ptr<float>(), args.bias = parameters.bias.data_ptr<float>();
+  args.statistics = reinterpret_cast<const float2*>(statistics.data_ptr());
+  args.rows = rows, args.channels = static_cast<int>(channels);
+  args.processors = at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
+  if (dsum.defined()) args.dsum = dsum.data_ptr(), args.dbranch = grads.dbranch.data_ptr(), args.factors = factors;
+  args.shift = parameters.shift_data(), args.gelu = parameters.gelu;
+  const auto allocate_partial = [&](int64_t blocks, int64_t columns) {
+    partial = allocate({blocks, columns}, parameters.weight.options());
+    return partial.data_ptr<float>();
+  };
   with_types(x.scalar_type(), dy.scalar_type(), [&](auto in, auto out) {
-    using In = decltype(in);
-    using Out = decltype(out);
-    with_shape(channels, [&](auto lanes, auto chunks) {
-      constexpr int Lanes = decltype(lanes)::value, Chunks = decltype(chunks)::value;
-      const auto run = [&](auto beside) {
-        const auto kernel = norm::backward_kernel<In, Out, Lanes, Chunks, decltype(beside)>;
-        constexpr int sums = norm::kSums<decltype(beside)>;
-        const size_t shared = sums * channels * sizeof(float);
-        const int64_t blocks = blocks_for(rows, Lanes, resident_blocks(kernel, kThreads, shared));
-        partial = allocate({blocks, sums * channels}, parameters.weight.options());
-        launch(
-            kernel, blocks, kThreads, shared, at::cuda::getCurrentCUDAStream(),
-            static_cast<const Out*>(dy.data_ptr()), static_cast<const In*>(x.data_ptr()), beside,
-            parameters.weight.template data_ptr<float>(), parameters.bias.template data_ptr<float>(),
-            reinterpret_cast<const float2*>(statistics.data_ptr()), static_cast<In*>(grads.dx.data_ptr()),
-            partial.data_ptr<float>(), rows, static_cast<int>(channels));
-        C10_CUDA_KERNEL_LAUNCH_CHECK();
-      };
-      if constexpr (kCanAdd<In, Out>) {
-        if (dsum.defined()) {
-          return run(BranchGrad<In, Out>{static_cast<const In*>(dsum.data_ptr()),
-                                            static_cast<Out*>(grads.dbranch.data_ptr()), factors});
-        }
-      }
-      if constexpr (kCanFollow<In, Out>) {
-        if (parameters.after_conv()) return run(parameters.beside());
-      }
-      run(Plain{});
-    });
+    norm::Kernels<decltype(in), decltype(out)>::backward(args, allocate_partial, at::cuda::getCurrentCUDAStream());
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   const bool shifted = parameters.shift.defined();
   std::vector<Columns> sums = {{partial, 0, channels}, {partial, channels, channels}};

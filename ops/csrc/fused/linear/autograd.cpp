@@ -28,6 +28,4 @@ TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
   );
 }
 
-TORCH_LIBRARY_IMPL(mmvmamba, Autograd, m) {
-  mmvmamba::implement_autograd<mmvmamba::Linear>(m);
-}
+TORCH_LIBRARY_IMPL(mmvmamba, Autograd, m) { mmvmamba::implement_autograd<mmvmamba::Linear>(m); }

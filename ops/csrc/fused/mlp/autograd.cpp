@@ -31,6 +31,4 @@ TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
   );
 }
 
-TORCH_LIBRARY_IMPL(mmvmamba, Autograd, m) {
-  mmvmamba::implement_autograd<mmvmamba::Mlp>(m);
-}
+TORCH_LIBRARY_IMPL(mmvmamba, Autograd, m) { mmvmamba::implement_autograd<mmvmamba::Mlp>(m); }

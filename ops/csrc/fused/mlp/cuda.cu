@@ -1,10 +1,10 @@
 // The MLP of a block, mmvmamba::mlp and its backward on CUDA: linear, GELU, linear.
 //
 // The products are cuBLAS's; where there are few channels (96, 128 or 192, in 16 bits, with a multiple of 128 hidden
-// ones, on a GPU whose blocks may have 143 KiB of shared memory), the one before GELU and most of backward are one kernel
-// each (mlp_product.cuh, mlp_backward.cuh). What else is ours: only the input and the hidden values before GELU are kept for
-// backward, where one kernel makes GELU again (for the second weight's gradient), multiplies its derivative in, and sums
-// the first bias's gradient on the way; weights are cast by one kernel instead of one each.
+// ones, on a GPU whose blocks may have 143 KiB of shared memory), the one before GELU and most of backward are one
+// kernel each (product.cuh, backward.cuh). What else is ours: only the input and the hidden values before GELU are kept
+// for backward, where one kernel makes GELU again (for the second weight's gradient), multiplies its derivative in, and
+// sums the first bias's gradient on the way; weights are cast by one kernel instead of one each.
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/addmm.h>
@@ -20,16 +20,16 @@
 #include <vector>
 
 #include "common/allocate.h"
+#include "common/ceil_div.h"
+#include "common/dense.h"
+#include "common/launch.cuh"
+#include "common/type_of.h"
+#include "common/vector.cuh"
 #include "fused/common/column_sum.cuh"
 #include "fused/common/column_sum.h"
-#include "common/dense.h"
-#include "common/float_type.cuh"
 #include "fused/common/gelu.cuh"
-#include "common/launch.cuh"
 #include "fused/common/mixed_precision.h"
 #include "fused/mlp/backward.cuh"
-#include "common/occupancy.cuh"
-#include "common/vector.cuh"
 
 namespace mmvmamba {
 namespace {
@@ -39,49 +39,55 @@ using at::Tensor;
 constexpr int kWidth = 8;  // values of a thread
 constexpr int kThreads = 256;
 
-// This kernel and the next go from the end to the start: the L2 cache holds what the product before wrote last, and then
-// what the one after reads first.
-template <typename T> __global__ void __launch_bounds__(kThreads) gelu_kernel(const T* x, T* y, int64_t vectors) {
-  begin_kernel();
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+// This kernel and the next go from the end to the start: the L2 cache holds what the product before wrote last, and
+// then what the one after reads first.
+template <typename T> struct GeluKernel {
+  static constexpr int kThreads = 256, kBlocks = 0;
+
+  static __device__ __forceinline__ void run(const T* x, T* y, int64_t vectors) {
+    const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
 #pragma unroll 2
-  for (int64_t i = vectors - 1 - static_cast<int64_t>(blockIdx.x) * kThreads - threadIdx.x; i >= 0; i -= stride) {
-    float v[kWidth];
-    load(x + i * kWidth, v);
+    for (int64_t i = vectors - 1 - static_cast<int64_t>(blockIdx.x) * kThreads - threadIdx.x; i >= 0; i -= stride) {
+      float v[kWidth];
+      load(x + i * kWidth, v);
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) v[j] = gelu<std::is_same<T, float>::value>(v[j]);
-    store(y + i * kWidth, v);
+      for (int j = 0; j < kWidth; ++j) v[j] = gelu<std::is_same<T, float>::value>(v[j]);
+      store(y + i * kWidth, v);
+    }
   }
-}
+};
 
 // y = GELU(hidden); grad, the gradient of y, becomes that of hidden; its sums over rows go to `partial`.
 template <typename T>
-__global__ void __launch_bounds__(kSumThreads)
-    gelu_backward_kernel(const T* hidden, T* grad, T* y, float* partial, int64_t rows, int columns, SumShape shape) {
-  begin_kernel();
-  const SumPlace<kWidth> place(shape, columns);
-  float sum[kWidth] = {};
-  if (place.active) {
-    for (int64_t row = rows - 1 - place.first_row; row >= 0; row -= place.row_stride) {
-      const int64_t at = row * columns + place.column;
-      float h[kWidth], g[kWidth];
-      load(hidden + at, h);
-      load(grad + at, g);
-#pragma unroll
-      for (int j = 0; j < kWidth; ++j) {
-        const float2 value = gelu_and_slope<std::is_same<T, float>::value>(h[j]);
-        h[j] = value.x;
-        g[j] *= value.y;
-        sum[j] += g[j];
-      }
-      store(y + at, h);
-      store(grad + at, g);
-    }
-  }
-  place.leave(sum, partial, columns);
-}
+struct GeluBackwardKernel {
+  static constexpr int kThreads = kSumThreads, kBlocks = 0;
 
-template <typename F> void with_type(at::ScalarType type, F f) { with_float_type("mlp", type, f); }
+  static __device__ __forceinline__ void run(const T* hidden, T* grad, T* y, float* partial, int64_t rows, int columns,
+                                             SumShape shape) {
+    const SumPlace<kWidth> place(shape, columns);
+    float sum[kWidth] = {};
+    if (place.active) {
+      for (int64_t row = rows - 1 - place.first_row; row >= 0; row -= place.row_stride) {
+        const int64_t at = row * columns + place.column;
+        float h[kWidth], g[kWidth];
+        load(hidden + at, h);
+        load(grad + at, g);
+#pragma unroll
+        for (int j = 0; j < kWidth; ++j) {
+          const float2 value = gelu_and_slope<std::is_same<T, float>::value>(h[j]);
+          h[j] = value.x;
+          g[j] *= value.y;
+          sum[j] += g[j];
+        }
+        store(y + at, h);
+        store(grad + at, g);
+      }
+    }
+    place.leave(sum, partial, columns);
+  }
+};
+
+template <typename F> void with_dtype(at::ScalarType type, F f) { with_type(type_of("mlp", type), f); }
 
 void check(const Tensor& x, const Tensor& weight1, const Tensor& bias1, const Tensor& weight2, const Tensor& bias2) {
   const int64_t channels = x.size(-1), hidden = weight1.size(0), out = weight2.size(0);
@@ -101,7 +107,7 @@ template <int Depth> using BackwardMemory = product::BackwardMemory<Depth, kBack
 
 // Call f(T(), depth) for the types and depths, as constants, of the kernels for few channels.
 template <typename F> void with_product(at::ScalarType type, int64_t depth, F f) {
-  with_type(type, [&](auto t) {
+  with_dtype(type, [&](auto t) {
     if constexpr (sizeof(t) == 2) {
       if (depth == 96) f(t, std::integral_constant<int, 96>());
       if (depth == 128) f(t, std::integral_constant<int, 128>());
@@ -124,11 +130,10 @@ bool few_channels(at::ScalarType type, int64_t depth, int64_t columns) {
 }
 
 // One round of blocks that walk over the tiles of `rows`, beside one another for `across` parts of the columns.
-template <typename Kernel> dim3 walking_grid(Kernel kernel, int bytes, int64_t across, int64_t rows) {
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  const int64_t most = int64_t{resident_blocks(kernel, product::kThreads, bytes)} *
+template <typename Kernel> dim3 walking_grid(int bytes, int64_t across, int64_t rows) {
+  const int64_t most = int64_t{resident_blocks<Kernel>(product::kThreads, bytes)} *
                        at::cuda::getCurrentDeviceProperties()->multiProcessorCount / across;
-  const int64_t tiles = (rows + product::kRows - 1) / product::kRows;
+  const int64_t tiles = ceil_div(rows, product::kRows);
   return dim3(static_cast<unsigned>(across), static_cast<unsigned>(std::max<int64_t>(1, std::min(tiles, most))));
 }
 
@@ -143,21 +148,21 @@ std::tuple<Tensor, Tensor> hidden_layer(const Tensor& x, const Tensor& weight, c
     args.rows = x.size(0), args.columns = static_cast<int>(weight.size(0));
     with_product(x.scalar_type(), x.size(1), [&](auto type, auto channels) {
       constexpr int depth = decltype(channels)::value, bytes = product::kSharedBytes<depth>;
-      const auto kernel = product::hidden_kernel<decltype(type), depth>;
-      const dim3 grid = walking_grid(kernel, bytes, args.columns / product::kColumns, args.rows);
-      launch(kernel, grid, product::kThreads, bytes, at::cuda::getCurrentCUDAStream(), args);
+      using Kernel = product::HiddenKernel<decltype(type), depth>;
+      const dim3 grid = walking_grid<Kernel>(bytes, args.columns / product::kColumns, args.rows);
+      launch<Kernel>(grid, product::kThreads, bytes, at::cuda::getCurrentCUDAStream(), args);
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
     return {activated, hidden};
   }
   Tensor hidden = at::addmm(bias, x, weight.t());
   Tensor activated = save ? allocate_like(hidden) : hidden;
-  with_type(x.scalar_type(), [&](auto type) {
+  with_dtype(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const int64_t vectors = hidden.numel() / kWidth;
     const int64_t most = int64_t{16} * at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
-    const int64_t blocks = std::min((vectors + kThreads - 1) / kThreads, most);
-    launch(gelu_kernel<T>, static_cast<unsigned>(blocks), kThreads, 0, at::cuda::getCurrentCUDAStream(),
+    const int64_t blocks = std::min(ceil_div(vectors, kThreads), most);
+    launch<GeluKernel<T>>(static_cast<unsigned>(blocks), kThreads, 0, at::cuda::getCurrentCUDAStream(),
            static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(activated.data_ptr()), vectors);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
@@ -180,8 +185,8 @@ HiddenGrads few_channels_backward(const Tensor& dy, const Tensor& x, const Tenso
   with_product(dy.scalar_type(), channels, [&](auto type, auto constant) {
     constexpr int depth = decltype(constant)::value, columns = kBackwardColumns<depth>;
     constexpr int bytes = BackwardMemory<depth>::kBytes;
-    const auto kernel = product::hidden_backward_kernel<decltype(type), depth, columns>;
-    const dim3 grid = walking_grid(kernel, bytes, width / columns, rows);
+    using Kernel = product::HiddenBackwardKernel<decltype(type), depth, columns>;
+    const dim3 grid = walking_grid<Kernel>(bytes, width / columns, rows);
     const auto options = dy.options().dtype(at::kFloat);
     grads.bias = allocate({grid.y, width}, options);
     grads.dweight1 = allocate({grid.y, width * channels}, options);
@@ -191,7 +196,7 @@ HiddenGrads few_channels_backward(const Tensor& dy, const Tensor& x, const Tenso
     args.grad = grads.dhidden.data_ptr(), args.bias = grads.bias.template data_ptr<float>();
     args.dw1 = grads.dweight1.template data_ptr<float>(), args.dw2 = grads.dweight2.template data_ptr<float>();
     args.rows = rows, args.columns = static_cast<int>(width);
-    launch(kernel, grid, product::kThreads, bytes, at::cuda::getCurrentCUDAStream(), args);
+    launch<Kernel>(grid, product::kThreads, bytes, at::cuda::getCurrentCUDAStream(), args);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return grads;
@@ -203,11 +208,11 @@ HiddenGrads hidden_backward(const Tensor& dy, const Tensor& x, const Tensor& hid
   HiddenGrads grads;
   grads.partial = false, grads.dhidden = at::mm(dy, weight2);
   Tensor activated = allocate_like(grads.dhidden);
-  with_type(dy.scalar_type(), [&](auto t) {
+  with_dtype(dy.scalar_type(), [&](auto t) {
     using T = decltype(t);
-    const SumShape shape = sum_shape<kWidth>(rows, width, resident_blocks(gelu_backward_kernel<T>, kSumThreads));
+    const SumShape shape = sum_shape<kWidth>(rows, width, resident_blocks<GeluBackwardKernel<T>>(kSumThreads));
     grads.bias = allocate({shape.row_blocks, width}, dy.options().dtype(at::kFloat));
-    launch(gelu_backward_kernel<T>, shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream(),
+    launch<GeluBackwardKernel<T>>(shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream(),
            static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(grads.dhidden.data_ptr()),
            static_cast<T*>(activated.data_ptr()), grads.bias.template data_ptr<float>(), rows, static_cast<int>(width),
            shape);

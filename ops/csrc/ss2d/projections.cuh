@@ -1,5 +1,5 @@
-// The maps of a warp's segment in shared memory (dt, B and C of both routes of the pair), and u2 of its steps from
-// them.
+// The projections of a warp's segment in shared memory (dt, B and C of both routes of the pair), and u2 of its steps
+// from them.
 //
 // 16-bit types: u2 of a segment and route is a product on the tensor cores, [16 pixels][columns] x [columns][32
 //   channels] for any dt rank, left in shared memory as float [pixel][channel]: a lane then reads its channel.
@@ -11,12 +11,13 @@
 namespace mmvmamba {
 namespace ss2d {
 
-static_assert(2 * kSegment == 32, "a lane has a row of maps: a pixel of the segment and a route of the pair");
+static_assert(2 * kSegment == 32, "a lane has a row of projections: a pixel of the segment and a route of the pair");
 
-// ---- maps -----------------------------------------------------------------------------------------------------------
-// Rows beyond the image repeat its last one: x and dy are zero there, which makes the steps inert (no drive, no output,
-// no gradient), and zeros in the maps as well would meet an infinite weight as NaN.
-template <typename T, int Rank> struct Maps {
+// ---- projections
+// ----------------------------------------------------------------------------------------------------------- Rows
+// beyond the image repeat its last one: x and dy are zero there, which makes the steps inert (no drive, no output, no
+// gradient), and zeros in the projections as well would meet an infinite weight as NaN.
+template <typename T, int Rank> struct Projections {
   static constexpr bool kHalf = sizeof(T) == 2;
   // a row in float: dt zero padded, B, C; only B and C if dt is projected elsewhere
   static constexpr int kColumns = kHalf || Rank == 0 ? 2 : Rank <= 6 ? 8 : 16;
@@ -25,41 +26,42 @@ template <typename T, int Rank> struct Maps {
   int stride;
 
   // Columns of a row in memory.
-  __host__ __device__ static constexpr int columns(int map_columns) {
-    return Rank == 0 ? map_columns : Rank <= 6 ? 8 : 16;
+  __host__ __device__ static constexpr int columns(int projection_columns) {
+    return Rank == 0 ? projection_columns : Rank <= 6 ? 8 : 16;
   }
   // 16 bytes more than a power of two keep load_matrix free of bank conflicts.
-  __host__ __device__ static constexpr int row_stride(int map_columns) {
-    return Rank == 6 ? 8 : columns(map_columns) + 8;
+  __host__ __device__ static constexpr int row_stride(int projection_columns) {
+    return Rank == 6 ? 8 : columns(projection_columns) + 8;
   }
   // Bytes of a warp.
-  __host__ __device__ static constexpr int bytes(int map_columns) {
-    return 32 * (kColumns * sizeof(float) + (kHalf ? row_stride(map_columns) * sizeof(T) : 0));
+  __host__ __device__ static constexpr int bytes(int projection_columns) {
+    return 32 * (kColumns * sizeof(float) + (kHalf ? row_stride(projection_columns) * sizeof(T) : 0));
   }
 
-  __device__ __forceinline__ Maps(const Args& p, char* shared)
+  __device__ __forceinline__ Projections(const Args& p, char* shared)
       : floats(reinterpret_cast<float*>(shared)), rows(reinterpret_cast<T*>(floats + 32 * kColumns)),
-        stride(row_stride(p.map_columns)) {}
+        stride(row_stride(p.projection_columns)) {}
 
   // Begin to load. In memory the two rows of a pixel are neighbours: of 16-bit types, neighbouring lanes copy
   // neighbouring parts of them, in as few requests as there are lines.
   __device__ __forceinline__ void load(const Args& p, const Place& at) const {
-    const T* image = static_cast<const T*>(p.maps) + (at.batch * p.length * 4 + 2 * at.pair) * p.map_columns;
+    const T* image =
+        static_cast<const T*>(p.projections) + (at.batch * p.length * 4 + 2 * at.pair) * p.projection_columns;
     if constexpr (kHalf) {
-      const int per_row = columns(p.map_columns) / 8, per_pixel = 2 * per_row;
+      const int per_row = columns(p.projection_columns) / 8, per_pixel = 2 * per_row;
       for (int i = at.lane; i < kSegment * per_pixel; i += 32) {
-        const int t = Rank == 0 ? p.by_parts.quotient(i) : i / per_pixel, part = i - t * per_pixel;
+        const int t = Rank == 0 ? p.by_parts.div(i) : i / per_pixel, part = i - t * per_pixel;
         const int route = part >= per_row;
         const uint32_t pixel = at.pixel(p, t);
         copy_async<16>(rows + (route * kSegment + t) * stride + (part - route * per_row) * 8,
-                       image + pixel * 4 * p.map_columns + part * 8, true);
+                       image + pixel * 4 * p.projection_columns + part * 8, true);
       }
     } else {
       const int route = at.lane / kSegment, t = at.lane % kSegment;
       const uint32_t pixel = at.pixel(p, t);
-      const T* from = image + (pixel * 4 + route) * p.map_columns;
+      const T* from = image + (pixel * 4 + route) * p.projection_columns;
       if constexpr (Rank == 0) {
-        copy_async<8>(floats + at.lane * 2, from + p.map_columns - 2, true);
+        copy_async<8>(floats + at.lane * 2, from + p.projection_columns - 2, true);
       } else {
 #pragma unroll
         for (int i = 0; i < kColumns; i += 4) copy_async<16>(floats + at.lane * kColumns + i, from + i, true);
@@ -71,8 +73,8 @@ template <typename T, int Rank> struct Maps {
   __device__ __forceinline__ void convert(const Args& p, int lane) const {
     if constexpr (kHalf) {
       __syncwarp();  // the copies of the other lanes are there
-      const T* bc = rows + lane * stride + columns(p.map_columns) - 2;
-      *reinterpret_cast<float2*>(floats + lane * 2) = make_float2(to_float(bc[0]), to_float(bc[1]));
+      const T* bc = rows + lane * stride + columns(p.projection_columns) - 2;
+      *reinterpret_cast<float2*>(floats + lane * 2) = make_float2(widen(bc[0]), widen(bc[1]));
     }
   }
 
@@ -101,26 +103,26 @@ template <typename T, int Rank> struct Maps {
 // ---- u2 -------------------------------------------------------------------------------------------------------------
 // What the tensor cores need of a route and a group of 32 channels, prepared by prepare_kernel: bias, then Wdt as
 // fragments. This many bytes.
-template <typename T, int Rank> __host__ __device__ constexpr int operand_bytes(int map_columns) {
-  return sizeof(T) == 2 ? 32 * sizeof(float) + Maps<T, Rank>::columns(map_columns) * 32 * sizeof(T) : 0;
+template <typename T, int Rank> __host__ __device__ constexpr int operand_bytes(int projection_columns) {
+  return sizeof(T) == 2 ? 32 * sizeof(float) + Projections<T, Rank>::columns(projection_columns) * 32 * sizeof(T) : 0;
 }
 
 template <typename T, int Rank>
 __device__ __forceinline__ const char* operand_of(const Args& p, const Place& at, int route) {
   const int number = (2 * at.pair + route) * p.groups + at.group;
-  return static_cast<const char*>(p.dt_operand) + number * operand_bytes<T, Rank>(p.map_columns);
+  return static_cast<const char*>(p.dt_operand) + number * operand_bytes<T, Rank>(p.projection_columns);
 }
 
 // Bytes of the operands that a block keeps in shared memory, of both routes. Those of great ranks are read where they
 // are: so much memory would cost more, in blocks that run beside, than the latency does.
-template <typename T, int Rank> __host__ __device__ constexpr int kept_bytes(int map_columns) {
-  return Maps<T, Rank>::columns(map_columns) <= 64 ? 2 * operand_bytes<T, Rank>(map_columns) : 0;
+template <typename T, int Rank> __host__ __device__ constexpr int kept_bytes(int projection_columns) {
+  return Projections<T, Rank>::columns(projection_columns) <= 64 ? 2 * operand_bytes<T, Rank>(projection_columns) : 0;
 }
 
 // Begin to copy the operands of both routes of the pair to shared memory, by all threads of the block.
 template <typename T, int Rank>
 __device__ __forceinline__ void load_operands(const Args& p, const Place& at, char* shared) {
-  const int kept = kept_bytes<T, Rank>(p.map_columns), bytes = kept / 2;
+  const int kept = kept_bytes<T, Rank>(p.projection_columns), bytes = kept / 2;
   for (int i = threadIdx.x * 16; i < kept; i += blockDim.x * 16) {
     const char* from = i < bytes ? operand_of<T, Rank>(p, at, 0) + i : operand_of<T, Rank>(p, at, 1) + i - bytes;
     copy_async<16>(shared + i, from, true);
@@ -130,7 +132,7 @@ __device__ __forceinline__ void load_operands(const Args& p, const Place& at, ch
 // Those of a route, kept or not.
 template <typename T, int Rank>
 __device__ __forceinline__ const char* operand_at(const Args& p, const Place& at, const char* kept, int route) {
-  const int bytes = kept_bytes<T, Rank>(p.map_columns);
+  const int bytes = kept_bytes<T, Rank>(p.projection_columns);
   return bytes > 0 ? kept + route * (bytes / 2) : operand_of<T, Rank>(p, at, route);
 }
 
@@ -140,7 +142,7 @@ template <typename T, int Rank, bool Half = sizeof(T) == 2> struct Projected {
   static constexpr int kTileBytes = kSegment * kRow * sizeof(float);
   const float* tile;
 
-  __device__ __forceinline__ Projected(const Args& p, const Place& at, const Maps<T, Rank>& maps,
+  __device__ __forceinline__ Projected(const Args& p, const Place& at, const Projections<T, Rank>& projections,
                                        const Segment<T>&, const char* operand, void* scratch, int route) {
     float sum[4][4];
     const float4* bias = reinterpret_cast<const float4*>(operand) + at.lane % 4 * 2;
@@ -150,7 +152,7 @@ template <typename T, int Rank, bool Half = sizeof(T) == 2> struct Projected {
       sum[n][0] = sum[n][2] = b.x, sum[n][1] = sum[n][3] = b.y;
       sum[n + 1][0] = sum[n + 1][2] = b.z, sum[n + 1][1] = sum[n + 1][3] = b.w;
     }
-    const T* matrix = maps.matrix(route, at.lane);
+    const T* matrix = projections.matrix(route, at.lane);
     const uint4* weight = reinterpret_cast<const uint4*>(operand + 32 * sizeof(float)) + at.lane;
     if constexpr (Rank == 6) {
       const uint4 b = *weight;
@@ -159,7 +161,7 @@ template <typename T, int Rank, bool Half = sizeof(T) == 2> struct Projected {
       mma_short<T>(sum[0], a, b.x), mma_short<T>(sum[1], a, b.y);
       mma_short<T>(sum[2], a, b.z), mma_short<T>(sum[3], a, b.w);
     } else {
-      const int columns = Maps<T, Rank>::columns(p.map_columns);
+      const int columns = Projections<T, Rank>::columns(p.projection_columns);
       const auto add = [&] {
         const uint4 low = weight[0], high = weight[32];
         uint32_t a[4];
@@ -190,9 +192,9 @@ template <typename T, int Rank> struct Projected<T, Rank, false> {
   float weight[Rank ? Rank : 1], bias;
   const float *rows, *tile;
 
-  __device__ __forceinline__ Projected(const Args& p, const Place& at, const Maps<T, Rank>& maps,
+  __device__ __forceinline__ Projected(const Args& p, const Place& at, const Projections<T, Rank>& projections,
                                        const Segment<T>& segment, const char*, void* scratch, int route)
-      : rows(maps.floats + route * kSegment * Maps<T, Rank>::kColumns) {
+      : rows(projections.floats + route * kSegment * Projections<T, Rank>::kColumns) {
     const int q = 2 * at.pair + route;
     bias = p.bias[q * p.padded + at.padded_channel];
     if constexpr (Rank == 0) {
@@ -212,7 +214,7 @@ template <typename T, int Rank> struct Projected<T, Rank, false> {
     float u = bias;
 #pragma unroll
     for (int i = 0; i < Rank; i += 2) {
-      const float2 dt = *reinterpret_cast<const float2*>(rows + t * Maps<T, Rank>::kColumns + i);
+      const float2 dt = *reinterpret_cast<const float2*>(rows + t * Projections<T, Rank>::kColumns + i);
       u = fmaf(weight[i], dt.x, u);
       u = fmaf(weight[i + 1], dt.y, u);
     }

@@ -1,0 +1,3 @@
+#include "fused/layer_norm/kernels.cuh"
+
+template struct mmvmamba::norm::Kernels<__half, __half>;
