@@ -1,7 +1,8 @@
-"""Building blocks of VMamba, one idea a file; all of them work on channel-last maps (B, H, W, C)."""
+"""Building blocks of VMamba, one idea a file; they take and give maps (B, C, H, W), ``channels_last`` in memory."""
 
 from .options import SS2DOptions
 from .ss2d import SS2D
-from .vss_block import BlockSequence, VSSBlock
+from .stage import Stage
+from .vss_block import VSSBlock
 
-__all__ = ['SS2D', 'BlockSequence', 'SS2DOptions', 'VSSBlock']
+__all__ = ['SS2D', 'SS2DOptions', 'Stage', 'VSSBlock']
