@@ -18,7 +18,8 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 _KINDS = (nn.Linear, nn.Conv2d, nn.GELU, nn.SiLU, nn.Dropout, nn.Identity)
 _FORWARDS = {kind: kind.forward for kind in _KINDS}  # as they were defined, to notice a patch
 _WEIGHTS = {nn.Linear, nn.Conv2d}  # kinds whose weight and bias a fused pass reads from outside
-_VALUES = (nn.Parameter, torch.Tensor)  # a sharded or functional call puts plain tensors in a parameter's place
+# a sharded or functional call puts plain tensors in a parameter's place
+_VALUES = (nn.Parameter, type(None), torch.Tensor)
 
 
 def fusible(kind: type) -> type:
@@ -32,9 +33,9 @@ def fusible(kind: type) -> type:
 def is_plain(module: nn.Module, kind: type) -> bool:
     """Whether calling a module is no more than the formula of a class.
 
-    It is more for a subclass or an adapter, with a hook of any kind, the process's global ones included, with a
-    ``forward`` of its own or a compiled one, and with a weight that is no ordinary tensor: quantised, parametrised,
-    distributed, or offloaded.
+    It is more for a subclass, such as an adapter or a parametrised layer, with a hook of any kind, the process's global
+    ones included, with a ``forward`` of its own (whoever offloads a weight puts it there) or a compiled one, and with a
+    weight that is no ordinary tensor, such as a quantised or a distributed one.
 
     Args:
         module (nn.Module): What may have been put in the place of a module of that class.
@@ -60,7 +61,7 @@ def is_plain(module: nn.Module, kind: type) -> bool:
     if kind in _WEIGHTS:
         weights = state['_parameters'].values()
         for weight in weights if len(weights) == 2 else (module.weight, module.bias):
-            if weight is not None and (type(weight) not in _VALUES or weight.device.type == 'meta'):
+            if type(weight) not in _VALUES:
                 return False
     return True
 
