@@ -7,8 +7,8 @@
   (with ``EMAHook``, mmengine saves the averaged weights under that name);
 - bare state dicts of any of them.
 
-Every weight of the backbone must be there in its shape, and nothing else but what the task replaces: the classifier,
-and the norms of the output maps (``outnorm*``) when the file lacks some of those that the model has.  Anything else is
+Every weight of the backbone must be there in its shape, and nothing else but stages after the last of ``out_indices``,
+which are not built, and what the task replaces: the classifier, and the norms of the output maps (``outnorm*``) when the file lacks some of those that the model has.  Anything else is
 a :class:`CheckpointError`, never a model with random weights.  Reading is :mod:`mmvmamba.checkpoint_file`'s part.
 """
 
@@ -67,7 +67,10 @@ def load_pretrained(model, init_cfg) -> None:
     state, left_out = backbone_weights(state, name, options.get('prefix'))
     expected = model.state_dict()
     fresh = _match_outnorms(state, expected, left_out)
-    _check_fit(state, expected, name, source)
+    unused = set(model.unused(state))
+    _check_fit(state, expected, name, source, unused)
+    left_out += [key for key in state if key in unused]
+    state = {key: value for key, value in state.items() if key not in unused}
     model.load_state_dict({**state, **{key: expected[key] for key in fresh}}, strict=True)
 
     line = f'Loaded {len(state)} weights from {source} of {name}'
@@ -250,13 +253,13 @@ def _match_outnorms(state: dict, expected: dict, left_out: list) -> list:
     return [] if complete else wanted
 
 
-def _check_fit(state: dict, expected: dict, name: str, source: str) -> None:
+def _check_fit(state: dict, expected: dict, name: str, source: str, unused: set) -> None:
     expected = {key: value for key, value in expected.items() if key in state or not key.startswith('outnorm')}
     problems = []
     missing = [key for key in expected if key not in state]
     if missing:
         problems.append(f'{len(missing)} missing: {_some(missing)}')
-    unexpected = [key for key in state if key not in expected]
+    unexpected = [key for key in state if key not in expected and key not in unused]
     if unexpected:
         problems.append(f'{len(unexpected)} unexpected: {_some(unexpected)}')
     common = [key for key in expected if key in state]

@@ -14,23 +14,33 @@ from torch.utils.checkpoint import checkpoint
 TYPES = (nn.Linear, nn.Conv2d, nn.GELU, nn.SiLU, nn.Dropout, nn.BatchNorm2d, nn.LayerNorm)
 
 
-class Around(nn.Module):
-    """A wrapper, such as an adapter."""
+class Wrapper(nn.Module):
+    """Gives the attributes of what it wraps, as torch's own wrappers do."""
 
     def __init__(self, inner):
         super().__init__()
         self.inner = inner
 
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__('inner'), name)
+
+
+class Around(Wrapper):
+    """An adapter."""
+
     def forward(self, x):
         return 1.5 * self.inner(x)
 
 
-class Recomputed(nn.Module):
+class Recomputed(Wrapper):
     """A checkpoint wrapper."""
 
     def __init__(self, inner, use_reentrant):
-        super().__init__()
-        self.inner, self.use_reentrant = inner, use_reentrant
+        super().__init__(inner)
+        self.use_reentrant = use_reentrant
 
     def forward(self, x):
         return checkpoint(self.inner, x, use_reentrant=self.use_reentrant)
@@ -78,8 +88,8 @@ def keeps_shape(path, module):
         return module.in_features == module.out_features
     if isinstance(module, nn.Conv2d):
         return module.in_channels == module.out_channels and module.stride == (1, 1)
-    containers = ('patch_embed', 'downsample', 'layers')
-    return name not in containers and '.downsample' not in path
+    is_stage = path.startswith('layers.') and name.isdigit() and path.count('.') == 1
+    return name != 'patch_embed' and not is_stage and '.downsample' not in path
 
 
 def observe(register):
