@@ -104,7 +104,7 @@ def _find_op(backbone: Any, stage: int, block: int) -> nn.Module:
     computed = range(max(backbone.out_indices) + 1)
     if stage not in computed:
         raise ValueError(f'stage is {stage}, expected one of {", ".join(map(str, computed))}')
-    blocks = backbone.layers[stage]['blocks']
+    blocks = backbone.layers[stage].blocks
     if not -len(blocks) <= block < len(blocks):
         raise ValueError(f'block is {block}, expected 0 to {len(blocks) - 1} in stage {stage}')
     op = blocks[block].op

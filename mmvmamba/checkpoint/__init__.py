@@ -7,9 +7,10 @@
   (with ``EMAHook``, mmengine saves the averaged weights under that name);
 - bare state dicts of any of them.
 
-Every weight of the backbone must be there in its shape, and nothing else but what the task replaces: the classifier,
-and the norms of the output maps (``outnorm*``) when the file lacks some of those that the model has.  Anything else is
-a :class:`CheckpointError`, never a model with random weights.
+Every weight of the backbone must be there in its shape, and nothing else but stages after the last of ``out_indices``,
+which are not built, and what the task replaces: the classifier, and the norms of the output maps (``outnorm*``) when
+the file lacks some of those that the model has.  Anything else is a :class:`CheckpointError`, never a model with random
+weights.
 
 The ground floor of the package: it knows no model, layer or hook.
 """

@@ -1,8 +1,9 @@
-"""Building blocks of VMamba, one idea a file; all of them work on channel-last maps (B, H, W, C)."""
+"""Building blocks of VMamba, one idea a file; they take and give maps (B, C, H, W), ``channels_last`` in memory."""
 
 from .options import SS2DOptions
 from .scan import intercept_scan, scan_routes
 from .ss2d import SS2D
-from .vss_block import BlockSequence, VSSBlock
+from .stage import Stage
+from .vss_block import VSSBlock
 
-__all__ = ['SS2D', 'BlockSequence', 'SS2DOptions', 'VSSBlock', 'intercept_scan', 'scan_routes']
+__all__ = ['SS2D', 'SS2DOptions', 'Stage', 'VSSBlock', 'intercept_scan', 'scan_routes']

@@ -1,37 +1,54 @@
-"""Convolutions with their norms, which on a GPU take over what would be a pass over the map of its own."""
+"""Convolutions with their norms, which run in one pass where they can."""
 
 import torch
 from torch import nn
 
-from .convolution import ConvChannelLast
-from .norm import LayerNorm
-
-FUSING = ('cuda',)  # devices on which adding a bias and GELU cost a pass each
+from .convolution import convolve, is_plain_conv
+from .fusion import is_plain, run_last, to_first, to_last
+from .norm import LayerNorm, SpatialSoftmax
 
 
 class ConvNorms(nn.Sequential):
-    """Layers on channel-last maps, (B, H, W, C) to (B, H', W', C'), among them convolutions followed by their norms.
+    """Layers on maps, (B, C, H, W) to (B, C', H', W'), among them convolutions followed by their norms.
 
-    On a GPU a layer norm adds the bias of the convolution before it, and applies a GELU after it, in its own pass.
-    Where one of the three is of another type or has hooks, each layer runs by itself, as on a CPU.
+    A layer norm applies the GELU that follows it in its own pass, and on a GPU adds the bias of the convolution before
+    it.  Where one of the three is not plain, each layer is called by itself.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.device.type not in FUSING:
-            return super().forward(x)
-        layers = [layer for layer in self if type(layer) is not nn.Identity]
+        x = to_last(x)
+        # the published changes of layout, which are parameter-free places here
+        layers = [layer for layer in self if not is_plain(layer, nn.Identity)]
         while layers:
-            conv, norm, act = (*layers, None, None)[:3]
-            gelu = type(act) is nn.GELU and act.approximate == 'none'
-            group = layers[: 2 + gelu]
-            if isinstance(conv, ConvChannelLast) and type(norm) is LayerNorm and not any(map(_has_hooks, group)):
-                x = norm(conv(x, add_bias=False), shift=conv.bias, gelu=gelu)
-            else:
-                group = layers[:1]
-                x = conv(x)
-            layers = layers[len(group) :]
-        return x
+            x, taken = _first_layers(x, *(*layers, None, None)[:3])
+            layers = layers[taken:]
+        return to_first(x)
 
 
-def _has_hooks(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+def _first_layers(x: torch.Tensor, conv: nn.Module, norm: nn.Module, act: nn.Module) -> tuple:
+    """Run the first layer of three, or what can be fused of them, and count them."""
+    if not is_plain_conv(conv):
+        return run_last(conv, x, LayerNorm), 1
+    if norm is None or not is_plain(norm, LayerNorm):
+        return convolve(conv, x), 1
+    gelu = act is not None and is_plain(act, nn.GELU) and act.approximate == 'none'
+    # on a CPU the convolution adds its bias at no cost
+    shift = conv.bias if x.is_cuda else None
+    x = norm.channel_last(convolve(conv, x, add_bias=shift is None), shift, gelu)
+    return x, 2 + gelu
+
+
+def build_out_norm(out_norm: str, channels: int) -> nn.Module:
+    """Build the normalisation of the scan's output; the places in a Sequential are the published state-dict keys.
+
+    Args:
+        out_norm (str): ``ln``, ``none``, ``dwconv3``, ``cnorm``, ``softmax`` or ``sigmoid``.
+        channels (int): Channels of the map.
+    """
+    if out_norm == 'ln':
+        return LayerNorm(channels, autocast_output=True)
+    if out_norm in ('dwconv3', 'cnorm'):
+        norm = [LayerNorm(channels, autocast_output=True)] if out_norm == 'cnorm' else []
+        conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        return ConvNorms(*norm, nn.Identity(), conv)
+    return dict(none=nn.Identity, softmax=SpatialSoftmax, sigmoid=nn.Sigmoid)[out_norm]()

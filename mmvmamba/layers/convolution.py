@@ -1,10 +1,13 @@
-"""Convolutions on channel-last maps."""
+"""Convolutions that the ops compute where they are torch's own and nothing more."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from mmvmamba.ops import conv2d_channel_last, depthwise_conv_silu
+from mmvmamba.ops import conv2d_channel_last
 from mmvmamba.ops.checks import autocast_enabled
+
+from .fusion import is_plain
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype:
@@ -14,34 +17,49 @@ def autocast_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if enabled else x.dtype
 
 
-class ConvChannelLast(nn.Conv2d):
-    """Convolution of a channel-last map, (B, H, W, C_in) to (B, H', W', C_out).
-
-    Args:
-        in_channels (int): C_in.
-        out_channels (int): C_out.
-        kernel_size (int): Side of the kernel.
-        stride (int): Pixels between two outputs, along both axes.
-        padding (int): Zeros around the map. Default: 0.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int = 0):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
-
-    def forward(self, x: torch.Tensor, add_bias: bool = True) -> torch.Tensor:
-        """Convolve; without ``add_bias`` the bias is left to the layer that follows."""
-        bias = self.bias if add_bias else None
-        return conv2d_channel_last(x, self.weight, bias, self.stride[0], self.padding[0], autocast_dtype(x))
+def is_plain_conv(conv: nn.Module) -> bool:
+    """Whether :func:`mmvmamba.ops.conv2d_channel_last` computes a convolution."""
+    return (
+        is_plain(conv, nn.Conv2d)
+        and _is_square(conv)
+        and conv.groups == 1
+        and conv.stride[0] == conv.stride[1]
+        and conv.padding[0] == conv.padding[1]
+    )
 
 
-class DepthwiseConv(nn.Conv2d):
-    """Depthwise convolution of a channel-last map, stride 1, (B, H, W, C) to (B, H, W, C)."""
+def is_plain_depthwise(conv: nn.Module) -> bool:
+    """Whether :func:`mmvmamba.ops.depthwise_conv_silu` computes a convolution, but for its activation."""
+    return (
+        is_plain(conv, nn.Conv2d)
+        and _is_square(conv)
+        and conv.groups == conv.in_channels == conv.out_channels
+        and conv.kernel_size[0] % 2 == 1
+        and conv.padding[0] == conv.padding[1] == conv.kernel_size[0] // 2
+        and conv.stride == (1, 1)
+    )
 
-    def __init__(self, channels: int, kernel_size: int, bias: bool):
-        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels, bias=bias)
 
-    def forward(self, x: torch.Tensor, silu: bool = False) -> torch.Tensor:
-        """Convolve; with ``silu`` apply that activation too, in the same kernel if there is one."""
-        if silu:
-            return depthwise_conv_silu(x, self.weight, self.bias, autocast_dtype(x))
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+def _is_square(conv: nn.Conv2d) -> bool:
+    return (
+        conv.kernel_size[0] == conv.kernel_size[1]
+        and conv.dilation == (1, 1)
+        and conv.padding_mode == 'zeros'
+        and not isinstance(conv.padding, str)
+    )
+
+
+def convolve(conv: nn.Conv2d, x: torch.Tensor, add_bias: bool = True) -> torch.Tensor:
+    """A plain convolution of a channel-last map, (B, H, W, C_in) to (B, H', W', C_out), with or without its bias."""
+    bias = conv.bias if add_bias else None
+    return conv2d_channel_last(x, conv.weight, bias, conv.stride[0], conv.padding[0], autocast_dtype(x))
+
+
+class PadShortSides(nn.Module):
+    """Pad a side of one pixel, too short for a 2x2 convolution, to two: to (B, C, max(H, 2), max(W, 2))."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2:]
+        if height > 1 and width > 1:
+            return x
+        return F.pad(x, (0, max(0, 2 - width), 0, max(0, 2 - height)))

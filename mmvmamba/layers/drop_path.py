@@ -5,11 +5,14 @@ from typing import Optional
 import torch
 from torch import nn
 
+from .fusion import fusible
 
+
+@fusible
 class DropPath(nn.Module):
     """Drop whole samples, `Deep Networks with Stochastic Depth <https://arxiv.org/abs/1603.09382>`_.
 
-    A sample is kept with probability 1 - ``rate`` and then divided by it.
+    A sample of (B, ...) is kept with probability 1 - ``rate`` and then divided by it.
 
     Args:
         rate (float): Probability to drop a sample while training. Default: 0.
@@ -19,10 +22,14 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: torch.Tensor, branches: int = 1) -> tuple[Optional[torch.Tensor], ...]:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        (factors,) = self.draw(x)
+        return x if factors is None else x * factors.to(x.dtype).view(-1, *(1,) * (x.dim() - 1))
+
+    def draw(self, x: torch.Tensor, branches: int = 1) -> tuple[Optional[torch.Tensor], ...]:
         """Draw what each sample of ``x`` (B, ...) is multiplied by, for several branches at once.
 
-        The product is left to the addition of the residual, see :func:`mmvmamba.ops.add_layer_norm`.
+        A fused pass leaves the product to the addition of the residual, see :func:`mmvmamba.ops.add_layer_norm`.
 
         Args:
             x (Tensor): (B, ...), for its batch size and device.

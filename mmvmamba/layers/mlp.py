@@ -1,16 +1,19 @@
-"""The channel mixer of a block: MLP or gated MLP on channel-last maps."""
+"""The channel mixer of a block: MLP or gated MLP."""
 
 import torch
 from torch import nn
 
 from mmvmamba.ops import mlp
 
-from .linear import is_plain
+from .fusion import fusible, is_plain, to_first, to_last
 from .options import ACTIVATIONS
 
 
+@fusible
 class Mlp(nn.Module):
-    """Two linear layers with an activation between them, (..., C) to (..., C).
+    """Two linear layers with an activation between them, (B, C, H, W) to (B, C, H, W).
+
+    The layers inside see (B, H, W, C).
 
     Args:
         channels (int): C.
@@ -32,15 +35,20 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return to_first(self.channel_last(to_last(x)))
+
+    def channel_last(self, x: torch.Tensor) -> torch.Tensor:
+        """The same on a channel-last map, (B, H, W, C) to (B, H, W, C)."""
         if self.gated:
             x, gate = self.fc1(x).chunk(2, dim=-1)
             return self.drop(self.fc2(x * self.act(gate)))
-        if self._is_plain() and (self.drop.p == 0 or not self.training):
-            return mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        x = self.drop(self.act(self.fc1(x)))
-        return self.drop(self.fc2(x))
-
-    def _is_plain(self) -> bool:
-        """Whether one op computes what the layers do."""
-        exact_gelu = type(self.act) is nn.GELU and self.act.approximate == 'none' and not self.act._forward_hooks
-        return exact_gelu and all(is_plain(layer) and layer.bias is not None for layer in (self.fc1, self.fc2))
+        fc1, act, fc2, drop = self.fc1, self.act, self.fc2, self.drop
+        if (
+            is_plain(act, nn.GELU)
+            and act.approximate == 'none'
+            and is_plain(drop, nn.Dropout)
+            and (drop.p == 0 or not drop.training)
+            and all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in (fc1, fc2))
+        ):
+            return mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        return drop(fc2(drop(act(fc1(x)))))

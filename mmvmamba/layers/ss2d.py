@@ -1,15 +1,18 @@
-"""SS2D: the token mixer of VMamba, on channel-last maps."""
+"""SS2D: the token mixer of VMamba."""
 
 import math
 
 import torch
 from torch import nn
 
+from mmvmamba.ops import depthwise_conv_silu
 from mmvmamba.ops.checks import autocast_enabled
 
-from .convolution import DepthwiseConv
+from .conv_norm import build_out_norm
+from .convolution import autocast_dtype, is_plain_depthwise
+from .fusion import fusible, is_plain, run_last, to_first, to_last
 from .linear import project
-from .norm import build_out_norm
+from .norm import LayerNorm
 from .options import ACTIVATIONS, SS2DOptions
 from .scan import scan_routes
 from .ssm_init import init_ssm
@@ -17,10 +20,12 @@ from .ssm_init import init_ssm
 ROUTES = 4
 
 
+@fusible
 class SS2D(nn.Module):
     """2D selective scan with its projections, figure 3 of `VMamba <https://arxiv.org/abs/2401.10166>`_.
 
-    in_proj, depthwise convolution, activation, scan along four routes, normalisation, gate, out_proj.
+    in_proj, depthwise convolution, activation, scan along four routes, normalisation, gate, out_proj: (B, C, H, W) to
+    (B, C, H, W).  Convolution and norm see maps of that form; projections, activations and dropout (B, H, W, C).
 
     Args:
         d_model (int): Channels C of the input.
@@ -38,7 +43,14 @@ class SS2D(nn.Module):
         self.in_proj = nn.Linear(d_model, d_inner * (1 if options.gate == 'none' else 2), bias=False)
         self.act = ACTIVATIONS[options.act]()
         if options.d_conv > 1:
-            self.conv2d = DepthwiseConv(d_inner, options.d_conv, options.conv_bias)
+            self.conv2d = nn.Conv2d(
+                d_inner,
+                d_inner,
+                options.d_conv,
+                padding=options.d_conv // 2,
+                groups=d_inner,
+                bias=options.conv_bias,
+            )
         self.x_proj_weight = nn.Parameter(torch.empty(ROUTES, dt_rank + 2 * options.d_state, d_inner))
         bound = d_inner**-0.5  # the default of nn.Linear
         nn.init.uniform_(self.x_proj_weight, -bound, bound)
@@ -50,16 +62,26 @@ class SS2D(nn.Module):
         self.dropout = nn.Dropout(options.dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, C) to (B, H, W, C)."""
+        return to_first(self.channel_last(to_last(x)))
+
+    def channel_last(self, x: torch.Tensor) -> torch.Tensor:
+        """The same on a channel-last map, (B, H, W, C) to (B, H, W, C)."""
         x, gate = self._split_gate(project(self.in_proj, x))
-        if self.options.d_conv > 1 and isinstance(self.act, nn.SiLU):
-            x = self.conv2d(x, silu=True)
-        else:
-            x = self.act(self.conv2d(x) if self.options.d_conv > 1 else x)
-        y = self.out_act(self.out_norm(self._scan(x)).to(x.dtype))
+        x = self._convolve(x)
+        y = run_last(self.out_norm, self._scan(x), LayerNorm).to(x.dtype)
+        y = self.out_act(y)
         if gate is not None:
             y = y * gate
         return self.dropout(project(self.out_proj, y))
+
+    def _convolve(self, x):
+        """The depthwise convolution, if there is one, and the activation."""
+        if self.options.d_conv == 1:
+            return self.act(x)
+        conv, act = self.conv2d, self.act
+        if is_plain(act, nn.SiLU) and is_plain_depthwise(conv):
+            return depthwise_conv_silu(x, conv.weight, conv.bias, autocast_dtype(x))
+        return act(run_last(conv, x))
 
     def _split_gate(self, x):
         if self.options.gate == 'none':

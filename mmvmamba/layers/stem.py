@@ -1,22 +1,13 @@
-"""The stem: image to channel-last map at a quarter of the resolution."""
+"""The stem: image to map at a quarter of the resolution."""
 
-import torch
 from torch import nn
 
 from .conv_norm import ConvNorms
-from .convolution import ConvChannelLast
 from .norm import build_norm
 
 
-class Stem(ConvNorms):
-    """Convolutions and norms on channel-last maps, after an image: (B, in_channels, H, W) to (B, H', W', channels)."""
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return super().forward(image.permute(0, 2, 3, 1))
-
-
-def build_stem(stem: str, in_channels: int, channels: int, norm_layer: str) -> Stem:
-    """Build the stem, (B, in_channels, H, W) to (B, H / 4, W / 4, channels).
+def build_stem(stem: str, in_channels: int, channels: int, norm_layer: str) -> ConvNorms:
+    """Build the stem, (B, in_channels, H, W) to (B, channels, H / 4, W / 4).
 
     Places in the Sequential are the published keys; an Identity holds the place of a published change of layout.
 
@@ -28,18 +19,18 @@ def build_stem(stem: str, in_channels: int, channels: int, norm_layer: str) -> S
         norm_layer (str): ``ln``, ``ln2d`` or ``bn``.
     """
     if stem == 'patch4':
-        return Stem(
-            ConvChannelLast(in_channels, channels, kernel_size=4, stride=4),
+        return ConvNorms(
+            nn.Conv2d(in_channels, channels, kernel_size=4, stride=4),
             nn.Identity(),
             build_norm(norm_layer, channels),
         )
-    return Stem(
-        ConvChannelLast(in_channels, channels // 2, kernel_size=3, stride=2, padding=1),
+    return ConvNorms(
+        nn.Conv2d(in_channels, channels // 2, kernel_size=3, stride=2, padding=1),
         nn.Identity(),
         build_norm(norm_layer, channels // 2, autocast_output=True),
         nn.Identity(),
         nn.GELU(),
-        ConvChannelLast(channels // 2, channels, kernel_size=3, stride=2, padding=1),
+        nn.Conv2d(channels // 2, channels, kernel_size=3, stride=2, padding=1),
         nn.Identity(),
         build_norm(norm_layer, channels),
     )

@@ -1,16 +1,18 @@
 """VSSMBackbone: VMamba as a backbone for mmpretrain, mmdet and mmsegmentation."""
 
 import functools
+import re
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmvmamba.checkpoint import MisfitError, load_pretrained, upgrade_hook
-from mmvmamba.layers import BlockSequence, VSSBlock
+from mmvmamba.layers import Stage, VSSBlock
 from mmvmamba.layers.downsample import build_downsample
-from mmvmamba.layers.norm import build_norm
+from mmvmamba.layers.norm import build_norm, normalise
 from mmvmamba.layers.options import check_bool
 from mmvmamba.layers.stem import build_stem
 from mmvmamba.registry import register_backbone
@@ -28,7 +30,8 @@ class VSSMBackbone(BaseModule):
         arch (str | dict): A name in :data:`mmvmamba.models.ARCHS` (``nano``, ``tiny-s1l8``, ``small-s1l20``,
             ``base-s1l20``, ``tiny-s2l5``, ``small-s2l15``, ``base-s2l15``, ``tiny-v0``, ``small-v0``, ``base-v0``), or
             a dict of options, see :func:`mmvmamba.models.archs.build_arch`. Default: ``tiny-s1l8``.
-        out_indices (Sequence[int]): Stages whose normalised maps are returned. Default: (0, 1, 2, 3).
+        out_indices (Sequence[int]): Stages whose normalised maps are returned. Those after the last of them are not
+            built; loading leaves their weights out, and says so in a log line. Default: (0, 1, 2, 3).
         drop_path_rate (float, optional): Stochastic depth. Default: the published rate of the arch.
         frozen_stages (int): -1 freezes nothing, k >= 0 the stem and the first k stages. Default: -1.
         with_cp (bool): Whether to recompute the activations of each block in backward. Default: False.
@@ -76,7 +79,8 @@ class VSSMBackbone(BaseModule):
         self.patch_embed = build_stem(arch.stem, arch.in_channels, arch.dims[0], arch.norm_layer)
         rates = torch.linspace(0, arch.drop_path_rate, sum(arch.depths), device='cpu').tolist()
         self.layers = nn.ModuleList()
-        for i, depth in enumerate(arch.depths):
+        last = max(self.out_indices)
+        for i, depth in enumerate(arch.depths[: last + 1]):
             blocks = [
                 VSSBlock(
                     arch.dims[i],
@@ -91,19 +95,16 @@ class VSSMBackbone(BaseModule):
                 )
                 for _ in range(depth)
             ]
-            last = i == stages - 1
-            downsample = (
-                nn.Identity()
-                if last
-                else build_downsample(arch.downsample, arch.dims[i], arch.dims[i + 1], arch.norm_layer)
-            )
-            self.layers.append(nn.ModuleDict(dict(blocks=BlockSequence(*blocks), downsample=downsample)))
+            widths = arch.dims[i : i + 2]
+            downsample = nn.Identity() if i == last else build_downsample(arch.downsample, *widths, arch.norm_layer)
+            self.layers.append(Stage(blocks, downsample))
         for i in self.out_indices:
             self.add_module(f'outnorm{i}', build_norm(arch.norm_layer, arch.dims[i]))
         self.apply(_init_linear)
         self._freeze_stages()
         # whole official detectors and segmentors load as they are, whatever their age
         self._register_load_state_dict_pre_hook(upgrade_hook)
+        self._register_load_state_dict_pre_hook(_leave_out_unused, with_module=True)
 
     def forward(self, x: torch.Tensor) -> tuple:
         """Compute the feature maps of ``out_indices``.
@@ -119,17 +120,15 @@ class VSSMBackbone(BaseModule):
             ValueError: If ``x`` has the wrong shape.
         """
         self._check_input(x)
-        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
+        x = self.patch_embed(x)
         outs = []
-        for i, layer in enumerate(self.layers):
-            x = layer['blocks'](x)
+        for i, stage in enumerate(self.layers):
+            x = stage(x)
             if i in self.out_indices:
                 # mmcv's ops (RoIAlign, ...) read memory as contiguous, whatever the strides say
-                outs.append(getattr(self, f'outnorm{i}')(x).permute(0, 3, 1, 2).contiguous())
-            if i < max(self.out_indices):
-                x = layer['downsample'](x)
-            else:
-                break
+                outs.append(normalise(getattr(self, f'outnorm{i}'), x).contiguous())
+            if i < len(self.layers) - 1:
+                x = stage.downsample(x)
         return tuple(outs)
 
     def _check_input(self, x: torch.Tensor) -> None:
@@ -138,6 +137,17 @@ class VSSMBackbone(BaseModule):
             raise ValueError(f'x has shape {tuple(x.shape)}, expected images of shape (B, {channels}, H, W)')
         if x.shape[0] < 1 or min(x.shape[2:]) < 4:
             raise ValueError(f'x has shape {tuple(x.shape)}, expected at least one image of at least 4x4 pixels')
+
+    def unused(self, keys) -> list:
+        """Those of a state dict's keys which belong to what the arch has, but ``out_indices`` makes no use of."""
+        built, stages = len(self.layers), len(self.arch.depths)
+        kept = re.compile(rf'layers\.{built - 1}\.downsample\.') if built < stages else None
+        left_out = []
+        for key in keys:
+            match = re.match(r'(?:layers\.|outnorm)(\d{1,4})\.', key)
+            if match and (built <= int(match[1]) < stages or (kept and kept.match(key))):
+                left_out.append(key)
+        return left_out
 
     def init_weights(self) -> None:
         """Load the checkpoint of ``init_cfg``; without one the weights stay as the constructor drew them."""
@@ -149,7 +159,7 @@ class VSSMBackbone(BaseModule):
     def load_pretrained(self, init_cfg: dict) -> None:
         """:func:`mmvmamba.checkpoint.load_pretrained`, whose error names the archs that would fit."""
         try:
-            load_pretrained(self, init_cfg)
+            load_pretrained(self, init_cfg, self.unused)
         except MisfitError as error:
             archs = ' or '.join(map(repr, fitting_archs(error.shapes)))
             error.hint = f'it fits arch {archs}' if archs else f'no known arch fits; {error.hint}'
@@ -193,6 +203,20 @@ def _shapes_of_arch(arch: str) -> dict:
     with torch.device('meta'):
         state = VSSMBackbone(arch).state_dict()
     return {key: value.shape for key, value in state.items() if not key.startswith('outnorm')}
+
+
+def _leave_out_unused(model: VSSMBackbone, state_dict: dict, prefix: str, *_) -> None:
+    """Take the weights of stages that are not built out of a state dict, as a pre-hook of ``load_state_dict``."""
+    unused = model.unused(key[len(prefix) :] for key in state_dict if key.startswith(prefix))
+    for key in unused:
+        del state_dict[prefix + key]
+    if unused:
+        print_log(
+            f'left out {len(unused)} weights of what out_indices={model.out_indices} makes no use of '
+            f"({prefix}{unused[0]}, ...); custom_hooks=[dict(type='mmvmamba.ResumeOlderRunHook')] resumes an "
+            'optimizer that had them',
+            logger='current',
+        )
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -8,8 +8,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from mmvmamba.layers import VSSBlock
+from mmvmamba.layers.downsample import PatchMerging, StridedConv
 from mmvmamba.registry import STRATEGIES
 
+GATHERED = {VSSBlock, PatchMerging, StridedConv}
 OPTIMIZER = ('state', 'param_groups')  # the optimizer's own in the state of its wrapper
 
 
@@ -21,7 +23,7 @@ class FSDPStrategy(MMEngineFSDPStrategy):
       which ends every ``--resume`` in a ``TypeError``.
     - It drops the scale of the loss from a checkpoint, so that mixed precision starts over with the first one.
     - Checkpoints are whole files by default (``state_dict_cfg='full'``), which test and fine-tune like any other.
-    - What is gathered together is a block by default: its fused ops take weights from several modules at once.
+    - What is gathered together is a block or a downsampling by default: their ops take weights from several modules.
 
     Arguments are those of mmengine's.
     """
@@ -35,7 +37,7 @@ class FSDPStrategy(MMEngineFSDPStrategy):
                 config.offload_to_cpu = False
 
     def _wrap_model(self, model):
-        blocks = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={VSSBlock})
+        blocks = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls=GATHERED)
         wrapper = dict(type='MMFullyShardedDataParallel', auto_wrap_policy=blocks, use_orig_params=True)
         if not torch.cuda.is_available():
             wrapper['device_id'] = 'cpu'

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 
 from mmvmamba.layers import SS2D, SS2DOptions, VSSBlock
 from mmvmamba.layers.cascade import cascade_scan
+from mmvmamba.layers.conv_norm import build_out_norm
 from mmvmamba.layers.downsample import PatchMerging, build_downsample
 from mmvmamba.layers.mlp import Mlp
-from mmvmamba.layers.norm import build_norm, build_out_norm
+from mmvmamba.layers.norm import build_norm
 from mmvmamba.layers.ssm_init import init_ssm
 from mmvmamba.layers.stem import build_stem
 
@@ -35,38 +36,39 @@ def test_patch_merging_order():
     merge = PatchMerging(1, 4, 'ln')
     merge.norm = torch.nn.Identity()
     torch.nn.init.eye_(merge.reduction.weight)
-    x = torch.arange(4.0).view(1, 2, 2, 1)  # [[0, 1], [2, 3]]
+    x = torch.arange(4.0).view(1, 1, 2, 2)  # [[0, 1], [2, 3]]
     assert merge(x).flatten().tolist() == [0, 2, 1, 3]  # down, then right
 
 
 @pytest.mark.parametrize('downsample', ['merge', 'conv2', 'conv3'])
 @pytest.mark.parametrize('size', [(1, 1), (1, 6), (7, 8)], ids=str)
 def test_downsample_sizes(downsample, size):
-    out = build_downsample(downsample, 8, 16, 'ln')(torch.randn(2, *size, 8))
+    out = build_downsample(downsample, 8, 16, 'ln')(torch.randn(2, 8, *size))
     rounding = math.floor if downsample == 'conv2' else math.ceil
-    assert tuple(out.shape) == (2, *(max(1, rounding(side / 2)) for side in size), 16)
+    assert tuple(out.shape) == (2, 16, *(max(1, rounding(side / 2)) for side in size))
 
 
 def test_stem_sizes():
     assert build_stem('patch4', 3, 8, 'ln')(torch.randn(1, 3, 35, 34)).shape == (1, 8, 8, 8)
-    assert build_stem('conv3x2', 3, 8, 'ln')(torch.randn(1, 3, 35, 34)).shape == (1, 9, 9, 8)
+    assert build_stem('conv3x2', 3, 8, 'ln')(torch.randn(1, 3, 35, 34)).shape == (1, 8, 9, 9)
 
 
-def test_norms_of_a_channel_last_map():
-    x = torch.randn(2, 5, 6, 8) * 3 + 1
+def test_norms_of_a_map():
+    x = torch.randn(2, 8, 5, 6) * 3 + 1
     for name in ('ln', 'ln2d'):
         out = build_norm(name, 8)(x)
-        torch.testing.assert_close(out.mean(-1), torch.zeros(2, 5, 6), atol=1e-5, rtol=0)
+        torch.testing.assert_close(out.mean(1), torch.zeros(2, 5, 6), atol=1e-5, rtol=0)
     out = build_norm('bn', 8).train()(x)
-    torch.testing.assert_close(out.mean((0, 1, 2)), torch.zeros(8), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(8), atol=1e-5, rtol=0)
     out = build_out_norm('softmax', 8)(x)
-    torch.testing.assert_close(out.sum((1, 2)), torch.ones(2, 8))
+    torch.testing.assert_close(out.sum((2, 3)), torch.ones(2, 8))
 
 
 def test_gated_mlp():
-    mlp, x = Mlp(8, 16, gated=True), torch.randn(3, 8)
+    mlp, x = Mlp(8, 16, gated=True), torch.randn(2, 3, 4, 8)
     value, gate = (x @ mlp.fc1.weight.T + mlp.fc1.bias).chunk(2, dim=-1)
-    torch.testing.assert_close(mlp(x), (value * F.gelu(gate)) @ mlp.fc2.weight.T + mlp.fc2.bias)
+    out = mlp(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(out, (value * F.gelu(gate)) @ mlp.fc2.weight.T + mlp.fc2.bias)
 
 
 class Doubled(torch.nn.Linear):
@@ -75,7 +77,7 @@ class Doubled(torch.nn.Linear):
 
 
 @pytest.mark.parametrize(
-    'layer, x, last', [(Mlp(8, 16), torch.randn(3, 8), 'fc2'), (SS2D(8), torch.randn(1, 3, 4, 8), 'out_proj')]
+    'layer, x, last', [(Mlp(8, 16), torch.randn(1, 8, 3, 4), 'fc2'), (SS2D(8), torch.randn(1, 8, 3, 4), 'out_proj')]
 )
 def test_replaced_linear_layers_and_hooks_are_called(layer, x, last):
     plain = layer(x)
@@ -92,22 +94,26 @@ def test_replaced_linear_layers_and_hooks_are_called(layer, x, last):
         hook.remove()
     linear.__class__ = Doubled
     torch.testing.assert_close(layer(x), 2 * plain)
-    linear.__class__, linear.forward = torch.nn.Linear, lambda x: torch.zeros(*x.shape[:-1], 8)
+    linear.__class__, linear.forward = torch.nn.Linear, lambda x: x.new_zeros(*x.shape[:-1], 8)
     assert not layer(x).any()
 
 
 def test_replaced_layers_of_other_options_are_called():
     mlp, ss2d = Mlp(8, 16), SS2D(8)
-    x, maps = torch.randn(3, 8), torch.randn(1, 3, 4, 8)
+    x = torch.randn(1, 8, 3, 4)
+
+    def unfused(x):
+        return mlp.fc2(mlp.act(mlp.fc1(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+
     mlp.act = torch.nn.GELU('tanh')
-    torch.testing.assert_close(mlp(x), mlp.fc2(mlp.act(mlp.fc1(x))), rtol=0, atol=1e-6)
+    torch.testing.assert_close(mlp(x), unfused(x), rtol=0, atol=1e-6)
     mlp.fc2 = torch.nn.Linear(16, 8, bias=False)
-    torch.testing.assert_close(mlp(x), mlp.fc2(mlp.act(mlp.fc1(x))))
-    plain, bias = ss2d(maps), torch.arange(8.0)
+    torch.testing.assert_close(mlp(x), unfused(x))
+    plain, bias = ss2d(x), torch.arange(8.0)
     with_bias = torch.nn.Linear(8, 8)
     with_bias.load_state_dict(dict(weight=ss2d.out_proj.weight, bias=bias))
     ss2d.out_proj = with_bias
-    torch.testing.assert_close(ss2d(maps), plain + bias)
+    torch.testing.assert_close(ss2d(x), plain + bias.view(8, 1, 1))
 
 
 def scan_line(x, x_proj, dt_proj, bias, A_logs, Ds):
@@ -145,14 +151,14 @@ def test_cascade_is_rows_then_columns():
 
 
 def test_ss2d_gates():
-    x = torch.randn(1, 4, 4, 8)
+    x = torch.randn(1, 8, 4, 4)
     for gate, width in (('none', 8), ('silu', 16), ('linear', 16)):
         layer = SS2D(8, SS2DOptions(gate=gate))
         assert layer.in_proj.out_features == width and layer(x).shape == x.shape
 
 
 def test_block_adds_its_branches():
-    block, x = VSSBlock(8, SS2DOptions()), torch.randn(1, 4, 4, 8)
+    block, x = VSSBlock(8, SS2DOptions()), torch.randn(1, 8, 4, 4)
     middle = x + block.op(block.norm(x))
     torch.testing.assert_close(block(x), middle + block.mlp(block.norm2(middle)))
     for parameter in (block.op.out_proj.weight, block.mlp.fc2.weight, block.mlp.fc2.bias):

@@ -36,8 +36,8 @@ def stage_maps(model, x: torch.Tensor) -> dict:
     maps, handles = {}, []
     if isinstance(model.backbone, VSSMBackbone):
         for stage, layer in enumerate(model.backbone.layers):
-            hook = partial(lambda stage, _module, _x, out: maps.update({stage: out[0].permute(2, 0, 1)}), stage)
-            handles.append(layer['blocks'].register_forward_hook(hook))
+            hook = partial(lambda stage, _module, _x, out: maps.update({stage: out[0]}), stage)
+            handles.append(layer.register_forward_hook(hook))
     with torch.no_grad():
         outs = model.backbone(x)
     for handle in handles:
