@@ -7,7 +7,7 @@
 //   with it the carry of s, takes the entering s from shared memory and the chain's blocks, and walks back for the
 //   gradients. Sums over channels (dprojections) stay in registers over the groups; sums over pixels (weights, bias, A,
 //   D) are added over the block's warps in a fixed order and leave as one partial sum a block. A thread has 128
-//   registers, so little is kept: what a group needs is prefetched to shared memory while the group before is worked on.
+//   registers, so little is kept: what a group needs is prefetched to shared memory during the group before.
 //   Moves: x, dy once a pair, dx once (twice for the second pair), states, projections and dprojections once a pair,
 //   partial sums. With Rank = 0, du2 is written too, for the GEMMs after it (in the place of u, where float has one).
 #pragma once
