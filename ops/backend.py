@@ -35,6 +35,9 @@ _DEVICES = {'naive': ('any',), 'cpu': ('cpu',), 'triton': ('cuda',), 'cuda': ('c
 OP_BACKENDS: dict = {}  # op: the backends it has, filled by its room's registration
 
 logger = logging.getLogger('mmvmamba.ops')
+# what os.environ keeps: asking itself raises and catches an error where there is no value, 2 us at each call of an op
+_environment = getattr(os.environ, '_data', os.environ)
+_ENV_KEY = os.environ.encodekey(ENV_VARIABLE) if _environment is not os.environ else ENV_VARIABLE
 _requested: ContextVar = ContextVar('mmvmamba_backend', default=None)  # op, or None for all others: backend
 _announced: set = set()
 
@@ -192,8 +195,9 @@ def _requested_for(op: str) -> str:
         name = requested.get(op) or requested.get(None)
         if name is not None:
             return name
-    name = os.environ.get(ENV_VARIABLE)
-    return _check_name(name, f'environment variable {ENV_VARIABLE}') if name else 'auto'
+    if _ENV_KEY not in _environment:
+        return 'auto'
+    return _check_name(os.environ[ENV_VARIABLE] or 'auto', f'environment variable {ENV_VARIABLE}')
 
 
 def _check_can_run(op: str, name: str, device_type: str) -> None:
@@ -220,7 +224,9 @@ def takes_kernel(op: str, name: Optional[str], fits: Callable, x: torch.Tensor, 
         ValueError: If a name is no backend.
         BackendError: If the call's own backend can't serve it.
     """
-    if (name is None and not x.is_cuda) or not _wants_kernel(op, x.device.type, name):
+    if name is None:
+        return x.is_cuda and _wants_kernel(op) and fits(x, *others)
+    if not _names_kernel(op, name, x.device.type):
         return False
     if fits(x, *others):
         return True
@@ -230,10 +236,14 @@ def takes_kernel(op: str, name: Optional[str], fits: Callable, x: torch.Tensor, 
 
 
 @torch._dynamo.assume_constant_result
-def _wants_kernel(op: str, device_type: str, name: Optional[str]) -> bool:
-    if name is None or _check_name(name, 'backend') == 'auto':
-        wanted = name or _requested_for(op)
-        return wanted in ('auto', 'cuda') and device_type == 'cuda' and has_cuda_kernel(op)
+def _wants_kernel(op: str) -> bool:
+    return _requested_for(op) in ('auto', 'cuda') and has_cuda_kernel(op)
+
+
+@torch._dynamo.assume_constant_result
+def _names_kernel(op: str, name: str, device_type: str) -> bool:
+    if _check_name(name, 'backend') == 'auto':
+        return device_type == 'cuda' and has_cuda_kernel(op)
     if name not in OP_BACKENDS[op]:
         raise BackendError(f'{op}: there is no backend {name!r}, expected one of {", ".join(OP_BACKENDS[op])}, auto')
     _check_can_run(op, name, device_type)

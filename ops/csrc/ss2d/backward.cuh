@@ -7,66 +7,18 @@
 //   with it the carry of s, takes the entering s from shared memory and the chain's blocks, and walks back for the
 //   gradients. Sums over channels (dprojections) stay in registers over the groups; sums over pixels (weights, bias, A,
 //   D) are added over the block's warps in a fixed order and leave as one partial sum a block. A thread has 128
-//   registers, so little is kept: what a group needs is prefetched to shared memory while the group before is worked
-//   on. Moves: x, dy once a pair, dx once (twice for the second pair), states, projections and dprojections once a
-//   pair, partial sums. With Rank = 0, du2 is written too, for the GEMMs after it (in the place of u, where float has
-//   one).
-// BackwardCarriesKernel: the carries of s alone, one a block, route and channel (needs neither x nor states). For
-//   chains too long to wait for.
+//   registers, so little is kept: what a group needs is prefetched to shared memory during the group before.
+//   Moves: x, dy once a pair, dx once (twice for the second pair), states, projections and dprojections once a pair,
+//   partial sums. With Rank = 0, du2 is written too, for the GEMMs after it (in the place of u, where float has one).
 #pragma once
 
 #include "common/ceil_div.h"
-#include "ss2d/forward.cuh"
+#include "ss2d/backward_carries.cuh"
 #include "ss2d/reduce.cuh"
 
 namespace mmvmamba {
 namespace ss2d {
 
-// ---- carries of s ---------------------------------------------------------------------------------------------------
-template <typename T, int Rank, bool Reversed>
-__device__ __forceinline__ Carry scan_back(const Projections<T, Rank>& projections, int route,
-                                           const Projected<T, Rank>& u, const Values<T>& dy, float A) {
-  Carry carry = {1.f, 0.f};
-#pragma unroll
-  for (int i = 0; i < kSegment; ++i) {
-    const int t = Reversed ? i : kSegment - 1 - i;
-    const float decay = exp2_fast(A * softplus2<T>(u[t]));
-    carry.end = decay * fmaf(projections.bc(route, t).y, dy[t], carry.end);
-    carry.product *= decay;
-  }
-  return carry;
-}
-
-template <typename T, int Rank, bool SecondReversed> struct BackwardCarriesKernel {
-  static constexpr int kThreads = kMaxWarps * 32, kBlocks = 0;
-
-  static __device__ __forceinline__ void run(const Args& p) {
-    const ForwardBlock<T, Rank> block(p);
-    const Place& at = block.at;
-    char* scratch = block.memory.scratch;
-    block.load(p.dy);
-    const float* A = block.A();
-    block.await_loads();
-    const Values<T> dy = read_tile(block.memory.input, at.lane);
-    {
-      const Projected<T, Rank> u(p, at, block.projections, block.segment, block.operand(0), scratch, 0);
-      block.carries_of(0)[at.warp * 32 + at.lane] =
-          scan_back<T, Rank, false>(block.projections, 0, u, dy, A[0]);
-    }
-    {
-      const Projected<T, Rank> u(p, at, block.projections, block.segment, block.operand(1), scratch, 1);
-      block.carries_of(1)[at.warp * 32 + at.lane] =
-          scan_back<T, Rank, SecondReversed>(block.projections, 1, u, dy, A[p.padded]);
-    }
-    __syncthreads();
-    for (int route = at.warp; route < 2; route += at.warps) {
-      *block_carry(p, at.batch, at.block, route, at.padded_channel) =
-          block.total_of(route, !(route == 1 && SecondReversed));
-    }
-  }
-};
-
-// ---- gradients ------------------------------------------------------------------------------------------------------
 // A lane's row of a tile, filled pixel by pixel, from the last one if Descending. Of 16-bit types 8 pixels are stored
 // at once, which meets no bank conflicts.
 template <typename T, bool Descending> struct TileRow {
