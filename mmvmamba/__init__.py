@@ -2,6 +2,7 @@
 
 try:
     from . import hooks  # noqa: F401  (registers them under plain names)
+    from .mmcv_ops import install
     from .models import MM_VSSM, VSSMBackbone
     from .runtime import setup_runtime
     from .version import __version__
@@ -15,5 +16,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 setup_runtime()
+install()
 
 __all__ = ['MM_VSSM', 'VSSMBackbone', '__version__']

@@ -1,0 +1,51 @@
+"""How an import of ``mmcv._ext`` finds the stand-in where nothing else provides one."""
+
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+
+NAME = 'mmcv._ext'
+SWITCH = 'MMVMAMBA_MMCV_OPS'
+
+
+def switched_off() -> bool:
+    """Whether ``MMVMAMBA_MMCV_OPS`` disables the stand-in.
+
+    Raises:
+        ImportError: For a value that is neither empty, ``on`` nor ``off``.
+    """
+    value = os.environ.get(SWITCH, '')
+    if value not in ('', 'on', 'off'):
+        raise ImportError(f'{SWITCH} is {value!r}, expected on or off')
+    return value == 'off'
+
+
+class StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds ``mmcv._ext`` alone.
+
+    It belongs at the end of ``sys.meta_path``: a compiled module is found before it, and one that fails to load stays
+    an error, since no further finder is asked then.
+    """
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != NAME or switched_off():
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, origin='mmvmamba.mmcv_ops.extension')
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        from .extension import fill
+
+        fill(vars(module))
+
+
+FINDER = StandInFinder()
+
+
+def install() -> None:
+    """Let ``import mmcv._ext`` find the stand-in in this process, after all other finders; once is enough."""
+    if FINDER not in sys.meta_path:
+        sys.meta_path.append(FINDER)
