@@ -12,7 +12,7 @@ from .plain import plain, widen
 
 def _attend(value, shapes: list, locations, weights):
     """The weighted sum over levels and points: (B, Q, heads * D)."""
-    batch, _, heads, size = value.shape
+    batch, _, heads, _ = value.shape
     queries, points = locations.shape[1], locations.shape[4]
     maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B * heads, D, K)
     grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P, 2)

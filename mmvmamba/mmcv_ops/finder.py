@@ -7,6 +7,7 @@ import sys
 
 NAME = 'mmcv._ext'
 SWITCH = 'MMVMAMBA_MMCV_OPS'
+COMPILE = "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary mmcv 'mmcv==2.1.0'"
 
 
 def switched_off() -> bool:

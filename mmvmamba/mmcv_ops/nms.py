@@ -106,7 +106,7 @@ def _first_largest(scores: np.ndarray) -> int:
 
 
 def _close_gaps(table: np.ndarray, index: np.ndarray, kept: np.ndarray) -> int:
-    """Move kept columns from the end into the places of dropped ones, in the order of one pass; returns their number."""
+    """Move kept columns from the end into the places of dropped ones, as one pass does; returns their number."""
     count = int(kept.sum())
     if count < len(kept):
         gaps = np.flatnonzero(~kept[:count])

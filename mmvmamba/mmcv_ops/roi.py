@@ -81,9 +81,7 @@ def roi_align_backward(
 
 
 @plain
-def roi_pool_forward(
-    input, rois, output, argmax, pooled_height: int, pooled_width: int, spatial_scale: float
-) -> None:
+def roi_pool_forward(input, rois, output, argmax, pooled_height: int, pooled_width: int, spatial_scale: float) -> None:
     """Maximum of the pixels that each bin of a region touches; 0 where it touches none.
 
     Args:

@@ -16,7 +16,7 @@ import torch
 from mmvmamba.mmcv_ops.placing import compiled_file, mmcv_folder
 
 STORED = Path(__file__).parents[1] / 'data/mmcv_ops.npz'
-KINDS = ('grid', 'dense', 'sparse', 'malformed')  # grid and dense have equal scores and overlaps of exactly 1/2 and so on
+KINDS = ('grid', 'dense', 'sparse', 'malformed')  # the first two have equal scores and overlaps
 
 
 def load_compiled():
