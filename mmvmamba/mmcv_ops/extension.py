@@ -4,7 +4,7 @@ import torch
 import torchvision
 
 from . import attention, deform, losses, nms, overlaps, roi
-from .finder import COMPILE, NAME, SWITCH, switched_off
+from .finder import COMPILE, NAME
 
 
 def get_compiler_version() -> str:
@@ -77,14 +77,3 @@ def fill(namespace: dict) -> None:
         return namespace.setdefault(name, refusal(name))
 
     namespace.update(FUNCTIONS, __stand_in__=True, __getattr__=get)
-
-
-def fill_placed(namespace: dict) -> None:
-    """:func:`fill` for the file that lies in mmcv's folder.
-
-    Raises:
-        ModuleNotFoundError: If ``MMVMAMBA_MMCV_OPS=off``, as if the file were not there.
-    """
-    if switched_off():
-        raise ModuleNotFoundError(f'No module named {NAME!r} ({SWITCH}=off)', name=NAME)
-    fill(namespace)

@@ -22,6 +22,20 @@ def switched_off() -> bool:
     return value == 'off'
 
 
+def fill(namespace: dict) -> None:
+    """Make a module's namespace that of ``mmcv._ext``.
+
+    Raises:
+        ModuleNotFoundError: If ``MMVMAMBA_MMCV_OPS=off``, as if there were no module.
+        ImportError: If torchvision does not load beside this torch.
+    """
+    if switched_off():
+        raise ModuleNotFoundError(f'No module named {NAME!r} ({SWITCH}=off)', name=NAME)
+    from . import extension  # torch and torchvision, only where they are needed
+
+    extension.fill(namespace)
+
+
 class StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds ``mmcv._ext`` alone.
 
@@ -38,8 +52,6 @@ class StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def exec_module(self, module):
-        from .extension import fill
-
         fill(vars(module))
 
 

@@ -21,7 +21,7 @@ path = package.submodule_search_locations[0] + '/mmcv_ops/__init__.py'
 spec = util.spec_from_file_location('mmvmamba_mmcv_ops', path)  # alone: mmvmamba itself is not imported
 sys.modules[spec.name] = util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules[spec.name])
-import_module(spec.name + '.extension').fill_placed(globals())
+import_module(spec.name + '.finder').fill(globals())
 """
 
 

@@ -159,7 +159,7 @@ def test_half_precision_is_float32_rounded_once(dtype, random):
     assert torch.equal(*outs) and outs[0].any()
 
 
-@pytest.mark.parametrize('dtype', (*HALVES, torch.float64), ids=str)
+@pytest.mark.parametrize('dtype', [*HALVES, torch.float64], ids=str)
 def test_nms_in_other_precisions(dtype, random):
     boxes, scores = make_boxes(random, 60, 'grid')
     kept = FUNCTIONS['nms'](boxes.to(dtype), scores.to(dtype), iou_threshold=0.4, offset=0)

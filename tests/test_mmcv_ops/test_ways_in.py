@@ -1,5 +1,6 @@
 """How ``mmcv.ops`` comes to the stand-in, and when it must not."""
 
+import ast
 import importlib.machinery
 import sys
 from pathlib import Path
@@ -48,41 +49,52 @@ def fails(result, *words):
     return True
 
 
+@pytest.fixture
+def bare(tmp_path):
+    """A package named mmcv that holds nothing, in a folder of its own."""
+    package = tmp_path / 'bare/mmcv'
+    package.mkdir(parents=True)
+    (package / '__init__.py').touch()
+    return package
+
+
 def test_an_import_of_mmvmamba_is_enough(overlay, tmp_path):
-    assert fails(run_python(USE, overlay, cwd=tmp_path), "No module named 'mmcv._ext'")
     result = run_python('import mmvmamba\n' + USE, overlay, cwd=tmp_path)
     assert result.stdout.startswith('True True none (mmvmamba, over torchvision '), result.stderr
-    off = run_python('import mmvmamba\n' + USE, overlay, cwd=tmp_path, env={finder.SWITCH: 'off'})
-    assert fails(off, "No module named 'mmcv._ext'")
 
 
 def test_a_placed_file_needs_no_import_and_brings_nothing_else(overlay, tmp_path):
-    commands = [sys.executable, '-m', 'mmvmamba.mmcv_ops']
-    assert 'placed ' in run([*commands, 'place'], overlay, cwd=tmp_path).stdout
+    (overlay / '_ext.py').write_text(placing.TEXT)
     result = run_python(USE, overlay, cwd=tmp_path)
     assert result.stdout.startswith('True False none (mmvmamba, over'), result.stderr
-    off = run_python(USE, overlay, cwd=tmp_path, env={finder.SWITCH: 'off'})
-    assert fails(off, "No module named 'mmcv._ext' (MMVMAMBA_MMCV_OPS=off)")
-    report = run([*commands, 'report'], overlay, cwd=tmp_path)
+    report = run([sys.executable, '-m', 'mmvmamba.mmcv_ops', 'report'], overlay, cwd=tmp_path)
     assert report.returncode == 0 and f'mmcv ops: stand-in (placed in {overlay})' in report.stdout
-    assert 'removed ' in run([*commands, 'remove'], overlay, cwd=tmp_path).stdout
-    assert not (overlay / '_ext.py').exists()
+
+
+def test_without_either_there_are_none(bare, tmp_path):
+    assert fails(run_python('import mmcv._ext', bare, cwd=tmp_path), "No module named 'mmcv._ext'")
+    (bare / '_ext.py').write_text(placing.TEXT)
+    off = run_python('import mmcv._ext', bare, cwd=tmp_path, env={finder.SWITCH: 'off'})
+    assert fails(off, "No module named 'mmcv._ext' (MMVMAMBA_MMCV_OPS=off)")
+    alone = run([sys.executable, '-S', '-c', 'import mmcv._ext'], bare, cwd=tmp_path)  # without site-packages
+    assert fails(alone, f'{bare}/_ext.py needs mmvmamba, which is not installed; delete it')
 
 
 @pytest.mark.skipif(load_compiled() is None, reason='mmcv is not compiled here')
-def test_compiled_ops_win(overlay, tmp_path):
-    (overlay / '_ext.py').write_text(placing.TEXT)
+def test_compiled_ops_win(bare, tmp_path):
+    (bare / '_ext.py').write_text(placing.TEXT)
     compiled = placing.compiled_file(placing.mmcv_folder())
-    (overlay / compiled.name).symlink_to(compiled)
-    result = run_python('import mmvmamba\n' + USE, overlay, cwd=tmp_path)
-    assert result.stdout.startswith('False True '), result.stderr
+    (bare / compiled.name).symlink_to(compiled)
+    code = 'import torch, mmcv._ext, sys; from mmvmamba.mmcv_ops import install; install(); print(mmcv._ext.__file__)'
+    result = run_python(code, bare, cwd=tmp_path)
+    assert result.stdout.strip() == str(bare / compiled.name), result.stderr
 
 
-def test_compiled_ops_that_fail_to_load_stay_an_error(overlay, tmp_path):
-    (overlay / '_ext.py').write_text(placing.TEXT)
-    (overlay / f'_ext{SUFFIX}').write_bytes(b'not a library')
-    assert fails(run_python('import mmvmamba\n' + USE, overlay, cwd=tmp_path), 'ImportError', f'_ext{SUFFIX}')
-    report = run([sys.executable, '-m', 'mmvmamba.mmcv_ops', 'report'], overlay, cwd=tmp_path)
+def test_compiled_ops_that_fail_to_load_stay_an_error(bare, tmp_path):
+    (bare / '_ext.py').write_text(placing.TEXT)
+    (bare / f'_ext{SUFFIX}').write_bytes(b'not a library')
+    assert fails(run_python('import mmcv._ext', bare, cwd=tmp_path), 'ImportError', f'_ext{SUFFIX}')
+    report = run([sys.executable, '-m', 'mmvmamba.mmcv_ops', 'report'], bare, cwd=tmp_path)
     assert report.returncode == 1 and 'mmcv ops: broken (ImportError' in report.stdout
 
 
@@ -153,11 +165,9 @@ def test_every_function_is_in_the_documentation():
 def test_it_imports_torch_torchvision_and_numpy_only():
     names = set()
     for path in Path(mmcv_ops.__file__).parent.glob('*.py'):
-        for line in path.read_text().splitlines():
-            words = line.split()
-            if words[:1] in (['import'], ['from']) and not words[1].startswith('.'):
-                names.update(
-                    word.split('.')[0].strip(',') for word in (words[1:] if words[0] == 'import' else words[1:2])
-                )
-    allowed = {*sys.stdlib_module_names, 'torch', 'torchvision', 'numpy'}
-    assert names - allowed == set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.split('.')[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(node.module.split('.')[0])
+    assert names - {*sys.stdlib_module_names} == {'torch', 'torchvision', 'numpy'}
