@@ -46,8 +46,7 @@ def place(tmp_path_factory):
 def test_train_test_and_inference(codebase, package, settings, checkpoint, metric, code, place):
     folder, run = place
     config, work = ROOT / DEMO[codebase], folder / codebase
-    log = run(f'python -m mim train {package} {config} --gpus 0 --work-dir {work}', *QUICK, *settings)
-    assert 'none (mmvmamba, over torchvision' in log  # what mmengine logs as mmcv's compiler
+    run(f'python -m mim train {package} {config} --gpus 0 --work-dir {work}', *QUICK, *settings)
     test = f'python -m mim test {package} {config} --checkpoint {work / checkpoint} --gpus 0 --work-dir {work}/test'
     assert metric in run(test, *QUICK)
     image = next((folder / 'data/digits/scenes/val').iterdir())
