@@ -20,9 +20,12 @@ print('found', len(inference_detector(model, sys.argv[3]).pred_instances))
 """
 SEGMENT = """
 import sys, mmcv.ops
+from mmengine.config import Config
 from mmseg.apis import inference_model, init_model
 assert mmcv._ext.__stand_in__
-model = init_model(*sys.argv[1:3], device='cpu')
+config = Config.fromfile(sys.argv[1])  # which names no test_pipeline, as mmseg's function wants it
+config.test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackSegInputs')]
+model = init_model(config, sys.argv[2], device='cpu')
 print('found', inference_model(model, sys.argv[3]).pred_sem_seg.shape)
 """
 
