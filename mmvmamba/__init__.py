@@ -1,6 +1,7 @@
 """VMamba for OpenMMLab: one backbone for mmpretrain, mmdet and mmsegmentation."""
 
 try:
+    from .mmcv_ops import install
     from .models import MM_VSSM, VSSMBackbone
     from .training import hooks  # noqa: F401  (registers them under plain names)
     from .training.runtime import setup_runtime
@@ -15,5 +16,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 setup_runtime()
+install()
 
 __all__ = ['MM_VSSM', 'VSSMBackbone', '__version__']

@@ -16,6 +16,8 @@ from typing import Optional
 
 import torch
 
+from mmvmamba import mmcv_ops
+from mmvmamba.mmcv_ops.finder import COMPILE
 from mmvmamba.ops import backend_report, selective_scan
 
 # by the name used here: the distributions that provide it, and its module
@@ -35,6 +37,7 @@ PACKAGES = {
     'transformers': (('transformers',), 'transformers'),
 }
 SAFE_LOADING = (2, 6)  # from this torch on, torch.load refuses the classes it was not told of
+PLACE = 'python -m mmvmamba.mmcv_ops place'
 TIMED_SHAPE = (2, 4, 24, 196)  # batch, groups, channels of a group, L
 
 
@@ -95,17 +98,28 @@ def release(version: str) -> tuple:
     return tuple(int(number) for number in re.findall(r'\d+', version)[:2])
 
 
+def torchvision_for(versions: dict) -> tuple:
+    """The release of torchvision that is made for the installed torch: 0.26 for 2.11."""
+    return 0, release(versions['torch'])[1] + 15
+
+
 def find_traps(
-    versions: dict, has_pkg_resources: bool, has_mmcv_ops: bool, has_mim_files: bool, loads_checkpoints: bool
+    versions: dict,
+    has_pkg_resources: bool,
+    ops: mmcv_ops.State,
+    has_mim_files: bool,
+    loads_checkpoints: bool,
+    mmcv_distributions: tuple = (),
 ) -> list:
     """Compare what is installed with the combinations that are known to fail.
 
     Args:
         versions (dict): Version by package name, without the packages that are missing.
         has_pkg_resources (bool): Whether ``pkg_resources`` can be imported.
-        has_mmcv_ops (bool): Whether mmcv was built with its ops.
+        ops (mmcv_ops.State): What ``mmcv.ops`` gets.
         has_mim_files (bool): Whether the package holds the files that mim looks for.
         loads_checkpoints (bool): Whether torch's safe loading accepts what mmengine saves.
+        mmcv_distributions (tuple[str, ...]): The installed distributions that provide mmcv.
 
     Returns:
         list[Trap]: What was found, worst first.
@@ -133,11 +147,34 @@ def find_traps(
                 "pip install 'setuptools<82'",
             )
         )
-    if 'mmcv' in versions and not has_mmcv_ops:
+    if 'mmcv' in versions and ops.kind == 'broken':
         traps.append(
             Trap(
-                f'mmcv {versions["mmcv"]} has no compiled ops, which detectors and segmentors need',
-                "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary mmcv 'mmcv==2.1.0', with a C++ compiler",
+                f'the ops of mmcv {versions["mmcv"]} do not load: {ops.reason}',
+                'build mmcv against this torch, or take the stand-in: pip uninstall -y mmcv mmcv-lite; '
+                f"pip install 'mmcv-lite==2.1.0'; {PLACE}",
+            )
+        )
+    if 'mmcv' in versions and ops.kind == 'none':
+        traps.append(
+            Trap(
+                f'mmcv {versions["mmcv"]} has no ops ({ops.reason}), which detectors and segmentors need',
+                f'unset MMVMAMBA_MMCV_OPS; {PLACE}, or compile them: {COMPILE}',
+            )
+        )
+    if ops.kind == 'stand-in' and not ops.placed:
+        traps.append(
+            Trap(
+                "the stand-in for mmcv's ops is not in mmcv's folder: commands that import mmcv.ops before mmvmamba, "
+                'such as mim test mmdet, fail',
+                PLACE,
+            )
+        )
+    if len(mmcv_distributions) > 1:
+        traps.append(
+            Trap(
+                f'{" and ".join(mmcv_distributions)} write into one folder; what is imported is a mixture',
+                f'pip uninstall -y {" ".join(mmcv_distributions)}; then install one of them again',
             )
         )
     limited = [name for name in ('mmdet', 'mmsegmentation', 'mmpretrain') if is_original(name)]
@@ -152,7 +189,7 @@ def find_traps(
         traps.append(
             Trap(
                 f'mmcv 2.1 can not be built against torch {versions["torch"]}, whose headers need C++20',
-                "pip install 'torch<2.13' before mmcv",
+                f"pip install 'mmcv-lite==2.1.0'; {PLACE}",
             )
         )
     torch_build, vision_build = (versions.get(name, '').partition('+')[2] for name in ('torch', 'torchvision'))
@@ -161,6 +198,14 @@ def find_traps(
             Trap(
                 f'torchvision {versions["torchvision"]} is a CUDA build and does not load on torch {versions["torch"]}',
                 'install both from the same index: the CUDA build of torch runs on CPU too',
+            )
+        )
+    elif at_least('torch', 2) and release(versions.get('torchvision', '')) not in ((), torchvision_for(versions)):
+        wanted = '.'.join(map(str, torchvision_for(versions)))
+        traps.append(
+            Trap(
+                f'torchvision {versions["torchvision"]} does not belong to torch {versions["torch"]}',
+                f"pip install 'torchvision=={wanted}.*'",
             )
         )
     if not loads_checkpoints:
@@ -184,14 +229,13 @@ def find_traps(
 
 def detect_traps() -> list:
     """:func:`find_traps` of this installation."""
-    mmcv = _package_folder('mmcv')
-    ops = mmcv is not None and any(mmcv.glob('_ext*'))
     return find_traps(
         installed_versions(),
         util.find_spec('pkg_resources') is not None,
-        ops,
+        mmcv_ops.state(),
         (Path(__file__).parent / '.mim').exists(),
         release(torch.__version__) < SAFE_LOADING or allows_history_buffer(),
+        tuple(name for name in PACKAGES['mmcv'][0] if _distribution_version(name, (name,))),
     )
 
 
@@ -250,6 +294,8 @@ def main() -> int:
         print(f'GPUs: {", ".join(devices)}; CUDA {torch.version.cuda}')
     else:
         print(f'GPUs: none visible to torch (built for CUDA {torch.version.cuda})')
+    ops = mmcv_ops.state()
+    print(f'mmcv ops: {ops.kind} ({ops.reason})')
     report_backends()
     if release(torch.__version__) >= SAFE_LOADING and allows_history_buffer():
         print(f'mended at import: torch {torch.__version__} loads the checkpoints of mmengine, which it would refuse')

@@ -99,6 +99,11 @@ TABLE = {
     'source .venv/bin/activate': Row('installs', tests='tests/test_tools/test_setup_env.py'),
     'python -m mmvmamba.doctor': Row('whole', says='mmvmamba', quick=True),
     'MMVMAMBA_BACKEND=naive python -m mmvmamba.doctor': Row('whole', says='naive'),
+    "pip install 'mmcv-lite==2.1.0'": Row('installs'),
+    **{
+        f'python -m mmvmamba.mmcv_ops {command}': Row('installs', tests='tests/test_mmcv_ops/test_ways_in.py')
+        for command in ('place', 'report', 'remove')
+    },
     # ---- training and testing
     TRAIN: Row('reduced', FEW_IMAGES, makes='work_dirs/digits/epoch_20.pth'),
     f'{TRAIN} --resume': Row(

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmvmamba import doctor
+from mmvmamba import doctor, mmcv_ops
 
 GOOD = {'torch': '2.11.0+cu130', 'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'setuptools': '80.10.2'}
+COMPILED = mmcv_ops.State('compiled', '_ext.so')
 TRAPS = {
     'transformers': (
         dict(mmpretrain='1.2.0', transformers='5.17.0'),
@@ -21,9 +22,18 @@ TRAPS = {
         'transformers<5',
     ),
     'pkg_resources': (dict(setuptools='82.0.0'), dict(has_pkg_resources=False), 'pkg_resources', 'setuptools<82'),
-    'mmcv_without_ops': ({}, dict(has_mmcv_ops=False), 'no compiled ops', 'MMCV_WITH_OPS=1'),
+    'mmcv_without_ops': ({}, dict(ops=mmcv_ops.State('none', 'no _ext')), 'has no ops (no _ext)', 'MMCV_WITH_OPS=1'),
+    'broken_ops': ({}, dict(ops=mmcv_ops.State('broken', 'OSError: x')), 'do not load: OSError: x', 'mmcv-lite'),
+    'stand_in_not_placed': ({}, dict(ops=mmcv_ops.State('stand-in', '')), 'mim test mmdet', 'mmcv_ops place'),
+    'two_mmcv': ({}, dict(mmcv_distributions=('mmcv', 'mmcv-lite')), 'mmcv and mmcv-lite', '-y mmcv mmcv-lite'),
+    'other_torchvision': (
+        dict(torchvision='0.25.0'),
+        {},
+        '0.25.0 does not belong to torch 2.11',
+        'torchvision==0.26.*',
+    ),
     'new_mmcv': (dict(mmcv='2.2.0'), {}, r'mmcv 2.2.0 is newer than mmdet', 'mmcv==2.1.0'),
-    'new_torch': (dict(torch='2.13.1', mmcv=None), {}, 'mmcv 2.1 can not be built', 'torch<2.13'),
+    'new_torch': (dict(torch='2.13.1', mmcv=None), {}, 'mmcv 2.1 can not be built', 'mmcv-lite==2.1.0'),
     'cuda_torchvision': (dict(torch='2.11.0+cpu', torchvision='0.26.0'), {}, 'is a CUDA build', 'same index'),
     'safe_loading': ({}, dict(loads_checkpoints=False), 'torch 2.11.0+cu130 refuses checkpoints', 'import mmvmamba'),
     'no_mim_files': ({}, dict(has_mim_files=False), 'no .mim folder', 'pip install'),
@@ -35,7 +45,7 @@ def find(versions, **flags):
     return doctor.find_traps(
         versions,
         **{
-            **dict(has_pkg_resources=True, has_mmcv_ops=True, has_mim_files=True, loads_checkpoints=True),
+            **dict(has_pkg_resources=True, ops=COMPILED, has_mim_files=True, loads_checkpoints=True),
             **flags,
         },
     )
@@ -44,6 +54,7 @@ def find(versions, **flags):
 def test_a_good_set_has_no_traps():
     assert find({}) == []
     assert find(dict(transformers='4.57.0', mmpretrain='1.2.0', torchvision='0.26.0')) == []
+    assert find({}, ops=mmcv_ops.State('stand-in', 'placed', placed=True), mmcv_distributions=('mmcv-lite',)) == []
 
 
 @pytest.mark.parametrize('name', TRAPS)
@@ -85,9 +96,9 @@ def test_the_forks_are_recognised_and_need_no_older_mmcv_or_setuptools(monkeypat
     versions = doctor.installed_versions()
     assert versions['mmcv'] == '2.3.6 (onedl-mmcv)' and versions['mmdet'] == '3.5.1 (onedl-mmdetection)'
     assert {'mmengine', 'mmsegmentation', 'mmpretrain'} <= versions.keys()
-    assert doctor.find_traps(versions, False, True, True, True) == []
+    assert doctor.find_traps(versions, False, COMPILED, True, True) == []
     only({**FORKS, 'mmdet': '3.3.0'}, monkeypatch)
-    (trap,) = doctor.find_traps(doctor.installed_versions(), True, True, True, True)
+    (trap,) = doctor.find_traps(doctor.installed_versions(), True, COMPILED, True, True)
     assert 'is newer than mmdet accept' in trap.what
 
 
@@ -158,5 +169,5 @@ def test_report_of_this_installation():
     for name in ('naive', 'cpu', 'triton', 'cuda'):
         assert f'  {name:8}' in result.stdout
     assert 'naive   yes' in result.stdout and ' ms, error ' in result.stdout and 'FAILED' not in result.stdout
-    assert 'known traps' in result.stdout
+    assert 'known traps' in result.stdout and f'mmcv ops: {mmcv_ops.state().kind} (' in result.stdout
     assert ('mended at import' in result.stdout) is (doctor.release(torch.__version__) >= doctor.SAFE_LOADING)

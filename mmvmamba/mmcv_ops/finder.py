@@ -1,0 +1,64 @@
+"""How an import of ``mmcv._ext`` finds the stand-in where nothing else provides one."""
+
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+
+NAME = 'mmcv._ext'
+SWITCH = 'MMVMAMBA_MMCV_OPS'
+COMPILE = "MMCV_WITH_OPS=1 pip install --no-build-isolation --no-binary mmcv 'mmcv==2.1.0'"
+
+
+def switched_off() -> bool:
+    """Whether ``MMVMAMBA_MMCV_OPS`` disables the stand-in.
+
+    Raises:
+        ImportError: For a value that is neither empty, ``on`` nor ``off``.
+    """
+    value = os.environ.get(SWITCH, '')
+    if value not in ('', 'on', 'off'):
+        raise ImportError(f'{SWITCH} is {value!r}, expected on or off')
+    return value == 'off'
+
+
+def fill(namespace: dict) -> None:
+    """Make a module's namespace that of ``mmcv._ext``.
+
+    Raises:
+        ModuleNotFoundError: If ``MMVMAMBA_MMCV_OPS=off``, as if there were no module.
+        ImportError: If torchvision does not load beside this torch.
+    """
+    if switched_off():
+        raise ModuleNotFoundError(f'No module named {NAME!r} ({SWITCH}=off)', name=NAME)
+    from . import extension  # torch and torchvision, only where they are needed
+
+    extension.fill(namespace)
+
+
+class StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds ``mmcv._ext`` alone.
+
+    It belongs at the end of ``sys.meta_path``: a compiled module is found before it, and one that fails to load stays
+    an error, since no further finder is asked then.
+    """
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != NAME or switched_off():
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, origin='mmvmamba.mmcv_ops.extension')
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        fill(vars(module))
+
+
+FINDER = StandInFinder()
+
+
+def install() -> None:
+    """Let ``import mmcv._ext`` find the stand-in in this process, after all other finders; once is enough."""
+    if FINDER not in sys.meta_path:
+        sys.meta_path.append(FINDER)
