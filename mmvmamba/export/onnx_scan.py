@@ -104,6 +104,18 @@ class _ChunkedScan(torch.autograd.Function):
         return g.op(f'{_DOMAIN}::ChunkedScan', a, b).setType(type_)
 
 
+class _AnySize(torch.autograd.Function):
+    """A map as it is, whose traced sizes the exporter must not take for the only ones."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def symbolic(g, x):
+        return g.op('Identity', x).setType(x.type().with_sizes([None] * 4))
+
+
 def _traceable_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode):
     """The scan of a map in plain PyTorch, its loop over time as one node; see :func:`mmvmamba.layers.scan_routes`."""
     routes, channels, dt_rank = dt_projs_weight.shape
@@ -119,7 +131,7 @@ def _traceable_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds
     h = h.unflatten(1, (-1, int(routes), int(channels), int(d_state)))  # (L, B, K, D, N)
     y = (h.permute(1, 2, 3, 4, 0) * C.unsqueeze(2)).sum(dim=3)
     y = y + Ds.unflatten(0, (int(routes), int(channels))).unsqueeze(-1) * u
-    return cross_merge(y, x.shape[2:], scan_mode, channel_last=False)
+    return _AnySize.apply(cross_merge(y, x.shape[2:], scan_mode, channel_last=False))
 
 
 def export_onnx(graph: nn.Module, example: torch.Tensor, output_names: tuple, path: Path, metadata: dict) -> None:

@@ -9,9 +9,9 @@ from mmvmamba.layers import SS2D, SS2DOptions, intercept_scan, scan_routes
 
 
 def build(scan_mode='cross2d'):
-    """An SS2D of 8 channels and its input, (B, H, W, C)."""
+    """An SS2D of 8 channels and its input, (B, C, H, W)."""
     torch.manual_seed(0)
-    return SS2D(8, SS2DOptions(scan_mode=scan_mode)).eval(), torch.randn(2, 5, 6, 8)
+    return SS2D(8, SS2DOptions(scan_mode=scan_mode)).eval(), torch.randn(2, 8, 5, 6)
 
 
 @pytest.mark.parametrize('scan_mode', ['cross2d', 'unidi', 'bidi', 'cascade2d'])
