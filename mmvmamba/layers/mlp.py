@@ -48,7 +48,10 @@ class Mlp(nn.Module):
             and act.approximate == 'none'
             and is_plain(drop, nn.Dropout)
             and (drop.p == 0 or not drop.training)
-            and all(is_plain(layer, nn.Linear) and layer.bias is not None for layer in (fc1, fc2))
+            and is_plain(fc1, nn.Linear)
+            and is_plain(fc2, nn.Linear)
         ):
-            return mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+            bias1, bias2 = fc1.bias, fc2.bias
+            if bias1 is not None and bias2 is not None:
+                return mlp(x, fc1.weight, bias1, fc2.weight, bias2)
         return drop(fc2(drop(act(fc1(x)))))
