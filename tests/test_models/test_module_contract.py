@@ -69,7 +69,13 @@ def test_every_map_has_channels_second_and_lies_channels_last(norm_layer, stem, 
 def test_a_module_takes_other_strides():
     model = build()
     x = torch.randn(2, 8, 9, 7)
-    for name in ('layers.0', 'layers.0.blocks.0', 'layers.0.blocks.0.op', 'layers.0.blocks.0.mlp', 'layers.0.downsample'):
+    for name in (
+        'layers.0',
+        'layers.0.blocks.0',
+        'layers.0.blocks.0.op',
+        'layers.0.blocks.0.mlp',
+        'layers.0.downsample',
+    ):
         module = model.get_submodule(name)
         expected = module(x.contiguous(memory_format=torch.channels_last))
         for other in (x, x.transpose(2, 3).contiguous().transpose(2, 3)):
@@ -136,7 +142,9 @@ def test_mmengine_checkpoints_by_name(name, images):
     model = build().train()
     expected = gradients(model, images)
     runs = []
-    inner = model.get_submodule(name if name == 'patch_embed' else f'{name}{"" if "blocks" in name else ".blocks.0"}.op')
+    inner = model.get_submodule(
+        name if name == 'patch_embed' else f'{name}{"" if "blocks" in name else ".blocks.0"}.op'
+    )
     inner = inner[0] if name == 'patch_embed' else inner.in_proj
     handle = inner.register_forward_hook(lambda *_: runs.append(1))
     gradients(model, images)
@@ -163,7 +171,9 @@ def torch_conv(conv):
     new = nn.Conv2d(
         conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
     )
-    new.load_state_dict(dict(conv.state_dict(), bias=torch.zeros(conv.out_channels) if conv.bias is None else conv.bias))
+    new.load_state_dict(
+        dict(conv.state_dict(), bias=torch.zeros(conv.out_channels) if conv.bias is None else conv.bias)
+    )
     return new
 
 
@@ -253,7 +263,7 @@ def count_by_hooks(model, x):
     def count(module, inputs, out):
         nonlocal total
         if isinstance(module, nn.Conv2d):
-            batch, channels, height, width = out.shape
+            channels = out.shape[1]
             assert channels == module.out_channels
             total += out.numel() * module.weight[0].numel()
         else:

@@ -1,5 +1,5 @@
-// Memory from the allocator without the dispatcher on the way, which costs the host more than the allocation: a training
-// step of a model allocates hundreds of tensors.
+// Memory from the allocator without the dispatcher on the way, which costs the host more than the allocation: a
+// training step of a model allocates hundreds of tensors.
 #pragma once
 
 #include <ATen/Context.h>

@@ -2,9 +2,10 @@
 // compiles without the conversions of the half types.
 #pragma once
 
-#include <cstdint>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+#include <cstdint>
 #include <type_traits>
 
 namespace mmvmamba {

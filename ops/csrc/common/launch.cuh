@@ -63,7 +63,7 @@ template <typename Body, typename... Args> constexpr auto find_kernel(void (*)(A
   }
 }
 // The kernel of a body, with the arguments of its `run`.
-template <typename Body> constexpr auto kernel_of = find_kernel<Body>(decltype(&Body::run)(nullptr));
+template <typename Body> constexpr auto kernel_of = find_kernel<Body>(decltype (&Body::run)(nullptr));
 
 // Whether the code of `kernel` that this GPU runs was compiled for architectures that have these instructions, by a
 // CUDA version that also records such launches into graphs.

@@ -7,8 +7,12 @@ namespace mmvmamba {
 
 // One load or store of 8 or 16 bytes.
 template <int Bytes> struct Word;
-template <> struct Word<8> { using Type = uint2; };
-template <> struct Word<16> { using Type = uint4; };
+template <> struct Word<8> {
+  using Type = uint2;
+};
+template <> struct Word<16> {
+  using Type = uint4;
+};
 
 // Width values from an address aligned to them: 8 or 16 bytes of a half-precision type, 16 or 32 of float.
 template <int Width> __device__ __forceinline__ void load(const float* from, float (&v)[Width]) {

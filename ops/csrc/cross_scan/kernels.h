@@ -1,8 +1,9 @@
 // Launch interface of the cross-scan kernels. No torch types in here.
 #pragma once
 
-#include <cstdint>
 #include <cuda_runtime.h>
+
+#include <cstdint>
 
 #include "common/element_type.h"
 #include "common/routes.h"

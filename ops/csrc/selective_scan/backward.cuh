@@ -92,7 +92,7 @@ struct BackwardKernel {
   static __device__ __forceinline__ float adjoint(float A, float carry, const Raw<T>& raw_B, const Raw<T>& raw_C,
                                                   int part, float* flow_cell, Steps& steps, float (&dB)[kSteps],
                                                   float (&dC)[kSteps]) {
-    const float(&u)[kSteps] = steps.u, (&dt)[kSteps] = steps.dt, (&dy)[kSteps] = steps.dy;
+    const float (&u)[kSteps] = steps.u, (&dt)[kSteps] = steps.dt, (&dy)[kSteps] = steps.dy;
     const float A2 = base_two(A);
     float a[kSteps], before[kSteps], decay = 1.f, drive = 0.f, back = 0.f;
 #pragma unroll

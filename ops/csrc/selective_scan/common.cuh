@@ -77,7 +77,7 @@ __device__ __forceinline__ float base_two(float A) {
 // Step sizes before softplus: delta + bias, with steps beyond the end made such that they come to 0.
 template <typename T>
 __device__ __forceinline__ void raw_steps(const Raw<T>& delta, float bias, bool use_softplus, int t, int length,
-                                 float (&x)[kSteps]) {
+                                          float (&x)[kSteps]) {
   unpack(delta, x);
 #pragma unroll
   for (int j = 0; j < kSteps; ++j) x[j] += bias;
@@ -94,10 +94,10 @@ template <int kLanes, bool kUp>
 __device__ __forceinline__ void warp_scan(float& decay, float& drive, int part) {
 #pragma unroll
   for (int offset = 1; offset < kLanes; offset *= 2) {
-    const float before = kUp ? __shfl_up_sync(kFullMask, decay, offset, kLanes)
-                             : __shfl_down_sync(kFullMask, decay, offset, kLanes);
-    const float entering = kUp ? __shfl_up_sync(kFullMask, drive, offset, kLanes)
-                               : __shfl_down_sync(kFullMask, drive, offset, kLanes);
+    const float before =
+        kUp ? __shfl_up_sync(kFullMask, decay, offset, kLanes) : __shfl_down_sync(kFullMask, decay, offset, kLanes);
+    const float entering =
+        kUp ? __shfl_up_sync(kFullMask, drive, offset, kLanes) : __shfl_down_sync(kFullMask, drive, offset, kLanes);
     if (kUp ? part >= offset : part + offset < kLanes) {
       drive = fmaf(decay, entering, drive);
       decay *= before;
@@ -129,8 +129,12 @@ struct Place {
   int split, warp, part, slot, group;
 
   __device__ __forceinline__ explicit Place(const Args& p)
-      : pair(blockIdx.x / p.splits), split(blockIdx.x % p.splits), warp(threadIdx.x / 32), part(threadIdx.x % kLanes),
-        slot(threadIdx.x % 32 / kLanes), group(static_cast<int>(pair % p.groups)) {}
+      : pair(blockIdx.x / p.splits),
+        split(blockIdx.x % p.splits),
+        warp(threadIdx.x / 32),
+        part(threadIdx.x % kLanes),
+        slot(threadIdx.x % 32 / kLanes),
+        group(static_cast<int>(pair % p.groups)) {}
 
   // The thread's channel of its group in a turn; may lie beyond the last.
   __device__ __forceinline__ int channel(const Args& p, int turn) const {
@@ -151,7 +155,10 @@ struct Work {
   const T *B, *C;
 
   __device__ __forceinline__ explicit Work(const Args& args)
-      : p(args), place(p), N(kSingle ? 1 : p.d_state), B(static_cast<const T*>(p.B) + place.pair * N * p.length),
+      : p(args),
+        place(p),
+        N(kSingle ? 1 : p.d_state),
+        B(static_cast<const T*>(p.B) + place.pair * N * p.length),
         C(static_cast<const T*>(p.C) + place.pair * N * p.length) {}
 
   // Whether a thread has a channel in a turn; without one it works on its group's last, and stores nothing.

@@ -1,6 +1,5 @@
-#include "selective_scan/cpu_chunk.h"
-
 #include "common/elementary.h"
+#include "selective_scan/cpu_chunk.h"
 
 namespace mmvmamba {
 namespace {
@@ -52,7 +51,7 @@ MMVMAMBA_INLINE void scan_impl(const T* __restrict dt, const T* __restrict u, co
                                int steps) {
   T a[kRows][kChunk], states[kRows][kChunk];
   for (int r = 0; r < kRows; ++r) {
-    const T *__restrict dt_ = dt + r * kChunk, *__restrict u_ = u + r * kChunk;
+    const T* __restrict dt_ = dt + r * kChunk, * __restrict u_ = u + r * kChunk;
     for (int t = 0; t < steps; ++t) {
       a[r][t] = exp_(dt_[t] * A[r]);
       states[r][t] = dt_[t] * u_[t] * B[t];
@@ -71,7 +70,7 @@ MMVMAMBA_INLINE void scan_backward_impl(const T* __restrict dt, const T* __restr
                                         T* __restrict dB, T* __restrict dC, T* __restrict dA, int steps) {
   T a[kRows][kChunk], h[kRows][kChunk], s[kRows][kChunk], state[kRows];
   for (int r = 0; r < kRows; ++r) {
-    const T *__restrict dt_ = dt + r * kChunk, *__restrict u_ = u + r * kChunk, *__restrict dy_ = dy + r * kChunk;
+    const T* __restrict dt_ = dt + r * kChunk, * __restrict u_ = u + r * kChunk, * __restrict dy_ = dy + r * kChunk;
     state[r] = h0[r];
     for (int t = 0; t < steps; ++t) {
       a[r][t] = exp_(dt_[t] * A[r]);
@@ -82,8 +81,8 @@ MMVMAMBA_INLINE void scan_backward_impl(const T* __restrict dt, const T* __restr
   recur_forward(a, h, state, steps);
   recur_backward(a, s, flow, steps);
   for (int r = 0; r < kRows; ++r) {
-    const T *__restrict dt_ = dt + r * kChunk, *__restrict u_ = u + r * kChunk, *__restrict dy_ = dy + r * kChunk;
-    T *__restrict du_ = du + r * kChunk, *__restrict ddt_ = ddt + r * kChunk;
+    const T* __restrict dt_ = dt + r * kChunk, * __restrict u_ = u + r * kChunk, * __restrict dy_ = dy + r * kChunk;
+    T* __restrict du_ = du + r * kChunk, * __restrict ddt_ = ddt + r * kChunk;
     const auto step = [&](int t, T before) {
       const T grad_decay = s[r][t] * (a[r][t] * before), input = s[r][t] * B[t];
       du_[t] += input * dt_[t];

@@ -177,16 +177,23 @@ template <typename T, int Rank> struct BackwardBlock {
   const bool works;  // a warp beyond the image only waits for the others
 
   __device__ __forceinline__ explicit BackwardBlock(const Args& args)
-      : p(args), at(p, p.by_splits, split), operands_bytes(kept_bytes<T, Rank>(p.projection_columns)),
-        sums_stride(Memory::warp_bytes(p.projection_columns)), local(shared_memory<Carry>()),
-        before(local + 2 * at.warps * 32), operands(shared_memory<char>() + Memory::carries(at.warps)),
+      : p(args),
+        at(p, p.by_splits, split),
+        operands_bytes(kept_bytes<T, Rank>(p.projection_columns)),
+        sums_stride(Memory::warp_bytes(p.projection_columns)),
+        local(shared_memory<Carry>()),
+        before(local + 2 * at.warps * 32),
+        operands(shared_memory<char>() + Memory::carries(at.warps)),
         sums(operands + 2 * operands_bytes + sums_stride - Memory::kSums),
         x_tile(reinterpret_cast<T*>(operands + 2 * operands_bytes + at.warp * sums_stride)),
-        dy_tile(x_tile + Segment<T>::kSize), dx_tile(dy_tile + Segment<T>::kSize), tiles(dx_tile + Segment<T>::kSize),
+        dy_tile(x_tile + Segment<T>::kSize),
+        dx_tile(dy_tile + Segment<T>::kSize),
+        tiles(dx_tile + Segment<T>::kSize),
         values(reinterpret_cast<float*>(reinterpret_cast<char*>(tiles) + kTilesBytes<T, Rank>)),
         own_sums(reinterpret_cast<float*>(sums + at.warp * sums_stride)),
         pixels(reinterpret_cast<int*>(reinterpret_cast<char*>(values) + ChannelValues::kBytes)),
-        projections(p, reinterpret_cast<char*>(pixels) + Memory::kPixels), works(at.count > 0) {}
+        projections(p, reinterpret_cast<char*>(pixels) + Memory::kPixels),
+        works(at.count > 0) {}
 
   __device__ __forceinline__ T* dx_image() const { return static_cast<T*>(p.y) + at.batch * p.length * p.channels; }
 

@@ -34,8 +34,7 @@ template <typename T, int Rank, bool SecondReversed> struct BackwardCarriesKerne
     const Values<T> dy = read_tile(block.memory.input, at.lane);
     {
       const Projected<T, Rank> u(p, at, block.projections, block.segment, block.operand(0), scratch, 0);
-      block.carries_of(0)[at.warp * 32 + at.lane] =
-          scan_back<T, Rank, false>(block.projections, 0, u, dy, A[0]);
+      block.carries_of(0)[at.warp * 32 + at.lane] = scan_back<T, Rank, false>(block.projections, 0, u, dy, A[0]);
     }
     {
       const Projected<T, Rank> u(p, at, block.projections, block.segment, block.operand(1), scratch, 1);

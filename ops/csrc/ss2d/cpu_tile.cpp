@@ -1,9 +1,8 @@
-#include "ss2d/cpu_tile.h"
-
 #include <algorithm>
 
 #include "common/ceil_div.h"
 #include "common/elementary.h"
+#include "ss2d/cpu_tile.h"
 
 namespace mmvmamba {
 namespace ss2d {

@@ -51,7 +51,8 @@ template <typename T, int Rank> struct ForwardMemory {
   }
 
   __device__ __forceinline__ ForwardMemory(const Args& p, const Place& at, void* shared)
-      : local(static_cast<Carry*>(shared)), before(local + 2 * at.warps * 32),
+      : local(static_cast<Carry*>(shared)),
+        before(local + 2 * at.warps * 32),
         operands(static_cast<char*>(shared) + carries(at.warps)) {
     char* own = operands + kept_bytes<T, Rank>(p.projection_columns) + at.warp * warp_bytes(p.projection_columns);
     input = reinterpret_cast<T*>(own), scratch = own + kInput;
@@ -68,7 +69,10 @@ template <typename T, int Rank> struct ForwardBlock {
   const Segment<T> segment;
 
   __device__ __forceinline__ explicit ForwardBlock(const Args& args)
-      : p(args), at(Place::of_group(p)), memory(p, at, shared_memory<void>()), projections(p, memory.projections),
+      : p(args),
+        at(Place::of_group(p)),
+        memory(p, at, shared_memory<void>()),
+        projections(p, memory.projections),
         segment(p, at.tabulate(p, memory.pixels)) {}
 
   // Begin to load the segment's pixels of `map`, and what projects them.
@@ -215,8 +219,8 @@ template <typename T> int Forward<T>::shared_bytes(int rank, int warps, const Ar
 
 template <typename T> void Forward<T>::run_carries(int rank, int warps, const Args& args, cudaStream_t stream) {
   with_rank(rank, [&](auto constant) {
-    launch_pair<ForwardCarriesKernel, T, decltype(constant)::value>(
-        args.batch * args.chain * args.groups, warps, shared_bytes(rank, warps, args), args, stream);
+    launch_pair<ForwardCarriesKernel, T, decltype(constant)::value>(args.batch * args.chain * args.groups, warps,
+                                                                    shared_bytes(rank, warps, args), args, stream);
   });
 }
 

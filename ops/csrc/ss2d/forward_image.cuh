@@ -20,7 +20,7 @@ template <typename T, int Rank> struct ImageMemory {
   int* order;    // [2][warps * kSegment]
   T* image;      // [warps * kSegment][32], what lies beyond the image is zero
   char *scratch, *projections, *operands;
-  float* y;      // [warps * kSegment][32], in the scratch of all warps
+  float* y;  // [warps * kSegment][32], in the scratch of all warps
 
   static constexpr int kScratch = std::max<int>(Projected<T, Rank>::kTileBytes, Segment<float>::kSize * sizeof(float));
   static constexpr int kShared = 2 * 32 * sizeof(Carry) + 2 * kSegment * sizeof(int) + Segment<T>::kSize * sizeof(T);
@@ -33,7 +33,8 @@ template <typename T, int Rank> struct ImageMemory {
   }
 
   __device__ __forceinline__ ImageMemory(const Args& p, const Place& at, void* shared)
-      : local(static_cast<Carry*>(shared)), order(reinterpret_cast<int*>(local + 2 * at.warps * 32)),
+      : local(static_cast<Carry*>(shared)),
+        order(reinterpret_cast<int*>(local + 2 * at.warps * 32)),
         image(reinterpret_cast<T*>(order + 2 * at.warps * kSegment)),
         y(reinterpret_cast<float*>(image + at.warps * Segment<T>::kSize)) {
     scratch = reinterpret_cast<char*>(y) + at.warp * kScratch;

@@ -1,8 +1,9 @@
 // Launch interface of the fused SS2D kernels (see ss2d/common.cuh for the vocabulary). No torch types in here but one.
 #pragma once
 
-#include <cstdint>
 #include <cuda_runtime.h>
+
+#include <cstdint>
 
 #include "common/divisor.h"
 #include "common/element_type.h"
@@ -45,13 +46,13 @@ struct Args {
   int64_t batch;
   int channels, padded, groups, height, width, length, segments, chain, projection_columns;
   Divisor by_height, by_chain, by_groups, by_splits, by_warps;
-  Divisor by_parts;          // of 16 bytes, that the projections of a pair have in a pixel, 16-bit types only
+  Divisor by_parts;  // of 16 bytes, that the projections of a pair have in a pixel, 16-bit types only
   Chain chaining;
   int pair;
-  int splits;                // parts the channel groups are split into, backward only
-  bool column_order;         // steps go down the columns
-  bool second_reversed;      // the pair's second route runs backwards
-  bool float_output;         // y is float whatever the type of x
+  int splits;            // parts the channel groups are split into, backward only
+  bool column_order;     // steps go down the columns
+  bool second_reversed;  // the pair's second route runs backwards
+  bool float_output;     // y is float whatever the type of x
 };
 
 // Floats a block leaves for each group: weight sums of two routes, then dA of two routes and dD.
@@ -91,13 +92,13 @@ template <typename T> struct Backward {
 // Parameters as the kernels and GEMMs want them, all routes in q order.
 struct Prepare {
   const float *x_proj, *dt_proj, *dt_bias, *A_logs, *Ds;  // the op's parameters in float
-  void* weight;         // (4, projection_columns, channels): rows dt, zeros, ln2 * B, C
-  float* dt_weight;     // (4, rank, padded)
-  void* dt_operand;     // as in Args, or null
-  void* dt_fragment;    // (4, columns, padded), or null
-  void* dt_matrix;      // (4, projection_columns, channels): log2e * Wdt^T, zero in the other rows; or null
+  void* weight;       // (4, projection_columns, channels): rows dt, zeros, ln2 * B, C
+  float* dt_weight;   // (4, rank, padded)
+  void* dt_operand;   // as in Args, or null
+  void* dt_fragment;  // (4, columns, padded), or null
+  void* dt_matrix;    // (4, projection_columns, channels): log2e * Wdt^T, zero in the other rows; or null
   float *bias, *A, *skip;
-  uint2* carries;       // block carries to mark as not yet published
+  uint2* carries;  // block carries to mark as not yet published
   int64_t num_carries;
   int channels, padded, dt_rank, rank, projection_columns;
   Divisor by_padded, by_columns;
@@ -106,11 +107,11 @@ void launch_prepare(Type type, const Prepare& args, cudaStream_t stream);
 
 // Gradients of the parameters from the partial sums, of blocks and of GEMMs.
 struct Finish {
-  const float* partial;      // (2, blocks, groups, outputs), the pairs one after the other
+  const float* partial;  // (2, blocks, groups, outputs), the pairs one after the other
   const void* dweight;   // (weight_parts, 4, projection_columns, channels): their sum is dprojections^T x
   const void*
       ddt_matrix;  // (matrix_parts, 4 * projection_columns, 4 * channels): of projections^T du2; null unless rank = 0
-  const float* A;            // (4, padded)
+  const float* A;  // (4, padded)
   float *dx_proj, *ddt_proj, *ddt_bias, *dA_logs, *dDs;
   int blocks, weight_parts, matrix_parts;
   int channels, padded, groups, dt_rank, rank, projection_columns;

@@ -23,10 +23,9 @@ template <typename T> struct PrepareKernel {
     const auto place = p.by_padded.divmod(i), in_route = p.by_columns.divmod(place.div);
     const int channel = place.mod, q = in_route.div, column = in_route.mod, route = route_of(q);
     const bool active = channel < p.channels;
-    const float dt =
-        active && column < p.dt_rank
-            ? kLog2e * p.dt_proj[(static_cast<int64_t>(route) * p.channels + channel) * p.dt_rank + column]
-            : 0.f;
+    const float dt = active && column < p.dt_rank
+                         ? kLog2e * p.dt_proj[(static_cast<int64_t>(route) * p.channels + channel) * p.dt_rank + column]
+                         : 0.f;
     if (active) {
       const float* from = p.x_proj + static_cast<int64_t>(route) * (p.dt_rank + 2) * p.channels + channel;
       float value = 0.f;
@@ -74,8 +73,12 @@ constexpr int kAtOnce = 9;        // rows that a thread asks for at once: as man
 constexpr int kPartWarps = 4;     // that share the parts of the same values of dweight
 
 // What a lane reads at once: a float or two neighbours of a 16-bit type.
-template <typename T> struct FourBytes { using Type = typename Pair<T>::Type; };
-template <> struct FourBytes<float> { using Type = float; };
+template <typename T> struct FourBytes {
+  using Type = typename Pair<T>::Type;
+};
+template <> struct FourBytes<float> {
+  using Type = float;
+};
 
 __device__ __forceinline__ void add(float& sum, float value) { sum += value; }
 __device__ __forceinline__ void add(float2& sum, const float2& value) { sum.x += value.x, sum.y += value.y; }
@@ -256,9 +259,7 @@ struct CombineKernel {
 
 void launch_prepare(Type type, const Prepare& args, cudaStream_t stream) {
   const int64_t threads = std::max<int64_t>(4ll * args.projection_columns * args.padded, args.num_carries);
-  with_type(type, [&](auto t) {
-    launch<PrepareKernel<decltype(t)>>(ceil_div(threads, 256), 256, 0, stream, args);
-  });
+  with_type(type, [&](auto t) { launch<PrepareKernel<decltype(t)>>(ceil_div(threads, 256), 256, 0, stream, args); });
 }
 
 void launch_finish(Type type, const Finish& args, cudaStream_t stream) {

@@ -39,7 +39,8 @@ template <typename T, int Rank> struct Projections {
   }
 
   __device__ __forceinline__ Projections(const Args& p, char* shared)
-      : floats(reinterpret_cast<float*>(shared)), rows(reinterpret_cast<T*>(floats + 32 * kColumns)),
+      : floats(reinterpret_cast<float*>(shared)),
+        rows(reinterpret_cast<T*>(floats + 32 * kColumns)),
         stride(row_stride(p.projection_columns)) {}
 
   // Begin to load. In memory the two rows of a pixel are neighbours: of 16-bit types, neighbouring lanes copy
@@ -170,7 +171,7 @@ template <typename T, int Rank, bool Half = sizeof(T) == 2> struct Projected {
         mma<T>(sum[2], a, high.x, high.y), mma<T>(sum[3], a, high.z, high.w);
         matrix += 16, weight += 64;
       };
-      add();  // there is one at least, which the compiler doesn't know
+      add();      // there is one at least, which the compiler doesn't know
 #pragma unroll 1  // the registers are few
       for (int k = 16; k < columns; k += 16) add();
     }

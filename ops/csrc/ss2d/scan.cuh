@@ -36,13 +36,12 @@ __device__ __forceinline__ Carry scan_segment(const Projections<T, Rank>& projec
 // `operand` gives what the tensor cores need of a route.
 template <typename T, int Rank, bool SecondReversed, bool WithOutput, typename Operand>
 __device__ __forceinline__ void scan_pair(const Args& p, const Place& at, const Projections<T, Rank>& projections,
-                                          const Segment<T>& segment, Operand operand, char* scratch,
-                                          const Values<T>& x, float A0, float A1, float (&y)[kSegment],
-                                          Values<T>& through0, Values<T>& through1, Carry* local) {
+                                          const Segment<T>& segment, Operand operand, char* scratch, const Values<T>& x,
+                                          float A0, float A1, float (&y)[kSegment], Values<T>& through0,
+                                          Values<T>& through1, Carry* local) {
   {
     const Projected<T, Rank> u(p, at, projections, segment, operand(0), scratch, 0);
-    local[at.warp * 32 + at.lane] =
-        scan_segment<T, Rank, false, WithOutput>(projections, 0, u, x, A0, y, through0);
+    local[at.warp * 32 + at.lane] = scan_segment<T, Rank, false, WithOutput>(projections, 0, u, x, A0, y, through0);
   }
   {
     const Projected<T, Rank> u(p, at, projections, segment, operand(1), scratch, 1);

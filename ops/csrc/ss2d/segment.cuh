@@ -2,8 +2,8 @@
 // time, in the background where it is read, so that loads overlap with the work before.
 #pragma once
 
-#include "ss2d/common.cuh"
 #include "common/tensor_core.cuh"
+#include "ss2d/common.cuh"
 
 namespace mmvmamba {
 namespace ss2d {
@@ -19,7 +19,10 @@ struct Place {
   // Blocks are numbered by image, then by `part` (channel group or split), then along the chain. The second pair takes
   // the images from the last: the L2 cache still holds what the first has left there.
   __device__ __forceinline__ Place(const Args& p, const Divisor& by_parts, int& part)
-      : lane(threadIdx.x & 31), warp(threadIdx.x >> 5), warps(blockDim.x >> 5), pair(p.pair),
+      : lane(threadIdx.x & 31),
+        warp(threadIdx.x >> 5),
+        warps(blockDim.x >> 5),
+        pair(p.pair),
         column_order(p.column_order) {
     const auto in_chain = p.by_chain.divmod(blockIdx.x), in_image = by_parts.divmod(in_chain.div);
     block = in_chain.mod, part = in_image.mod;

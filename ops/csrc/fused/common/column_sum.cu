@@ -1,17 +1,16 @@
 // Sums over rows (see column_sum.h). A thread adds a few columns over many rows in registers; the threads of a block
 // that share columns meet in shared memory, the blocks in a small matrix of partial sums, each in a fixed order.
-#include "fused/common/column_sum.h"
-
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
 #include "common/allocate.h"
 #include "common/ceil_div.h"
-#include "fused/common/column_sum.cuh"
 #include "common/launch.cuh"
 #include "common/type_of.h"
 #include "common/vector.cuh"
+#include "fused/common/column_sum.cuh"
+#include "fused/common/column_sum.h"
 
 namespace mmvmamba {
 namespace {
@@ -80,7 +79,8 @@ template <typename T, int Width> Columns run_column_sum(const at::Tensor& x) {
   const SumShape shape = sum_shape<Width>(rows, columns, resident_blocks<ColumnSumKernel<T, Width>>(kSumThreads));
   at::Tensor partial = allocate({shape.row_blocks, columns}, x.options().dtype(at::kFloat));
   launch<ColumnSumKernel<T, Width>>(shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream(),
-         static_cast<const T*>(x.data_ptr()), partial.data_ptr<float>(), rows, static_cast<int>(columns), shape);
+                                    static_cast<const T*>(x.data_ptr()), partial.data_ptr<float>(), rows,
+                                    static_cast<int>(columns), shape);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return {partial, 0, columns};
 }
@@ -109,7 +109,8 @@ template <typename T, int Width> void run_add_bias(const at::Tensor& x, const at
   const int64_t columns = x.size(-1), rows = x.numel() / columns;
   const SumShape shape = sum_shape<Width>(rows, columns, resident_blocks<AddBiasKernel<T, Width>>(kSumThreads));
   launch<AddBiasKernel<T, Width>>(shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream(),
-         static_cast<T*>(x.data_ptr()), bias.data_ptr<float>(), rows, static_cast<int>(columns), shape);
+                                  static_cast<T*>(x.data_ptr()), bias.data_ptr<float>(), rows,
+                                  static_cast<int>(columns), shape);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -131,9 +132,9 @@ std::vector<at::Tensor> add_rows(const std::vector<Columns>& addends) {
   for (const Columns& c : addends) {
     sums.push_back(allocate({c.count}, c.partial.options()));
     const int64_t rows = c.partial.size(0);
-    parts.of[parts.count++] = {c.partial.data_ptr<float>() + c.first, sums.back().data_ptr<float>(),
-                               static_cast<int>(rows), static_cast<int>(c.partial.numel() / rows),
-                               static_cast<int>(c.count), blocks};
+    parts.of[parts.count++] = {
+        c.partial.data_ptr<float>() + c.first,      sums.back().data_ptr<float>(), static_cast<int>(rows),
+        static_cast<int>(c.partial.numel() / rows), static_cast<int>(c.count),     blocks};
     blocks += static_cast<unsigned>(ceil_div(c.count, kColumns));
   }
   launch<AddRowsKernel>(blocks, dim3(kColumns, kRows), 0, at::cuda::getCurrentCUDAStream(), parts);

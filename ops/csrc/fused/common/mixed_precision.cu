@@ -1,5 +1,3 @@
-#include "fused/common/mixed_precision.h"
-
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/mm.h>
@@ -14,6 +12,7 @@
 #include "common/launch.cuh"
 #include "common/type_of.h"
 #include "common/vector.cuh"
+#include "fused/common/mixed_precision.h"
 
 namespace mmvmamba {
 namespace {
@@ -21,7 +20,7 @@ namespace {
 using at::Tensor;
 
 constexpr int kCastThreads = 256;
-constexpr int kTogether = 4;                   // elements of a thread
+constexpr int kTogether = 4;                      // elements of a thread
 constexpr int kChunk = kTogether * kCastThreads;  // of a block
 
 // Tensors cast by one launch, contiguous. Those with `rows` are stacks of matrices, each to be transposed; the others
@@ -34,8 +33,8 @@ struct Casts {
   int count;
 
   void add(const Tensor& source, const Tensor& result, int64_t source_rows = 0, int64_t source_columns = 0) {
-    TORCH_CHECK(source_rows == 0 || source.numel() <= std::numeric_limits<unsigned>::max(),
-                "a weight of ", source.sizes(), " is too large to be transposed");
+    TORCH_CHECK(source_rows == 0 || source.numel() <= std::numeric_limits<unsigned>::max(), "a weight of ",
+                source.sizes(), " is too large to be transposed");
     from[count] = source.data_ptr(), to[count] = result.data_ptr(), sizes[count] = source.numel();
     rows[count] = static_cast<unsigned>(source_rows), columns[count] = static_cast<unsigned>(source_columns);
     first_block[count + 1] = first_block[count] + ceil_div(source.numel(), kChunk);
@@ -83,7 +82,7 @@ void run(const Casts& casts, at::ScalarType from_type, at::ScalarType to_type) {
   with_type(type_of("cast", from_type), [&](auto from) {
     with_type(type_of("cast", to_type), [&](auto to) {
       launch<CastKernel<decltype(from), decltype(to)>>(static_cast<unsigned>(blocks), kCastThreads, 0,
-             at::cuda::getCurrentCUDAStream(), casts);
+                                                       at::cuda::getCurrentCUDAStream(), casts);
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
   });

@@ -12,8 +12,8 @@
 #include <tuple>
 
 #include "common/allocate.h"
-#include "fused/common/column_sum.h"
 #include "common/dense.h"
+#include "fused/common/column_sum.h"
 #include "fused/common/mixed_precision.h"
 
 namespace mmvmamba {

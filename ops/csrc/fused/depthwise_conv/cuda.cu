@@ -18,11 +18,11 @@
 
 #include "common/allocate.h"
 #include "common/ceil_div.h"
-#include "fused/common/column_sum.h"
 #include "common/dense.h"
 #include "common/launch.cuh"
 #include "common/type_of.h"
 #include "common/vector.cuh"
+#include "fused/common/column_sum.h"
 
 namespace mmvmamba {
 namespace {
@@ -325,7 +325,8 @@ void launch_conv(const Tensor& x, const Tensor& weight, const float* bias, const
     using T = decltype(type);
     const Walk walk = plan(x, 3);
     launch<ConvKernel<T, Gradient>>(walk.grid(), kConvThreads, 0, at::cuda::getCurrentCUDAStream(),
-           static_cast<const T*>(x.data_ptr()), weight.data_ptr<float>(), bias, static_cast<T*>(y.data_ptr()), walk);
+                                    static_cast<const T*>(x.data_ptr()), weight.data_ptr<float>(), bias,
+                                    static_cast<T*>(y.data_ptr()), walk);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
 }
@@ -372,9 +373,10 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_silu_backward(const Tensor& dy
   with_type(type_of("depthwise_conv_silu", x.scalar_type()), [&](auto type) {
     using T = decltype(type);
     launch<BackwardKernel<T>>(walk.grid(), kConvThreads, 0, at::cuda::getCurrentCUDAStream(),
-           static_cast<const T*>(dy.data_ptr()), static_cast<const T*>(inputs.x.data_ptr()),
-           inputs.weight.template data_ptr<float>(), inputs.bias_data(), static_cast<T*>(dz.data_ptr()),
-           weight_sums.template data_ptr<float>(), bias ? bias_sums.template data_ptr<float>() : nullptr, walk);
+                              static_cast<const T*>(dy.data_ptr()), static_cast<const T*>(inputs.x.data_ptr()),
+                              inputs.weight.template data_ptr<float>(), inputs.bias_data(),
+                              static_cast<T*>(dz.data_ptr()), weight_sums.template data_ptr<float>(),
+                              bias ? bias_sums.template data_ptr<float>() : nullptr, walk);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   launch_conv<true>(dz, inputs.weight, nullptr, dx);

@@ -16,10 +16,10 @@
 #include <optional>
 
 #include "common/allocate.h"
-#include "fused/common/column_sum.h"
 #include "common/dense.h"
 #include "common/dtypes.h"
 #include "common/element_type.h"
+#include "fused/common/column_sum.h"
 #include "fused/layer_norm/kernels.h"
 
 namespace mmvmamba {

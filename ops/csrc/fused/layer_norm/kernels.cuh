@@ -78,8 +78,8 @@ __device__ __forceinline__ void add_shift(const AfterConv& conv, int channel, fl
 template <typename In, typename Out, int Lanes, int Chunks, typename Beside> struct ForwardKernel {
   static constexpr int kThreads = norm::kThreads, kBlocks = 0;
 
-  static __device__ __forceinline__ void run(const In* x, Beside beside, const float* weight, const float* bias,
-                                             Out* y, float2* statistics, int64_t rows, int channels, float eps) {
+  static __device__ __forceinline__ void run(const In* x, Beside beside, const float* weight, const float* bias, Out* y,
+                                             float2* statistics, int64_t rows, int channels, float eps) {
     const int lane = threadIdx.x % Lanes;
     float w[Chunks][4], b[Chunks][4];
 #pragma unroll

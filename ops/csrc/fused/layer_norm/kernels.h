@@ -1,8 +1,9 @@
 // Launch interface of the norm kernels. No torch types in here.
 #pragma once
 
-#include <cstdint>
 #include <cuda_runtime.h>
+
+#include <cstdint>
 #include <functional>
 
 namespace mmvmamba {
@@ -17,29 +18,29 @@ struct Factors {
 // Beside the norm: a branch is added to x first, which gives `sum`; or a convolution's bias (shift) first and GELU
 // after.
 struct Forward {
-  const void* x;            // (rows, channels), In
+  const void* x;  // (rows, channels), In
   const float *weight, *bias;
-  void* y;                  // (rows, channels), Out
-  float2* statistics;       // (rows), mean and 1 / standard deviation; or null
+  void* y;             // (rows, channels), Out
+  float2* statistics;  // (rows), mean and 1 / standard deviation; or null
   int64_t rows;
   int channels, processors;
   float eps;
-  const void* branch;       // Out, or null
-  void* sum;                // In
-  Factors factors;          // of the branch
-  const float* shift;       // (channels), or null
+  const void* branch;  // Out, or null
+  void* sum;           // In
+  Factors factors;     // of the branch
+  const float* shift;  // (channels), or null
   bool gelu;
 };
 
 struct Backward {
-  const void *dy, *x;       // Out, In
+  const void *dy, *x;  // Out, In
   const float *weight, *bias;
   const float2* statistics;
-  void* dx;                 // In
+  void* dx;  // In
   int64_t rows;
   int channels, processors;
-  const void* dsum;         // the gradient of the sum, In; or null
-  void* dbranch;            // Out
+  const void* dsum;  // the gradient of the sum, In; or null
+  void* dbranch;     // Out
   Factors factors;
   const float* shift;
   bool gelu;

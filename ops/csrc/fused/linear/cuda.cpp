@@ -1,6 +1,6 @@
-// A linear layer in mixed precision, mmvmamba::linear and its backward on CUDA: 16-bit input, float32 weight. The products
-// are cuBLAS's. The weight is cast once for both directions, and its gradient leaves the product in float32 (product_as),
-// where autocast rounds it to 16 bits and casts it back.
+// A linear layer in mixed precision, mmvmamba::linear and its backward on CUDA: 16-bit input, float32 weight. The
+// products are cuBLAS's. The weight is cast once for both directions, and its gradient leaves the product in float32
+// (product_as), where autocast rounds it to 16 bits and casts it back.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -24,8 +24,8 @@ Tensor rows_of(const Tensor& x) { return x.contiguous().view({x.numel() / x.size
 std::tuple<Tensor, Tensor> linear_forward(const Tensor& x, const Tensor& weight, bool save) {
   const c10::cuda::CUDAGuard guard(x.device());
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
-  TORCH_CHECK(weight.dim() == 2 && x.dim() > 0 && weight.size(1) == x.size(-1) && x.numel() > 0,
-              "linear: the shapes ", x.sizes(), " of x and ", weight.sizes(), " of weight do not fit together");
+  TORCH_CHECK(weight.dim() == 2 && x.dim() > 0 && weight.size(1) == x.size(-1) && x.numel() > 0, "linear: the shapes ",
+              x.sizes(), " of x and ", weight.sizes(), " of weight do not fit together");
   TORCH_CHECK((x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16) && weight.scalar_type() == at::kFloat,
               "linear: x is ", x.scalar_type(), " and weight ", weight.scalar_type(),
               ", expected float16 or bfloat16, and float32");

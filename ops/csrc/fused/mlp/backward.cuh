@@ -14,11 +14,11 @@ namespace mmvmamba {
 namespace product {
 
 struct BackwardArgs {
-  const void *dy, *x;           // (rows, Depth)
-  const void* weight2;          // (columns, Depth), transposed
-  const void* hidden;           // (rows, columns)
-  void* grad;                   // (rows, columns)
-  float *bias, *dw1, *dw2;      // partial sums, (gridDim.y, columns), (.., columns, Depth) and (.., Depth, columns)
+  const void *dy, *x;       // (rows, Depth)
+  const void* weight2;      // (columns, Depth), transposed
+  const void* hidden;       // (rows, columns)
+  void* grad;               // (rows, columns)
+  float *bias, *dw1, *dw2;  // partial sums, (gridDim.y, columns), (.., columns, Depth) and (.., Depth, columns)
   int64_t rows;
   int columns;
 };
@@ -79,8 +79,8 @@ template <typename T, int Depth, int Columns> struct HiddenBackwardKernel {
   static constexpr int kMap = BackwardMemory<Depth, Columns>::kMap, kTile = BackwardMemory<Depth, Columns>::kTile;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kAcross = Columns / 32,
-                       kDown = kWarps / kAcross;                   // warps of a tile of the hidden layer, and of dW2
-  static constexpr int kParts = kRows / kDown / 16;                // of 16 rows, of a warp in the hidden layer
+                       kDown = kWarps / kAcross;                    // warps of a tile of the hidden layer, and of dW2
+  static constexpr int kParts = kRows / kDown / 16;                 // of 16 rows, of a warp in the hidden layer
   static constexpr int kWide = 32 / 8, kDeep = Depth / kDown / 16;  // of dW2: 8 columns, 16 rows
   static constexpr int kLongDown = Columns / 32, kLongAcross = kWarps / kLongDown;  // warps of dW1
   static constexpr int kLongWide = Depth / kLongAcross / 8;
@@ -92,10 +92,17 @@ template <typename T, int Depth, int Columns> struct HiddenBackwardKernel {
     const int lane, warp, warp_row, local, column;  // local, column: the first of the thread's eight
 
     __device__ __forceinline__ explicit Block(const BackwardArgs& args)
-        : p(args), weight(shared_memory<T>()), dy_tiles(weight + Columns * kMap), x_tiles(dy_tiles + 2 * kRows * kMap),
-          activated(x_tiles + 2 * kRows * kMap), grads(activated + kRows * kTile), lane(threadIdx.x % 32),
-          warp(threadIdx.x / 32), warp_row(warp / kAcross * (kRows / kDown)),
-          local(warp % kAcross * 32 + lane % 4 * 8), column(blockIdx.x * Columns + local) {}
+        : p(args),
+          weight(shared_memory<T>()),
+          dy_tiles(weight + Columns * kMap),
+          x_tiles(dy_tiles + 2 * kRows * kMap),
+          activated(x_tiles + 2 * kRows * kMap),
+          grads(activated + kRows * kTile),
+          lane(threadIdx.x % 32),
+          warp(threadIdx.x / 32),
+          warp_row(warp / kAcross * (kRows / kDown)),
+          local(warp % kAcross * 32 + lane % 4 * 8),
+          column(blockIdx.x * Columns + local) {}
 
     __device__ __forceinline__ void copy_weight() const {
       copy_rows<Depth, Columns, true>(static_cast<const T*>(p.weight2), blockIdx.x * Columns, p.columns, weight);
@@ -167,8 +174,8 @@ template <typename T, int Depth, int Columns> struct HiddenBackwardKernel {
 #pragma unroll
         for (int offset = 4; offset < 32; offset *= 2) bias[j] += __shfl_xor_sync(0xffffffffu, bias[j], offset);
       }
-      wait_for_copies();  // without rows nobody has waited
-      __syncthreads();  // the tiles have been read
+      wait_for_copies();                      // without rows nobody has waited
+      __syncthreads();                        // the tiles have been read
       float* below = shared_memory<float>();  // [down][Columns]
       if (lane < 4) store(below + warp / kAcross * Columns + local, bias);
       __syncthreads();

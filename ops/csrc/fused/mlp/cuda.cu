@@ -93,9 +93,9 @@ void check(const Tensor& x, const Tensor& weight1, const Tensor& bias1, const Te
   const int64_t channels = x.size(-1), hidden = weight1.size(0), out = weight2.size(0);
   TORCH_CHECK(channels % kWidth == 0 && hidden % kWidth == 0 && out % kWidth == 0, "mlp: widths ", channels, ", ",
               hidden, " and ", out, ", expected multiples of 8");
-  TORCH_CHECK(weight1.size(1) == channels && bias1.numel() == hidden && weight2.size(1) == hidden &&
-                  bias2.numel() == out,
-              "mlp: the shapes of the weights do not fit x and one another");
+  TORCH_CHECK(
+      weight1.size(1) == channels && bias1.numel() == hidden && weight2.size(1) == hidden && bias2.numel() == out,
+      "mlp: the shapes of the weights do not fit x and one another");
   for (const Tensor* t : {&bias1, &weight2, &bias2}) {
     TORCH_CHECK(t->scalar_type() == weight1.scalar_type() && t->is_cuda(),
                 "mlp: weights and biases must be CUDA tensors of one dtype");
@@ -163,7 +163,7 @@ std::tuple<Tensor, Tensor> hidden_layer(const Tensor& x, const Tensor& weight, c
     const int64_t most = int64_t{16} * at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
     const int64_t blocks = std::min(ceil_div(vectors, kThreads), most);
     launch<GeluKernel<T>>(static_cast<unsigned>(blocks), kThreads, 0, at::cuda::getCurrentCUDAStream(),
-           static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(activated.data_ptr()), vectors);
+                          static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(activated.data_ptr()), vectors);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return {activated, save ? hidden : Tensor()};
@@ -213,9 +213,9 @@ HiddenGrads hidden_backward(const Tensor& dy, const Tensor& x, const Tensor& hid
     const SumShape shape = sum_shape<kWidth>(rows, width, resident_blocks<GeluBackwardKernel<T>>(kSumThreads));
     grads.bias = allocate({shape.row_blocks, width}, dy.options().dtype(at::kFloat));
     launch<GeluBackwardKernel<T>>(shape.grid(), kSumThreads, 0, at::cuda::getCurrentCUDAStream(),
-           static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(grads.dhidden.data_ptr()),
-           static_cast<T*>(activated.data_ptr()), grads.bias.template data_ptr<float>(), rows, static_cast<int>(width),
-           shape);
+                                  static_cast<const T*>(hidden.data_ptr()), static_cast<T*>(grads.dhidden.data_ptr()),
+                                  static_cast<T*>(activated.data_ptr()), grads.bias.template data_ptr<float>(), rows,
+                                  static_cast<int>(width), shape);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   grads.dweight1 = product_as(weight_type, grads.dhidden.t(), x);

@@ -7,14 +7,15 @@
 // of b are permuted in shared memory so that the columns of a thread are 8 neighbours: 16 bytes to load and store.
 #pragma once
 
-#include <cstdint>
 #include <cuda_runtime.h>
 
-#include "fused/common/gelu.cuh"
+#include <cstdint>
+
 #include "common/ceil_div.h"
 #include "common/launch.cuh"
 #include "common/tensor_core.cuh"
 #include "common/vector.cuh"
+#include "fused/common/gelu.cuh"
 
 namespace mmvmamba {
 namespace product {
