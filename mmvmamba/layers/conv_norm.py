@@ -1,5 +1,7 @@
 """Convolutions with their norms, which run in one pass where they can."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -25,7 +27,7 @@ class ConvNorms(nn.Sequential):
         return to_first(x)
 
 
-def _first_layers(x: torch.Tensor, conv: nn.Module, norm: nn.Module, act: nn.Module) -> tuple:
+def _first_layers(x: torch.Tensor, conv: Any, norm: Any, act: Any) -> tuple:
     """Run the first layer of three, or what can be fused of them, and count them."""
     if not is_plain_conv(conv):
         return run_last(conv, x, LayerNorm), 1
@@ -51,4 +53,5 @@ def build_out_norm(out_norm: str, channels: int) -> nn.Module:
         norm = [LayerNorm(channels, autocast_output=True)] if out_norm == 'cnorm' else []
         conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
         return ConvNorms(*norm, nn.Identity(), conv)
-    return dict(none=nn.Identity, softmax=SpatialSoftmax, sigmoid=nn.Sigmoid)[out_norm]()
+    kinds: dict = dict(none=nn.Identity, softmax=SpatialSoftmax, sigmoid=nn.Sigmoid)
+    return kinds[out_norm]()

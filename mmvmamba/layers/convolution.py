@@ -1,5 +1,7 @@
 """Convolutions that the ops compute where they are torch's own and nothing more."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,7 +19,7 @@ def autocast_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if enabled else x.dtype
 
 
-def is_plain_conv(conv: nn.Module) -> bool:
+def is_plain_conv(conv: Any) -> bool:
     """Whether :func:`mmvmamba.ops.conv2d_channel_last` computes a convolution."""
     return (
         is_plain(conv, nn.Conv2d)
@@ -28,7 +30,7 @@ def is_plain_conv(conv: nn.Module) -> bool:
     )
 
 
-def is_plain_depthwise(conv: nn.Module) -> bool:
+def is_plain_depthwise(conv: Any) -> bool:
     """Whether :func:`mmvmamba.ops.depthwise_conv_silu` computes a convolution, but for its activation."""
     return (
         is_plain(conv, nn.Conv2d)
@@ -40,7 +42,7 @@ def is_plain_depthwise(conv: nn.Module) -> bool:
     )
 
 
-def _is_square(conv: nn.Conv2d) -> bool:
+def _is_square(conv: Any) -> bool:
     return (
         conv.kernel_size[0] == conv.kernel_size[1]
         and conv.dilation == (1, 1)
@@ -49,7 +51,7 @@ def _is_square(conv: nn.Conv2d) -> bool:
     )
 
 
-def convolve(conv: nn.Conv2d, x: torch.Tensor, add_bias: bool = True) -> torch.Tensor:
+def convolve(conv: Any, x: torch.Tensor, add_bias: bool = True) -> torch.Tensor:
     """A plain convolution of a channel-last map, (B, H, W, C_in) to (B, H', W', C_out), with or without its bias."""
     bias = conv.bias if add_bias else None
     return conv2d_channel_last(x, conv.weight, bias, conv.stride[0], conv.padding[0], autocast_dtype(x))

@@ -49,6 +49,7 @@ def build_downsample(downsample: str, channels: int, out_channels: int, norm_lay
     """
     if downsample == 'merge':
         return PatchMerging(channels, out_channels, norm_layer)
+    place: nn.Module
     if downsample == 'conv2':
         place, conv = PadShortSides(), nn.Conv2d(channels, out_channels, kernel_size=2, stride=2)
     else:

@@ -7,6 +7,8 @@ since torch announces no new hook.
 
 from typing import Optional
 
+from typing import Any, Optional
+
 import torch
 from torch import nn
 from torch.nn.modules.module import (
@@ -18,13 +20,13 @@ from torch.nn.modules.module import (
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 _KINDS = (nn.Linear, nn.Conv2d, nn.GELU, nn.SiLU, nn.Dropout, nn.Identity)
-_FORWARDS = {kind: kind.forward for kind in _KINDS}  # as they were defined, to notice a patch
-_WEIGHTS = {nn.Linear, nn.Conv2d}  # kinds whose weight and bias a fused pass reads from outside
+_FORWARDS: dict = {kind: kind.forward for kind in _KINDS}  # as they were defined, to notice a patch
+_WEIGHTS: set = {nn.Linear, nn.Conv2d}  # kinds whose weight and bias a fused pass reads from outside
 # a sharded or functional call puts plain tensors in a parameter's place
 _VALUES = (nn.Parameter, type(None), torch.Tensor)
 
 
-def fusible(kind: type) -> type:
+def fusible(kind: Any) -> Any:
     """Class decorator: fused passes may take over modules of exactly this class."""
     _FORWARDS[kind] = kind.forward
     if issubclass(kind, nn.LayerNorm):
@@ -32,7 +34,7 @@ def fusible(kind: type) -> type:
     return kind
 
 
-def is_plain(module: nn.Module, kind: type) -> bool:
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling a module is no more than the formula of a class.
 
     It is more for a subclass, such as an adapter or a parametrised layer, with a hook of any kind, the process's global
@@ -78,7 +80,7 @@ def to_first(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def run_last(module: nn.Module, x: torch.Tensor, kind: Optional[type] = None) -> torch.Tensor:
+def run_last(module: Any, x: torch.Tensor, kind: Optional[type[nn.Module]] = None) -> torch.Tensor:
     """Run a module on a channel-last map, (B, H, W, C) to (B, H', W', C').
 
     Args:

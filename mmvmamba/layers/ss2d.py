@@ -1,6 +1,7 @@
 """SS2D: the token mixer of VMamba."""
 
 import math
+from typing import Optional
 
 import torch
 from torch import nn
@@ -32,13 +33,18 @@ class SS2D(nn.Module):
         options (SS2DOptions, optional): Everything else. Default: those of VMamba v2, ``ssm_ratio`` 1.
     """
 
-    def __init__(self, d_model: int, options: SS2DOptions = None):
+    dt_projs_weight: nn.Parameter
+    dt_projs_bias: nn.Parameter
+    A_logs: nn.Parameter
+    Ds: nn.Parameter
+
+    def __init__(self, d_model: int, options: Optional[SS2DOptions] = None):
         super().__init__()
         self.options = options = options or SS2DOptions()
         d_inner = int(options.ssm_ratio * d_model)
         if d_inner < 1:
             raise ValueError(f'ssm_ratio is {options.ssm_ratio}, which leaves no channel of {d_model}')
-        dt_rank = math.ceil(d_model / 16) if options.dt_rank == 'auto' else options.dt_rank
+        dt_rank = math.ceil(d_model / 16) if options.dt_rank == 'auto' else int(options.dt_rank)
 
         self.in_proj = nn.Linear(d_model, d_inner * (1 if options.gate == 'none' else 2), bias=False)
         self.act = ACTIVATIONS[options.act]()

@@ -1,6 +1,6 @@
 """A stage: blocks at one resolution, whose residual sums are fused into the norms."""
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -42,6 +42,8 @@ class BlockSequence(nn.Sequential):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        block: Any
+        pending: Optional[tuple]
         x, pending = to_last(x), None
         for block in self:
             if not is_plain(block, VSSBlock):
@@ -54,7 +56,7 @@ class BlockSequence(nn.Sequential):
         return to_first(_add(x, pending))
 
 
-def _run(block: VSSBlock, x: torch.Tensor, pending: Optional[tuple]) -> tuple:
+def _run(block: Any, x: torch.Tensor, pending: Optional[tuple]) -> tuple:
     """The two equations of a block in the fused order.
 
     Args:
@@ -86,7 +88,7 @@ def _branch(mixer: nn.Module, kind: type, y: torch.Tensor, drop_path: Optional[n
     return (y if drop_path is None else run_last(drop_path, y)).expand_as(x)
 
 
-def _add_and_normalise(norm: nn.Module, x: torch.Tensor, pending: Optional[tuple]) -> tuple:
+def _add_and_normalise(norm: Any, x: torch.Tensor, pending: Optional[tuple]) -> tuple:
     if pending is None:
         return x, run_last(norm, x, LayerNorm)
     if is_plain(norm, LayerNorm):

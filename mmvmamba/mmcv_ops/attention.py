@@ -18,11 +18,11 @@ def _attend(value, shapes: list, locations, weights):
     grid = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P, 2)
     weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(shapes), points)
     pixels = maps.split([height * width for height, width in shapes], -1)
-    total = 0
+    terms = []
     for level, (height, width) in enumerate(shapes):
         sampled = F.grid_sample(pixels[level].unflatten(-1, (height, width)), grid[:, :, level], align_corners=False)
-        total = total + (sampled * weights[:, :, :, level]).sum(-1)
-    return total.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
+        terms.append((sampled * weights[:, :, :, level]).sum(-1))
+    return torch.stack(terms).sum(0).unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
 
 
 @plain

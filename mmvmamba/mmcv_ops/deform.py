@@ -23,7 +23,7 @@ def _backward(grad, input, weight, offset, mask, bias, geometry) -> tuple:
     return torch.ops.torchvision._deform_conv2d_backward(*tensors, *geometry, mask.numel() > 0)
 
 
-def _no_mask_no_bias(input, weight) -> tuple:
+def _no_mask_no_bias(input, weight) -> tuple[torch.Tensor, torch.Tensor]:
     return input.new_zeros(input.shape[0], 0), input.new_zeros(weight.shape[0])
 
 

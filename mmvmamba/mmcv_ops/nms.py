@@ -75,24 +75,26 @@ def softnms(
     table = np.concatenate([widen(boxes).numpy(), np.empty((len(boxes), 2), np.float32)], 1).T.copy()
     table[4], table[5] = areas(table[:4].T, offset), widen(scores).numpy()
     index = np.arange(len(boxes))
-    threshold, sigma, min_score = np.float32(iou_threshold), np.float32(sigma), np.float32(min_score)
-    offset, place, count = np.float32(offset), 0, len(boxes)
+    threshold, width_of_gauss, least = np.float32(iou_threshold), np.float32(sigma), np.float32(min_score)
+    last_pixel, place, count = np.float32(offset), 0, len(boxes)
     while place < count:
         best = place + _first_largest(table[5, place:count])
         table[:, [place, best]], index[[place, best]] = table[:, [best, place]], index[[best, place]]
         x1, y1, x2, y2, area, _ = table[:, place]
         place += 1
         rest = table[:, place:count]
-        width = np.minimum(x2, rest[2]) - np.maximum(x1, rest[0]) + offset
-        height = np.minimum(y2, rest[3]) - np.maximum(y1, rest[1]) + offset
+        width = np.minimum(x2, rest[2]) - np.maximum(x1, rest[0]) + last_pixel
+        height = np.minimum(y2, rest[3]) - np.maximum(y1, rest[1]) + last_pixel
         overlap = np.maximum(0, width) * np.maximum(0, height)
         with np.errstate(divide='ignore', invalid='ignore'):
             overlap = overlap / (area + rest[4] - overlap)
         if method == 2:
-            rest[5] *= np.exp(-(overlap * overlap) / sigma, dtype=np.float64).astype(np.float32)  # the nearest float
+            rest[5] *= np.exp(-(overlap * overlap) / width_of_gauss, dtype=np.float64).astype(
+                np.float32
+            )  # the nearest float
         else:
             rest[5] *= np.where(overlap >= threshold, 1 - overlap if method else np.float32(0), np.float32(1))
-        count = place + _close_gaps(rest, index[place:count], ~(rest[5] < min_score))
+        count = place + _close_gaps(rest, index[place:count], ~(rest[5] < least))
     dets[:count].copy_(torch.from_numpy(table[[0, 1, 2, 3, 5], :count].T))
     return torch.from_numpy(index[:count])
 

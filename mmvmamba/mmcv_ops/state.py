@@ -40,5 +40,5 @@ def state() -> State:
             return State('none', f'{SWITCH}=off' if switched_off() else f'no _ext in {folder}', placed)
         return State('broken', f'{type(error).__name__}: {error}', placed)
     if not getattr(extension, '__stand_in__', False):
-        return State('compiled', extension.__file__, placed)
+        return State('compiled', str(extension.__file__), placed)
     return State('stand-in', 'placed in ' + str(folder) if placed else 'found once mmvmamba is imported', placed)

@@ -57,7 +57,7 @@ def parse_forward_type(forward_type: str) -> dict:
         )
     scan_mode, force_fp32 = _VERSIONS[version]
     options = dict(scan_mode=scan_mode, gate='silu', out_norm='ln', out_act=False, force_fp32=force_fp32)
-    given = {}
+    given: dict = {}
     for postfix in postfixes:
         if postfix not in _POSTFIXES:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -95,8 +96,9 @@ class VSSMBackbone(BaseModule):
                 )
                 for _ in range(depth)
             ]
-            widths = arch.dims[i : i + 2]
-            downsample = nn.Identity() if i == last else build_downsample(arch.downsample, *widths, arch.norm_layer)
+            downsample: nn.Module = nn.Identity()
+            if i < last:
+                downsample = build_downsample(arch.downsample, arch.dims[i], arch.dims[i + 1], arch.norm_layer)
             self.layers.append(Stage(blocks, downsample))
         for i in self.out_indices:
             self.add_module(f'outnorm{i}', build_norm(arch.norm_layer, arch.dims[i]))
@@ -122,6 +124,7 @@ class VSSMBackbone(BaseModule):
         self._check_input(x)
         x = self.patch_embed(x)
         outs = []
+        stage: Any
         for i, stage in enumerate(self.layers):
             x = stage(x)
             if i in self.out_indices:

@@ -41,7 +41,7 @@ class ResumeOlderRunHook(Hook):
 
 
 def _unused_keys(model, state: dict) -> set:
-    gone = set()
+    gone: set = set()
     for path, module in model.named_modules():
         if isinstance(module, VSSMBackbone):
             prefix = f'{path}.' if path else ''
