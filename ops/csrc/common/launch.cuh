@@ -12,7 +12,7 @@
 //     static constexpr int kBlocks = ...;   // blocks that a processor shall hold, at least; 0 where no matter
 //     static __device__ __forceinline__ void run(const Args& args, ...);
 //   };
-// Large arguments are references. Small ones are values, which the compiler then knows no store to change.
+// A large first argument is a reference. Others are values, which the compiler then knows no store to change.
 #pragma once
 
 #include <c10/cuda/CUDAFunctions.h>
@@ -40,12 +40,12 @@ __global__ void __launch_bounds__(Body::kThreads, Body::kBlocks) run_kernel(Args
   Body::run(args...);
 }
 
-// For arguments that are references, which stay where they are.
-template <typename Body, typename... Args>
+// For a first argument that is a reference: it stays where it is.
+template <typename Body, typename First, typename... Rest>
 __global__ void __launch_bounds__(Body::kThreads, Body::kBlocks)
-    run_kernel_in_place(const __grid_constant__ Args... args) {
+    run_kernel_in_place(const __grid_constant__ First first, Rest... rest) {
   begin_kernel();
-  Body::run(args...);
+  Body::run(first, rest...);
 }
 
 // The block's dynamic shared memory.
@@ -55,11 +55,12 @@ template <typename T> __device__ __forceinline__ T* shared_memory() {
 }
 
 // ---- host -----------------------------------------------------------------------------------------------------------
-template <typename Body, typename... Args> constexpr auto find_kernel(void (*)(Args...)) {
-  if constexpr ((std::is_reference<Args>::value || ...)) {
-    return &run_kernel_in_place<Body, std::remove_cv_t<std::remove_reference_t<Args>>...>;
+template <typename Body, typename First, typename... Rest> constexpr auto find_kernel(void (*)(First, Rest...)) {
+  static_assert(!(std::is_reference<Rest>::value || ...), "only the first argument of a body may be a reference");
+  if constexpr (std::is_reference<First>::value) {
+    return &run_kernel_in_place<Body, std::remove_cv_t<std::remove_reference_t<First>>, Rest...>;
   } else {
-    return &run_kernel<Body, Args...>;
+    return &run_kernel<Body, First, Rest...>;
   }
 }
 // The kernel of a body, with the arguments of its `run`.
