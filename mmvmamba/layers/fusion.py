@@ -5,8 +5,6 @@ computes, which nobody notices only if these calls are no more than their formul
 since torch announces no new hook.
 """
 
-from typing import Optional
-
 from typing import Any, Optional
 
 import torch
