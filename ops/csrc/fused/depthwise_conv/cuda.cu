@@ -153,8 +153,9 @@ template <typename T, bool Gradient>
 struct ConvKernel {
   static constexpr int kThreads = kConvThreads, kBlocks = 3;
 
-  static __device__ __forceinline__ void run(const T* __restrict__ x, const float* __restrict__ weight,
-                                             const float* __restrict__ bias, T* __restrict__ y, const Walk& walk) {
+  static __device__ __forceinline__ void run(const Walk& walk, const T* __restrict__ x,
+                                             const float* __restrict__ weight, const float* __restrict__ bias,
+                                             T* __restrict__ y) {
     const Place place(walk);
     if (!place.active) return;
     float w[4 * kTaps], b[4];
@@ -209,10 +210,10 @@ template <typename T>
 struct BackwardKernel {
   static constexpr int kThreads = kConvThreads, kBlocks = 2;
 
-  static __device__ __forceinline__ void run(const T* __restrict__ dy, const T* __restrict__ x,
+  static __device__ __forceinline__ void run(const Walk& walk, const T* __restrict__ dy, const T* __restrict__ x,
                                              const float* __restrict__ weight, const float* __restrict__ bias,
                                              T* __restrict__ dz, float* __restrict__ weight_sums,
-                                             float* __restrict__ bias_sums, const Walk& walk) {
+                                             float* __restrict__ bias_sums) {
     __shared__ float4 sums[(kTaps + 1) * kMostLanes];  // 36 floats a lane for the weights, then 4 a lane for the bias
     const Place place(walk);
     float dw[4 * kTaps] = {}, db[4] = {};
@@ -324,9 +325,9 @@ void launch_conv(const Tensor& x, const Tensor& weight, const float* bias, const
   with_type(type_of("depthwise_conv_silu", x.scalar_type()), [&](auto type) {
     using T = decltype(type);
     const Walk walk = plan(x, 3);
-    launch<ConvKernel<T, Gradient>>(walk.grid(), kConvThreads, 0, at::cuda::getCurrentCUDAStream(),
+    launch<ConvKernel<T, Gradient>>(walk.grid(), kConvThreads, 0, at::cuda::getCurrentCUDAStream(), walk,
                                     static_cast<const T*>(x.data_ptr()), weight.data_ptr<float>(), bias,
-                                    static_cast<T*>(y.data_ptr()), walk);
+                                    static_cast<T*>(y.data_ptr()));
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
 }
@@ -372,11 +373,11 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_silu_backward(const Tensor& dy
   const Tensor bias_sums = allocate({walk.task_blocks, bias ? channels : 0}, weight.options());
   with_type(type_of("depthwise_conv_silu", x.scalar_type()), [&](auto type) {
     using T = decltype(type);
-    launch<BackwardKernel<T>>(walk.grid(), kConvThreads, 0, at::cuda::getCurrentCUDAStream(),
+    launch<BackwardKernel<T>>(walk.grid(), kConvThreads, 0, at::cuda::getCurrentCUDAStream(), walk,
                               static_cast<const T*>(dy.data_ptr()), static_cast<const T*>(inputs.x.data_ptr()),
                               inputs.weight.template data_ptr<float>(), inputs.bias_data(),
                               static_cast<T*>(dz.data_ptr()), weight_sums.template data_ptr<float>(),
-                              bias ? bias_sums.template data_ptr<float>() : nullptr, walk);
+                              bias ? bias_sums.template data_ptr<float>() : nullptr);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   launch_conv<true>(dz, inputs.weight, nullptr, dx);
