@@ -71,7 +71,7 @@ class SpatialSoftmax(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.permute(0, 2, 3, 1)
-        return to_first(x.flatten(1, 2).softmax(dim=1).view(x.shape))
+        return to_first(x.flatten(1, 2).softmax(dim=1).view_as(x))
 
 
 def build_norm(norm_layer: str, channels: int, autocast_output: bool = False) -> nn.Module:

@@ -95,7 +95,7 @@ def train(backbone, work_dir, epochs, paramwise=False, **options):
             collate_fn=dict(type='default_collate'),
         ),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01), paramwise_cfg=paramwise_cfg),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1), paramwise_cfg=paramwise_cfg),
         randomness=dict(seed=0),
         **options,
     )
