@@ -4,9 +4,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
-# Workers of pytest-xdist, such as: -n 2 --dist loadfile --no-loadscope-reorder. None: one process for the tests, and
-# what waits for processes of its own runs beside it (tests/background.py)
-WORKERS ?=
+# How pytest-xdist spreads the tests; empty for one process
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 export MMVMAMBA_BUILD
 
 ifdef ENV_PYTHON

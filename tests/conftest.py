@@ -9,14 +9,25 @@ import numpy as np
 import pytest
 import torch
 
-from tests import background
 from tests.fill import fill_module, make_input
 
 DATA = Path(__file__).parent / 'data'
 # torch reads this once, at the first matrix product on a GPU under deterministic algorithms, whichever test that is in
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
 IS_WORKER = 'PYTEST_XDIST_WORKER' in os.environ
-LONG = ('test_docs_commands', 'test_tools/test_', 'test_training/', 'test_compile', 'compiles_into_one_graph', 'export')
+LONG = (
+    'test_docs_commands',
+    'test_tools/test_',
+    'test_training/',
+    'test_compile',
+    'export',
+    'test_packaging',
+    'test_module_properties',
+    'test_triton',
+    'test_registration',
+    'test_transforms',
+    'test_adding_an_op',
+)
 # a machine with a GPU that has only what training needs still runs the rest
 HAS_HYPOTHESIS = importlib.util.find_spec('hypothesis') is not None
 collect_ignore_glob = ['data/*'] if HAS_HYPOTHESIS else ['data/*', 'test_*properties.py', 'test_cases.py']
@@ -31,16 +42,7 @@ def pytest_terminal_summary(terminalreporter):
 def pytest_collection_modifyitems(items):
     """Of worker processes (pytest-xdist), which take files one by one: those that take long come first."""
     if IS_WORKER:
-        items.sort(key=lambda item: not (hasattr(item.function, 'begin') or any(part in item.nodeid for part in LONG)))
-
-
-def pytest_collection_finish(session):
-    if not session.config.option.collectonly and not IS_WORKER:
-        background.begin(session.items)
-
-
-def pytest_sessionfinish():
-    background.end()
+        items.sort(key=lambda item: not any(part in item.nodeid for part in LONG))
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Threads around one model, and data-loader workers that fork and spawn."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -7,7 +8,6 @@ import threading
 import torch
 
 from mmvmamba.models import VSSMBackbone
-from tests.background import ENVIRONMENT, in_background
 from tests.test_tools.conftest import ROOT
 
 ARCH = dict(dims=8, depths=(1, 1))
@@ -42,13 +42,12 @@ def test_threads_on_one_model_give_the_results_of_one():
         assert all(torch.equal(first, second) for first, second in zip(outs, expected[seed]))
 
 
-@in_background
 def test_data_loader_workers_do_not_deadlock():
     """Forked ones twice and spawned ones; here as in a training run, the parent has used the op before."""
     result = subprocess.run(
         [sys.executable, '-m', 'tests.test_ops.scanned'],
         cwd=ROOT,
-        env={**ENVIRONMENT, 'OMP_NUM_THREADS': '2', 'PYTHONWARNINGS': 'ignore'},
+        env={**os.environ, 'OMP_NUM_THREADS': '2', 'PYTHONWARNINGS': 'ignore'},
         capture_output=True,
         text=True,
         timeout=240,

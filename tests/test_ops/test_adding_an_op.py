@@ -14,7 +14,6 @@ import torch
 from torch.utils import cpp_extension
 
 from mmvmamba.ops import backend_report
-from tests.background import ENVIRONMENT, in_background
 from tests.test_tools.conftest import ROOT
 
 OP = 'scale_rows'
@@ -75,26 +74,25 @@ def build(tree: Path) -> None:
     ]
     for source in NEW_SOURCES:
         command = [os.environ.get('CXX', 'c++'), *flags, *includes, '-c', source, '-o', f'{Path(source).stem}.o']
-        result = subprocess.run(command, cwd=tree, env=ENVIRONMENT, capture_output=True, text=True)
+        result = subprocess.run(command, cwd=tree, env=os.environ, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-3000:]
     (compiled,) = tree.glob('ops/_C*.so')
     compiled.rename(tree / 'ops/compiled.so')
     link = ['-shared', '-fopenmp', 'autograd.o', 'cpu.o', '-Wl,--no-as-needed', '-Wl,-rpath,$ORIGIN', 'ops/compiled.so']
     libraries = [f'-L{path}' for path in cpp_extension.library_paths()] + ['-lc10', '-ltorch_cpu', '-ltorch']
     command = [os.environ.get('CXX', 'c++'), *link, *libraries, '-o', 'ops/_C.so']
-    result = subprocess.run(command, cwd=tree, env=ENVIRONMENT, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=tree, env=os.environ, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
 
 
 @pytest.mark.skipif(not CPU.available, reason=CPU.reason)
-@in_background
 def test_the_steps_give_an_op():
     """Forward, backward, opcheck, and the Triton kernels by Triton's interpreter, by the example's own tests."""
     with tempfile.TemporaryDirectory() as name:
         tree = Path(name)
         add_the_op(tree)
         build(tree)
-        environment = {**ENVIRONMENT, 'TRITON_INTERPRET': '1', 'PYTHONPATH': str(tree)}
+        environment = {**os.environ, 'TRITON_INTERPRET': '1', 'PYTHONPATH': str(tree)}
         command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', f'tests/test_ops/{OP}']
         result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]

@@ -19,7 +19,6 @@ from mmvmamba.ops import (
     selective_scan,
     ss2d_scan,
 )
-from tests.background import in_background
 from tests.test_ops.ss2d_inputs import make_parameters
 from tests.test_ops.triton_interpreter import INTERPRETED, patch_interpreter, run_interpreted
 
@@ -28,7 +27,6 @@ STATUS = {status.name: status for status in backend_report()}
 
 @pytest.mark.skipif(INTERPRETED, reason='this is the process that the interpreter runs in')
 @pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='triton is not installed')
-@in_background
 def test_in_a_process_with_the_interpreter():
     run_interpreted(__file__)
 

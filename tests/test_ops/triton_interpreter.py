@@ -5,15 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.background import ENVIRONMENT
-
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
 
 def run_interpreted(*files):
     """Run test files in a process of its own: TRITON_INTERPRET is read when a kernel is defined."""
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *files]
-    environment = {**ENVIRONMENT, 'TRITON_INTERPRET': '1'}
+    environment = {**os.environ, 'TRITON_INTERPRET': '1'}
     root = Path(__file__).parents[2]
     result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     assert result.returncode == 0 and ' passed' in result.stdout, result.stdout[-3000:] + result.stderr[-1000:]

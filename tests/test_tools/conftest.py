@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.background import ENVIRONMENT
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -66,8 +64,8 @@ def runner_in(folder, environment=os.environ):
 def place_of_its_own():
     """The same for a test in the background: a folder, and the function that runs commands there."""
     with tempfile.TemporaryDirectory() as name:
-        folder = make_user_folder(Path(name), ENVIRONMENT)
-        yield folder, runner_in(folder, ENVIRONMENT)
+        folder = make_user_folder(Path(name), os.environ)
+        yield folder, runner_in(folder, os.environ)
 
 
 @pytest.fixture(scope='session')

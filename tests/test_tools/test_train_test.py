@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mmvmamba.checkpoint import read_checkpoint
-from tests.background import in_background
 
 from .conftest import ROOT, place_of_its_own
 from .test_launch import DEMO
@@ -42,7 +41,6 @@ def metrics(folder):
     return json.loads(newest.read_text())
 
 
-@in_background
 def test_classification_through_mim():
     with place_of_its_own() as (folder, run):
         config, work = ROOT / DEMO['mmpretrain'], folder / 'classification'
@@ -60,7 +58,6 @@ def test_classification_through_mim():
         assert 'resumed epoch: 1' in text and (work / 'epoch_2.pth').is_file()
 
 
-@in_background
 def test_detection_through_the_tools():
     with place_of_its_own() as (folder, run):
         config, work = ROOT / DEMO['mmdet'], folder / 'detection'
@@ -71,7 +68,6 @@ def test_detection_through_the_tools():
         assert len(list((work / 'shown').rglob('*.png'))) == 4 and (work / 'results.pkl').stat().st_size > 0
 
 
-@in_background
 def test_segmentation_by_the_name_of_a_shipped_config():
     with place_of_its_own() as (folder, run):
         name, work = DEMO['mmseg'].rpartition('/')[2], folder / 'segmentation'
@@ -106,7 +102,6 @@ class WriteParameters(Hook):
 '''
 
 
-@in_background
 def test_two_processes_keep_equal_parameters():
     with place_of_its_own() as (folder, run):
         (folder / 'write_parameters.py').write_text(HOOK)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.background import in_background
 from tests.test_ops.scan_inputs import NAMES, assert_scan_close, make_scan_inputs, relative_error, run_truth
 from tests.test_ops.selective_scan.test_selective_scan import strided
 from tests.test_ops.triton_interpreter import INTERPRETED, patch_interpreter, run_interpreted
@@ -15,7 +14,6 @@ from tests.test_ops.triton_interpreter import INTERPRETED, patch_interpreter, ru
 
 @pytest.mark.skipif(INTERPRETED, reason='this is the process that the interpreter runs in')
 @pytest.mark.skipif(importlib.util.find_spec('triton') is None, reason='triton is not installed')
-@in_background
 def test_in_a_process_with_the_interpreter():
     """With those of cross_scan, to start it once."""
     run_interpreted(__file__, str(Path(__file__).parents[1] / 'cross_scan/test_triton.py'))

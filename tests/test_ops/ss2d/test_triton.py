@@ -7,7 +7,6 @@ import torch
 
 from mmvmamba.ops import SCAN_MODES, ss2d_scan
 from mmvmamba.ops.ss2d import registration
-from tests.background import in_background
 from tests.test_ops.ss2d_inputs import make_map, make_parameters, relative_error, run
 from tests.test_ops.triton_interpreter import INTERPRETED, patch_interpreter, run_interpreted
 
@@ -17,7 +16,6 @@ not_interpreted = pytest.mark.skipif(INTERPRETED, reason='this is the process th
 
 @not_interpreted
 @needs_triton
-@in_background
 def test_in_a_process_with_the_interpreter():
     run_interpreted(__file__)
 
