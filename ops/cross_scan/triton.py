@@ -94,6 +94,11 @@ def _launch(x, y, height, width, scan_mode, channel_last, merge):
             _first[grid](x, y, channels, height, width, TILE_H=tile_h, TILE_W=tile_w, **options)
 
 
+def _check_mode(op: str, scan_mode: int) -> None:
+    if not 0 <= scan_mode < len(ROUTES):
+        raise ValueError(f'{op}: scan_mode is {scan_mode}, expected 0 to {len(ROUTES) - 1}')
+
+
 def _check_size(op: str, name: str, height: int, width: int, channel_last: bool) -> None:
     if height * width > MAX_PIXELS:
         raise ValueError(
@@ -108,6 +113,7 @@ def _check_size(op: str, name: str, height: int, width: int, channel_last: bool)
 def cross_scan(x, scan_mode: int, channel_last: bool) -> torch.Tensor:
     """Unfold a map along four routes; arguments as in :func:`mmvmamba.ops.cross_scan`, the mode by its index."""
     height, width = x.shape[1:3] if channel_last else x.shape[2:4]
+    _check_mode('cross_scan', scan_mode)
     _check_size('cross_scan', 'x', height, width, channel_last)
     x = x.contiguous()
     channels = x.shape[3 if channel_last else 1]
@@ -119,9 +125,13 @@ def cross_scan(x, scan_mode: int, channel_last: bool) -> torch.Tensor:
 
 def cross_merge(y, height: int, width: int, scan_mode: int, channel_last: bool) -> torch.Tensor:
     """Fold four routes back and add them in float32; the adjoint of :func:`cross_scan`."""
+    _check_mode('cross_merge', scan_mode)
     _check_size('cross_merge', 'y', height, width, channel_last)
-    y = y.contiguous()
     channels = y.shape[3 if channel_last else 2]
+    expected = (height * width, 4, channels) if channel_last else (4, channels, height * width)
+    if y.shape[1:] != expected:
+        raise ValueError(f'cross_merge: y has shape {tuple(y.shape)}, expected {(y.shape[0], *expected)}')
+    y = y.contiguous()
     shape = (height, width, channels) if channel_last else (channels, height, width)
     x = y.new_empty((y.shape[0], *shape))
     _launch(x, y, height, width, scan_mode, channel_last, merge=True)

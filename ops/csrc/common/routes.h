@@ -27,6 +27,8 @@ constexpr ScanMode kScanModes[] = {
 };
 constexpr int kNumScanModes = sizeof(kScanModes) / sizeof(ScanMode);
 
+constexpr bool is_scan_mode(int64_t mode) { return mode >= 0 && mode < kNumScanModes; }
+
 // The number of a mode, or -1.
 inline int find_scan_mode(std::string_view name) {
   for (int mode = 0; mode < kNumScanModes; ++mode) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/routes.h"
+#include "cross_scan/checks.h"
 
 namespace mmvmamba {
 namespace {
@@ -24,6 +25,7 @@ std::vector<int64_t> route_pixels(int64_t mode, int64_t height, int64_t width) {
 }
 
 at::Tensor cross_scan(const at::Tensor& x_, int64_t mode, bool channel_last) {
+  cross::check_scan(x_, mode);
   const auto x = x_.contiguous();
   const int64_t batch = x.size(0), channels = x.size(channel_last ? 3 : 1);
   const int64_t height = x.size(channel_last ? 1 : 2), width = x.size(channel_last ? 2 : 3), length = height * width;
@@ -56,6 +58,7 @@ at::Tensor cross_scan(const at::Tensor& x_, int64_t mode, bool channel_last) {
 }
 
 at::Tensor cross_merge(const at::Tensor& y_, int64_t height, int64_t width, int64_t mode, bool channel_last) {
+  cross::check_merge(y_, height, width, mode, channel_last);
   const auto y = y_.contiguous();
   const int64_t batch = y.size(0), channels = y.size(channel_last ? 3 : 2), length = height * width;
   const auto pixel = route_pixels(mode, height, width);

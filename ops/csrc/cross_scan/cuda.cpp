@@ -9,6 +9,7 @@
 
 #include "common/allocate.h"
 #include "common/type_of.h"
+#include "cross_scan/checks.h"
 #include "cross_scan/kernels.h"
 
 namespace mmvmamba {
@@ -19,9 +20,7 @@ using namespace cross;
 
 constexpr int64_t kMaxPixels = std::numeric_limits<int>::max() / 2;  // of a map: the kernels' steps are int
 
-Map make_map(const char* op, const char* name, const Tensor& tensor, int64_t channels, int64_t height, int64_t width,
-             int64_t mode) {
-  TORCH_CHECK(mode >= 0 && mode < kNumScanModes, op, ": scan_mode ", mode, ", expected 0 to ", kNumScanModes - 1);
+Map make_map(const char* op, const char* name, const Tensor& tensor, int64_t channels, int64_t height, int64_t width) {
   TORCH_CHECK_VALUE(height >= 1 && width >= 1 && height <= kMaxPixels / width, op, ": ", name, " has a map of ", height,
                     " x ", width, " pixels, at most ", kMaxPixels, " are supported on a GPU");
   TORCH_CHECK_VALUE(channels <= std::numeric_limits<int>::max(), op, ": ", name, " has ", channels,
@@ -30,9 +29,10 @@ Map make_map(const char* op, const char* name, const Tensor& tensor, int64_t cha
 }
 
 Tensor cross_scan(const Tensor& x_, int64_t mode, bool channel_last) {
+  check_scan(x_, mode);
   const c10::cuda::CUDAGuard guard(x_.device());
   const Map map = make_map("cross_scan", "x", x_, x_.size(channel_last ? 3 : 1), x_.size(channel_last ? 1 : 2),
-                           x_.size(channel_last ? 2 : 3), mode);
+                           x_.size(channel_last ? 2 : 3));
   const Tensor x = x_.contiguous();
   const int64_t length = static_cast<int64_t>(map.height) * map.width;
   Tensor y = channel_last ? allocate({map.batch, length, kRoutes, map.channels}, x.options())
@@ -45,8 +45,9 @@ Tensor cross_scan(const Tensor& x_, int64_t mode, bool channel_last) {
 }
 
 Tensor cross_merge(const Tensor& y_, int64_t height, int64_t width, int64_t mode, bool channel_last) {
+  check_merge(y_, height, width, mode, channel_last);
   const c10::cuda::CUDAGuard guard(y_.device());
-  const Map map = make_map("cross_merge", "y", y_, y_.size(channel_last ? 3 : 2), height, width, mode);
+  const Map map = make_map("cross_merge", "y", y_, y_.size(channel_last ? 3 : 2), height, width);
   const Tensor y = y_.contiguous();
   Tensor x = channel_last ? allocate({map.batch, height, width, map.channels}, y.options())
                           : allocate({map.batch, map.channels, height, width}, y.options());

@@ -96,8 +96,8 @@ struct Problem {
         columns(rank + 2 * states),
         tiles(ceil_div(pixels, kSteps)),
         mode(scan_mode) {
-    TORCH_CHECK(mode >= 0 && mode < kNumScanModes && comes_in_pairs(kScanModes[mode].routes),
-                "ss2d_scan: scan_mode is ", mode, ", expected 0 (cross2d), 1 (unidi) or 2 (bidi)");
+    TORCH_CHECK(is_scan_mode(mode) && comes_in_pairs(kScanModes[mode].routes), "ss2d_scan: scan_mode is ", mode,
+                ", expected 0 (cross2d), 1 (unidi) or 2 (bidi)");
     TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16,
                 "ss2d_scan: x is ", x.scalar_type(), ", expected float16, bfloat16 or float32");
     for (const Tensor* t : {&x_proj, &dt_proj, &dt_bias, &A_logs, &Ds}) {
@@ -218,13 +218,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(const T
   const int64_t sums = n.rank + 1 + n.states;  // rows of the parameters' partial sums: dt_weight, bias, A
   const auto options = image.options();
   Tensor dx = at::empty({n.batch, n.pixels, n.padded}, options);
-  Tensor dprojection_parts = at::zeros({groups, n.batch * n.pixels, kRoutes * n.columns}, options);
+  Tensor dprojections_parts = at::zeros({groups, n.batch * n.pixels, kRoutes * n.columns}, options);
   Tensor partial = at::zeros({n.batch, kRoutes, sums, n.padded}, options);
   Tensor dskip_parts = at::empty({n.batch, n.padded}, options);
   const float *x_data = rows.const_data_ptr<float>(), *dy_data = dy.const_data_ptr<float>();
   const float *projection_data = projections.const_data_ptr<float>(), *state_data = states.const_data_ptr<float>();
   const float* skip = n.skip.const_data_ptr<float>();
-  float *dx_data = dx.data_ptr<float>(), *dprojection_data = dprojection_parts.data_ptr<float>();
+  float *dx_data = dx.data_ptr<float>(), *dprojections_data = dprojections_parts.data_ptr<float>();
   float *partial_data = partial.data_ptr<float>(), *dskip_data = dskip_parts.data_ptr<float>();
 
   at::parallel_for(0, n.batch * groups, 1, [&](int64_t begin, int64_t end) {
@@ -243,7 +243,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(const T
           g.dt_weight = partial_data + (b * kRoutes + k) * sums * n.padded + first;
           g.bias = g.dt_weight + n.rank * n.padded, g.A = g.bias + n.padded;
           g.dx = dx_data + image_offset;
-          g.dprojections = dprojection_data + (group * n.batch + b) * n.pixels * block.columns + k * n.columns;
+          g.dprojections = dprojections_data + (group * n.batch + b) * n.pixels * block.columns + k * n.columns;
           std::fill(flow.begin(), flow.end(), 0.f);
           for (int64_t tile = n.tiles - 1; tile >= 0; --tile) {
             const int steps = n.tile_pixels(k, tile, pixel);
@@ -255,15 +255,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(const T
     }
   });
 
-  const Tensor dprojections = ordered_sum(dprojection_parts), parameters = ordered_sum(partial),
+  const Tensor dprojections = ordered_sum(dprojections_parts), parameters = ordered_sum(partial),
                dskip = ordered_sum(dskip_parts);
   const Tensor points = image.view({n.batch * n.pixels, n.channels});
   const Tensor dpoints = dx.view({n.batch * n.pixels, n.padded}).narrow(1, 0, n.channels);
   const Pieces pieces(points.size(0));
-  Tensor dweights = at::empty({pieces.count, kRoutes * n.columns, n.channels}, options);
+  Tensor dweight_parts = at::empty({pieces.count, kRoutes * n.columns, n.channels}, options);
   pieces.for_each([&](int64_t piece, const auto& own) {
     own(dpoints).addmm_(own(dprojections), n.projection);
-    Tensor out = dweights.select(0, piece);
+    Tensor out = dweight_parts.select(0, piece);
     at::mm_out(out, own(dprojections).t(), own(points));
   });
   const auto rows_of = [&](int64_t begin, int64_t count) {  // (4, D, count)
@@ -272,7 +272,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(const T
   const auto layout = at::MemoryFormat::Contiguous;
   const Tensor dA = rows_of(n.rank + 1, n.states).mul(n.A.narrow(2, 0, n.channels).transpose(1, 2));
   const Tensor dDs = dskip.narrow(0, 0, n.channels).expand({kRoutes, n.channels}).clone(layout);
-  return {n.as_map(dx, x.scalar_type()),        ordered_sum(dweights).view(x_proj.sizes()),
+  return {n.as_map(dx, x.scalar_type()),        ordered_sum(dweight_parts).view(x_proj.sizes()),
           rows_of(0, n.rank).clone(layout),     rows_of(n.rank, 1).clone(layout).view(dt_bias.sizes()),
           dA.contiguous().view(A_logs.sizes()), dDs.view(Ds.sizes())};
 }

@@ -57,8 +57,8 @@ struct Problem {
       : type(type_of("ss2d_scan", x.scalar_type())), stream(at::cuda::getCurrentCUDAStream()) {
     TORCH_CHECK(x.numel() > 0, "ss2d_scan: x is empty, of shape ", x.sizes());
     TORCH_CHECK(A_logs.size(1) == 1, "ss2d_scan: the fused kernels take d_state N = 1, got ", A_logs.size(1));
-    TORCH_CHECK(scan_mode >= 0 && scan_mode < kNumScanModes && comes_in_pairs(kScanModes[scan_mode].routes),
-                "ss2d_scan: scan_mode is ", scan_mode, ", expected 0 (cross2d), 1 (unidi) or 2 (bidi)");
+    TORCH_CHECK(is_scan_mode(scan_mode) && comes_in_pairs(kScanModes[scan_mode].routes), "ss2d_scan: scan_mode is ",
+                scan_mode, ", expected 0 (cross2d), 1 (unidi) or 2 (bidi)");
     const Routes& routes = kScanModes[scan_mode].routes;
     for (const Tensor* t : {&x_proj, &dt_proj, &dt_bias, &A_logs, &Ds}) {
       TORCH_CHECK(t->scalar_type() == at::kFloat && t->is_contiguous() && t->is_cuda(),
@@ -284,15 +284,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(const T
     ddt_matrix = tall_product(projections, 4 * args.projection_columns, u, 4 * args.channels, problem.pixels,
                               std::min<int64_t>(8, chunks));
   }
-  const Tensor dweight = tall_product(dprojections, 4 * args.projection_columns, image, args.channels, problem.pixels,
-                                      std::min<int64_t>(128, chunks));
+  const Tensor dweight_parts = tall_product(dprojections, 4 * args.projection_columns, image, args.channels,
+                                            problem.pixels, std::min<int64_t>(128, chunks));
   problem.rows(dx).addmm_(dprojections, problem.projection);
 
   Tensor dx_proj = allocate_like(x_proj), ddt_proj = allocate_like(dt_proj), ddt_bias = allocate_like(dt_bias);
   Tensor dA_logs = allocate_like(A_logs), dDs = allocate_like(Ds);
   Finish finish{};
   finish.partial = problem.partial;
-  finish.dweight = dweight.data_ptr(), finish.weight_parts = dweight.size(0);
+  finish.dweight = dweight_parts.data_ptr(), finish.weight_parts = dweight_parts.size(0);
   if (!fused) finish.ddt_matrix = ddt_matrix.data_ptr(), finish.matrix_parts = ddt_matrix.size(0);
   finish.A = args.A;
   finish.dx_proj = dx_proj.data_ptr<float>(), finish.ddt_proj = ddt_proj.data_ptr<float>();
