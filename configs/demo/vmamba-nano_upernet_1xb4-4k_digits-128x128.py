@@ -54,19 +54,18 @@ dataset = dict(
     img_suffix='.png',
     metainfo=metainfo,
 )
+# without augmentation, so the same for both; the name is what mmseg's inference and tools look for
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
 train_dataloader = dict(
     batch_size=4,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(
-        dataset,
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations'),
-            dict(type='PackSegInputs'),
-        ],
-    ),
+    dataset=dict(dataset, pipeline=test_pipeline),
 )
 val_dataloader = dict(
     batch_size=8,
@@ -76,11 +75,7 @@ val_dataloader = dict(
     dataset=dict(
         dataset,
         data_prefix=dict(img_path='scenes/val', seg_map_path='semantic/val'),
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations'),
-            dict(type='PackSegInputs'),
-        ],
+        pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
