@@ -19,6 +19,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 _KINDS = (nn.Linear, nn.Conv2d, nn.GELU, nn.SiLU, nn.Dropout, nn.Identity)
 _FORWARDS: dict = {kind: kind.forward for kind in _KINDS}  # as they were defined, to notice a patch
+_CALL = nn.Module.__call__  # what draws a model's graph puts its own in the place of it
 _WEIGHTS: set = {nn.Linear, nn.Conv2d}  # kinds whose weight and bias a fused pass reads from outside
 # a sharded or functional call puts plain tensors in a parameter's place
 _VALUES = (nn.Parameter, type(None), torch.Tensor)
@@ -36,8 +37,8 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling a module is no more than the formula of a class.
 
     It is more for a subclass, such as an adapter or a parametrised layer, with a hook of any kind, the process's global
-    ones included, with a ``forward`` of its own (whoever offloads a weight puts it there) or a compiled one, and with a
-    weight that is no ordinary tensor, such as a quantised or a distributed one.
+    ones included, with a ``forward`` of its own (whoever offloads a weight puts it there) or a compiled one, with a
+    replaced ``__call__``, and with a weight that is no ordinary tensor, such as a quantised or a distributed one.
 
     Args:
         module (nn.Module): What may have been put in the place of a module of that class.
@@ -48,6 +49,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     if (
         type(module) is not kind
         or kind.forward is not _FORWARDS[kind]
+        or kind.__call__ is not _CALL
         or state['_forward_hooks']
         or state['_forward_pre_hooks']
         or state['_backward_hooks']
