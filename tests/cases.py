@@ -8,12 +8,13 @@ FULL_CASES = {}
 """Cases that each property is tried on when slow tests run, by name."""
 
 
-def cases(quick: int, full: int, **strategies):
+def cases(quick: int, full: int, each: int = 1, **strategies):
     """Turn a function of drawn values into a test.
 
     Args:
         quick (int): Cases of the seeded set, the same in every run.
         full (int): Cases of the slow set, new ones in every run; a failure prints how to repeat it.
+        each (int): Cases that one call of the function tries. Default: 1.
         strategies: A hypothesis strategy for each argument.
     """
 
@@ -26,14 +27,14 @@ def cases(quick: int, full: int, **strategies):
 
             def counted(**values):
                 nonlocal count
-                count += 1
+                count += each
                 check(**values)
 
             wanted = full if size == 'full' else quick
             torch.set_num_threads(1)  # thousands of tiny calls, and threads may have to wait for each other
             torch.set_printoptions(threshold=8, edgeitems=2)  # a failing case fits a screen
             settings(
-                max_examples=wanted,
+                max_examples=-(-wanted // each),
                 derandomize=size == 'quick',
                 database=None,
                 deadline=None,

@@ -206,6 +206,7 @@ INTERVENTIONS = dict(
     global_forward_hook=(anything, observe_everywhere('register_module_forward_hook')),
     global_forward_pre_hook=(anything, observe_everywhere('register_module_forward_pre_hook')),
     global_backward_hook=(anything, observe_everywhere('register_module_full_backward_hook')),
+    global_backward_pre_hook=(anything, observe_everywhere('register_module_full_backward_pre_hook')),
     patched_forward=(anything, patch_forward),
     patched_call_hook=(anything, patch_call),
     patched_class=(lambda module: type(module) in TYPES[:5], patch_class),

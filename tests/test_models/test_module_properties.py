@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import note
 from hypothesis import strategies as st
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
@@ -71,8 +72,8 @@ def assert_same(values, expected, limit):
             assert (value - reference).abs().max() <= limit * (1 + reference.abs().max())
 
 
-def check(name, place, options, training, device, copied='no', with_cp=False, compiled=False):
-    ours = build(options, training, device, with_cp)
+def check(name, place, choices, training, device, copied='no', with_cp=False, compiled=False):
+    ours = build(choices, training, device, with_cp)
     theirs = Published(ours)
     paths = places(name, theirs)
     assert set(paths) <= set(dict(ours.named_modules()))
@@ -93,31 +94,38 @@ def check(name, place, options, training, device, copied='no', with_cp=False, co
     assert bool(seen[0]) == ('hook' in name and 'changing' not in name and 'weight' not in name)
 
 
-CASE = dict(
-    name=st.sampled_from(sorted(INTERVENTIONS)),
-    place=st.integers(0, 200),
-    choices=st.dictionaries(st.sampled_from(sorted(OPTIONS)), st.integers(0, 5), max_size=4),
-    training=st.booleans(),
-    copied=st.sampled_from(['no', 'no', 'no', 'deepcopy', 'pickle', 'saved']),
-    with_cp=st.sampled_from([False, False, False, True]),
+NAMES = sorted(INTERVENTIONS)
+CASE = st.fixed_dictionaries(
+    dict(
+        place=st.integers(0, 200),
+        choices=st.dictionaries(st.sampled_from(sorted(OPTIONS)), st.integers(0, 5), max_size=4),
+        training=st.booleans(),
+        copied=st.sampled_from(['no', 'no', 'no', 'deepcopy', 'pickle', 'saved']),
+        with_cp=st.sampled_from([False, False, False, True]),
+    )
 )
+# a draw tries every intervention: names that are drawn leave some out
+DRAWN = dict(each=len(NAMES), drawn=st.lists(CASE, min_size=len(NAMES), max_size=len(NAMES)))
 
 
-def options_of(choices):
-    return {name: OPTIONS[name][i % len(OPTIONS[name])] for name, i in choices.items()}
+def check_drawn(drawn, device):
+    for name, case in zip(NAMES, drawn, strict=True):
+        note(f'{name}: {case}')
+        choices = {option: OPTIONS[option][i % len(OPTIONS[option])] for option, i in case['choices'].items()}
+        check(name, device=device, **{**case, 'choices': choices})
 
 
 @pytest.mark.filterwarnings('ignore:.*weight_norm')
-@cases(quick=300, full=5000, **CASE)
-def test_interventions(name, place, choices, training, copied, with_cp):
-    check(name, place, options_of(choices), training, 'cpu', copied, with_cp)
+@cases(quick=300, full=5000, **DRAWN)
+def test_interventions(drawn):
+    check_drawn(drawn, 'cpu')
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-@cases(quick=300, full=5000, **CASE)
-def test_interventions_on_the_gpu(name, place, choices, training, copied, with_cp):
+@cases(quick=300, full=5000, **DRAWN)
+def test_interventions_on_the_gpu(drawn):
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        check(name, place, options_of(choices), training, 'cuda', copied, with_cp)
+        check_drawn(drawn, 'cuda')
 
 
 @pytest.mark.parametrize('device', DEVICES)
