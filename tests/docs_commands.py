@@ -91,6 +91,7 @@ TABLE = {
     'pip install --no-build-isolation -e .': Row('installs', tests='tests/test_packaging.py'),
     'pip install onnx onnxruntime': Row('reduced', '--dry-run --no-index', says='already satisfied: onnxruntime'),
     'pip install seaborn': Row('installs'),
+    'pip install --no-deps grad-cam==1.4.8 ttach': Row('installs'),
     'pip install --no-deps --require-hashes -r requirements/hashes.txt': Row('installs'),
     'pip install pip-audit': Row('installs'),
     'pip-audit --strict --no-deps --disable-pip -r requirements/tested.txt': Row('installs'),
@@ -179,6 +180,12 @@ TABLE = {
         after=(TRAIN,),
         makes='analysis/robustness_resolution/robustness_resolution.png',
     ),
+    # both need grad-cam
+    f'mim run mmpretrain vis_cam {IMAGE} {DIGITS} work_dirs/digits/epoch_20.pth --target-layers backbone.outnorm3 '
+    '--save-path cam.png': Row('installs', tests='tests/test_models/test_module_contract.py'),
+    f'mim run mmsegmentation visualization_cam {IMAGE} configs/demo/vmamba-nano_upernet_1xb4-4k_digits-128x128.py '
+    'work_dirs/scenes/iter_4000.pth --target-layers backbone.outnorm3 --category-index 3 --device cpu '
+    '--cam-file cam.png': Row('installs', tests='tests/test_models/test_module_contract.py'),
     'mim run mmpretrain analyze_logs plot_curve demo_output/work_dirs/classification/*/vis_data/scalars.json '
     '--keys loss --out loss.png': Row('whole', after=('make demo',), makes='loss.png'),
 }

@@ -93,7 +93,8 @@ def test_command_is_understood(line, monkeypatch, capsys):
     elif words[0] == 'mim':
         assert words[1] in ('train', 'test', 'run') and words[2] in ('mmpretrain', 'mmdet', 'mmsegmentation')
         if words[1] == 'run':
-            package = Path(importlib.util.find_spec(words[2]).origin).parent
+            module = 'mmseg' if words[2] == 'mmsegmentation' else words[2]
+            package = Path(importlib.util.find_spec(module).origin).parent
             assert list(package.glob(f'.mim/tools/**/{words[3]}.py'))
     elif words[0] == 'pip':
         assert words[1] == 'install'
