@@ -71,7 +71,7 @@ def test_the_matrix_fills_the_table_of_versions(figures, tmp_path):
     (tmp_path / 'benchmarks/results').mkdir(parents=True)
     matrix = tmp_path / 'benchmarks/results/matrix.json'
     matrix.write_text(json.dumps(dict(rows=[dict(torch='2.4.1', mmcv='2.1.0'), dict(torch='2.14.1', result='passed')])))
-    assert figures.tested(tmp_path).splitlines()[2:] == ['| 2.4.1 | 2.1.0 | – |', '| 2.14.1 | – | passed |']
+    assert figures.versions(tmp_path).splitlines()[2:] == ['| 2.4.1 | 2.1.0 | – |', '| 2.14.1 | – | passed |']
 
 
 def test_the_published_figures_of_swin_are_the_metafiles(figures):

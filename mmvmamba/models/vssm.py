@@ -49,7 +49,7 @@ class VSSMBackbone(BaseModule):
         ``backbone.compile(fullgraph=True)``, with ``mode='reduce-overhead'`` for CUDA graphs at small batches.  In a
         config, ``compile=True`` has mmengine's Runner compile the model around it too.
 
-    Example:
+    Examples:
         >>> model = VSSMBackbone('nano')
         >>> [tuple(out.shape) for out in model(torch.rand(1, 3, 64, 64))]
         [(1, 32, 16, 16), (1, 64, 8, 8), (1, 128, 4, 4), (1, 256, 2, 2)]

@@ -1,7 +1,7 @@
 """Render the tables and plots of README.md and docs/ from benchmarks/results/*.json and the metafiles.
 
-A table stands in Markdown between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``.  A file of results may be replaced
-or gain rows: what a table lacks it shows as a dash, and a column without any figure is left out.
+A table stands in Markdown between ``<!-- figures: NAME -->`` and ``<!-- /figures -->``.  A file of results may be
+replaced or gain rows: what a table lacks it shows as a dash, and a column without any figure is left out.
 """
 
 import argparse
@@ -181,19 +181,19 @@ def earlier(root: Path = ROOT) -> str:
 
 def archs(root: Path = ROOT) -> str:
     """The published archs, from the metafiles."""
-    from mmvmamba.models import ARCHS as options
+    from mmvmamba.models.archs import ARCHS as OPTIONS
 
     found, rows = published(root), []
     header = ['`arch`', 'blocks', 'channels', '`ssm_ratio`', 'parameters', 'FLOPs at 224', 'top-1', 'mIoU']
     for arch in (*ARCHS, *VANILLA):
-        entry, arch_options = found[arch], options[arch]
+        entry, arch_options = found[arch], OPTIONS[arch]
         row = [f'`{arch}`', ', '.join(map(str, arch_options['depths'])), str(arch_options['dims'])]
         row += [f'{arch_options.get("ssm_ratio", 1.0):g}', f'{entry["parameters"]:,}', f'{entry["flops"] / 1e9:.2f} G']
         rows.append([*row, *(str(entry.get(metric, '–')) for metric in ('Top 1 Accuracy', 'mIoU'))])
     return table(header, rows)
 
 
-def tested(root: Path = ROOT) -> str:
+def versions(root: Path = ROOT) -> str:
     """The versions that are tested: the rows of matrix.json, or the pinned set."""
     path = root / 'benchmarks/results/matrix.json'
     if path.exists():
@@ -215,7 +215,7 @@ TABLES = {
     'core-cpu': lambda: core(read('ops-cpu.json')),
     'earlier': earlier,
     'archs': archs,
-    'tested': tested,
+    'tested': versions,
 }
 
 
@@ -236,17 +236,18 @@ def bars(report: dict) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="13"><title>Images a second, {run}</title>'
-        '<style>text{fill:#4b5563}.v{fill:#7c3aed}.s{fill:#9ca3af}@media(prefers-color-scheme:dark){text{fill:#cbd5e1}}</style>'
+        '<style>text{fill:#4b5563}.v{fill:#7c3aed}.s{fill:#9ca3af}'
+        '@media(prefers-color-scheme:dark){text{fill:#cbd5e1}}</style>'
     ]
     for i, (title, rows) in enumerate(panels):
         left, most = 380 * i, max(row['images_per_second'] for row in rows)
         parts.append(f'<text x="{left}" y="18" font-weight="600">{title}, images/s ({run}, {report["machine"]})</text>')
         for j, row in enumerate(rows):
             y, width = 32 + 26 * j, 190 * row['images_per_second'] / most
-            name = label(row['model']).partition(' ')[0]
+            name, color = label(row['model']).partition(' ')[0], 's' if ':' in row['model'] else 'v'
             parts.append(
                 f'<text x="{left + 75}" y="{y + 14}" text-anchor="end">{name}</text>'
-                f'<rect class="{"v" if ":" not in row["model"] else "s"}" x="{left + 83}" y="{y}" width="{width:.1f}" height="19" rx="3"/>'
+                f'<rect class="{color}" x="{left + 83}" y="{y}" width="{width:.1f}" height="19" rx="3"/>'
                 f'<text x="{left + 89 + width:.1f}" y="{y + 14}">{row["images_per_second"]:,.0f}</text>'
             )
     return '\n'.join([*parts, '</svg>\n'])
