@@ -68,6 +68,11 @@ train_dataloader = dict(
         ],
     ),
 )
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
 val_dataloader = dict(
     batch_size=8,
     num_workers=2,
@@ -76,11 +81,7 @@ val_dataloader = dict(
     dataset=dict(
         dataset,
         data_prefix=dict(img_path='scenes/val', seg_map_path='semantic/val'),
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations'),
-            dict(type='PackSegInputs'),
-        ],
+        pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader

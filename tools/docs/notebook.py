@@ -1,7 +1,8 @@
-"""Hook of mkdocs: renders docs/*.ipynb as pages, without a converter to install."""
+"""Hook of mkdocs: renders docs/*.ipynb as pages, and the links and roles of docstrings as HTML."""
 
 import html
 import json
+import re
 from pathlib import Path
 
 from mkdocs.structure.files import File
@@ -34,3 +35,9 @@ def on_files(files, config):
         content = '\n\n'.join(cell_markdown(cell) for cell in cells) + '\n'
         files.append(File.generated(config, f'{path.stem}.md', content=content))
     return files
+
+
+def on_page_content(content, page, config, files):
+    """Docstrings are reStructuredText where they link: show ``:func:`` and links as a reader expects them."""
+    content = re.sub(r':(?:func|class|data|mod|meth):(?=<code>)', '', content)
+    return re.sub(r'<code>([^<]*?) &lt;(https://[^<]*?)&gt;</code>_', r'<a href="\2">\1</a>', content)
