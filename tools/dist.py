@@ -59,8 +59,9 @@ def check_wheel(wheel: Path, build: str) -> None:
         venv.create(name, symlinks=True)
         python = Path(name) / 'bin/python'
         site = next(Path(name).glob('lib/python*/site-packages'))
-        (site / 'dependencies.pth').write_text(sysconfig.get_path('purelib') + '\n')
         run(sys.executable, '-m', 'pip', '-q', '--python', python, 'install', '--no-deps', '--no-index', wheel)
+        # not before: pip would find the mmvmamba of this environment there
+        (site / 'dependencies.pth').write_text(sysconfig.get_path('purelib') + '\n')
         clean = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
         run(python, '-c', USE, build, cwd=name, env=clean)
 

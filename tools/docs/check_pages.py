@@ -2,8 +2,9 @@
 
     python tools/docs/check_pages.py build/docs
 
-Fails if a page logs an error, misses a file, scrolls sideways, or has a table or picture wider than its column.  A local
-server adds a script to each page that records errors; one more page loads all others in a frame and measures them.
+Fails if a page logs an error, misses a file, scrolls sideways, or has a table or picture wider than its column; at 400
+pixels a wide table may scroll within its column.  A local server adds a script to each page that records errors; one
+more page loads all others in a frame and measures them.
 """
 
 import argparse
@@ -31,16 +32,13 @@ async function open(page, width) {
   await new Promise(done => { frame.onload = done; frame.src = page; });
   await wait(150);
   const view = frame.contentWindow, root = view.document, problems = view.problems || ['the page has no script'];
-  if (root.documentElement.scrollWidth > width) problems.push(`scrolls sideways: ${root.documentElement.scrollWidth} px`);
+  const wide = root.documentElement.scrollWidth;
+  if (wide > width) problems.push(`scrolls sideways: ${wide} px`);
   for (const element of root.querySelectorAll('article table, article img, article svg')) {
-    const box = element.getBoundingClientRect();
-    let column = element.parentElement;
-    while (column.tagName !== 'ARTICLE' && !/auto|scroll/.test(view.getComputedStyle(column).overflowX))
-      column = column.parentElement;
-    const room = column.getBoundingClientRect(), words = element.textContent.trim().slice(0, 40) || element.alt;
-    const inside = element.tagName === 'TABLE' && width >= 800 ? root.querySelector('article').getBoundingClientRect() : room;
-    if (box.width > inside.width + 1 && (column.tagName === 'ARTICLE' || width >= 800 && element.tagName === 'TABLE'))
-      problems.push(`${element.tagName} of ${Math.round(box.width)} px in ${Math.round(inside.width)} px: ${words}`);
+    const [size, column] = [element, element.closest('article')].map(e => e.getBoundingClientRect().width);
+    const words = element.textContent.trim().slice(0, 40) || element.alt;
+    if (size > column + 1 && (width >= 800 || element.tagName !== 'TABLE'))
+      problems.push(`${element.tagName} of ${Math.round(size)} px in ${Math.round(column)} px: ${words}`);
     if (element.tagName === 'IMG' && !element.naturalWidth) problems.push(`picture without a size: ${element.src}`);
   }
   found[`${page} at ${width}`] = problems;
