@@ -55,14 +55,26 @@ def build_wheel(sdist: Path, folder: Path, build: str) -> Path:
 
 def check_wheel(wheel: Path, build: str) -> None:
     """Install a wheel in a fresh environment, and train one step with it from another folder."""
+    clean = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     with tempfile.TemporaryDirectory() as name:
         venv.create(name, symlinks=True)
         python = Path(name) / 'bin/python'
         site = next(Path(name).glob('lib/python*/site-packages'))
-        run(sys.executable, '-m', 'pip', '-q', '--python', python, 'install', '--no-deps', '--no-index', wheel)
+        run(
+            sys.executable,
+            '-m',
+            'pip',
+            '-q',
+            '--python',
+            python,
+            'install',
+            '--no-deps',
+            '--no-index',
+            wheel,
+            env=clean,
+        )
         # not before: pip would find the mmvmamba of this environment there
         (site / 'dependencies.pth').write_text(sysconfig.get_path('purelib') + '\n')
-        clean = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
         run(python, '-c', USE, build, cwd=name, env=clean)
 
 

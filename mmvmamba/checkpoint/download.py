@@ -47,7 +47,7 @@ def fetch_checkpoint(url: str) -> str:
                 _download(url, path, digest and digest[1])
             except Exception as error:
                 raise CheckpointError(
-                    f'checkpoint {url!r} can not be downloaded ({error}); check the network, or download it by other '
+                    f'checkpoint {url!r} cannot be downloaded ({error}); check the network, or download it by other '
                     f'means to {path}'
                 ) from error
         elif digest and not sha256(path).startswith(digest[1]):
@@ -71,13 +71,13 @@ def _check_url(url: str) -> str:
         parts = urlparse(url)
         host, name = parts.hostname, posixpath.basename(parts.path)
     except ValueError as error:
-        raise CheckpointError(f'checkpoint {url!r} is no URL ({error}); expected https://HOST/FILE') from error
+        raise CheckpointError(f'checkpoint {url!r} is not a URL ({error}); expected https://HOST/FILE') from error
     if not host or name in ('', '.', '..'):
         raise CheckpointError(
             f'checkpoint {url!r} has no {"file name" if host else "host"}; expected https://HOST/FILE'
         )
     if parts.scheme != 'https' and not (parts.scheme == 'http' and host in _LOCAL_HOSTS):
-        raise CheckpointError(f'checkpoint {url!r} is not downloaded over an open connection; expected https://')
+        raise CheckpointError(f'refusing to download checkpoint {url!r} over plain {parts.scheme}; use https')
     return name
 
 
@@ -86,7 +86,7 @@ class _SafeRedirects(HTTPRedirectHandler):
 
     def redirect_request(self, request, response, code, message, headers, url):
         if request.type == 'https' and urlparse(url).scheme != 'https':
-            raise OSError(f'redirected to {url}, an open connection')
+            raise OSError(f'redirected to {url}, which is not https')
         _check_url(url)
         return super().redirect_request(request, response, code, message, headers, url)
 

@@ -215,7 +215,7 @@ def _leave_out_unused(model: VSSMBackbone, state_dict: dict, prefix: str, *_) ->
         del state_dict[prefix + key]
     if unused:
         print_log(
-            f'left out {len(unused)} weights of what out_indices={model.out_indices} makes no use of '
+            f'left out {len(unused)} weights that out_indices={model.out_indices} does not use '
             f"({prefix}{unused[0]}, ...); custom_hooks=[dict(type='mmvmamba.ResumeOlderRunHook')] resumes an "
             'optimizer that had them',
             logger='current',

@@ -96,13 +96,13 @@ def test_a_bad_running_average_is_named(tmp_path):
     runner = make_runner(tmp_path, hooks=[GUARD], norm=True)
     runner.model.norm.running_var.fill_(float('nan'))
     runner.model.fault[0] = lambda x: x * float('nan')
-    assert 'buffer norm.running_var was bad before this iteration, 8 NaN' in train(runner)
+    assert 'buffer norm.running_var was already bad before this iteration, 8 NaN' in train(runner)
 
 
 def test_a_bad_parameter_is_named(tmp_path):
     runner = make_runner(tmp_path, hooks=[GUARD])
     runner.model.last.bias.data.fill_(float('inf'))
-    assert 'parameter last.bias was bad before this iteration, 0 NaN and 1 infinite' in train(runner)
+    assert 'parameter last.bias was already bad before this iteration, 0 NaN and 1 infinite' in train(runner)
 
 
 def test_a_bad_gradient_of_a_good_loss_stops_before_the_step(tmp_path):

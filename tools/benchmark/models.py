@@ -278,7 +278,11 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='+', default=list(DEFAULT_MODELS))
     parser.add_argument(
-        '--without', nargs='+', choices=list(LAYERS), default=[], help="layers to measure by torch's own, one at a time"
+        '--without',
+        nargs='+',
+        choices=list(LAYERS),
+        default=[],
+        help="kinds of layers to replace by torch's own, one at a time",
     )
     parser.add_argument('--baseline', default='mmpretrain:swin-tiny_16xb64_in1k', help='the model of the ratios')
     parser.add_argument('--settings', nargs='+', choices=list(SETTINGS), default=['224'])
@@ -290,7 +294,7 @@ def parse_args(argv=None):
         '--clock',
         choices=('wall', 'processor'),
         default='wall',
-        help="what is timed on CPU: the time, or all threads' work",
+        help='clock on CPU: wall time, or processor time of all threads',
     )
     parser.add_argument('--batch', type=int, default=None, help="instead of the setting's own batch")
     parser.add_argument('--repeats', type=int, default=9)

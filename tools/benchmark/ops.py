@@ -261,9 +261,14 @@ def main(arguments=None):
     parser.add_argument('--ops', nargs='+', choices=list(CASES), default=list(CASES), help='default: all')
     parser.add_argument('--backends', nargs='+', choices=BACKENDS, help='default: all that can run')
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], help='default: float16, on CPU float32')
-    parser.add_argument('--repeats', type=int, help='runs a median is taken of (default: 25, on CPU 5)')
+    parser.add_argument('--repeats', type=int, help='runs per median (default: 25, on CPU 5)')
     parser.add_argument('--threads', type=int, default=2, help='CPU threads (default: 2)')
-    parser.add_argument('--clock', choices=['wall', 'processor'], default='wall', help='what is timed on CPU')
+    parser.add_argument(
+        '--clock',
+        choices=['wall', 'processor'],
+        default='wall',
+        help='clock on CPU: wall time, or processor time of all threads',
+    )
     parser.add_argument('--out', type=Path, metavar='FILE', help='write the rows to this JSON file')
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)

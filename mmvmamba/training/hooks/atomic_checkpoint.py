@@ -215,7 +215,7 @@ class _Committing:
             code = getattr(error, 'errno', None) or 0
             reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
             raise OSError(
-                code, f'checkpoint {final} can not be written ({reason}); earlier checkpoints are as they were'
+                code, f'checkpoint {final} cannot be written ({reason}); earlier checkpoints are as they were'
             ) from error
 
 
