@@ -222,7 +222,7 @@ TABLES = {
 def bars(report: dict) -> str:
     """An SVG of images a second, VMamba and its Swin, in the run that has most pairs."""
     pairs = []
-    for execution in EXECUTIONS:
+    for execution in reversed(EXECUTIONS):
         archs = [
             arch for arch in ARCHS if find(report, arch, execution, 'train') and swin_beside(report, arch, execution)
         ]

@@ -37,7 +37,13 @@ def on_files(files, config):
     return files
 
 
+def _allow_breaks(cell):
+    """Let the names in a cell of a table break after / and _, and nowhere else."""
+    return re.sub(r'<code>[^<]*</code>', lambda code: re.sub(r'(?<!<)([/_])(?=\w)', r'\1<wbr>', code[0]), cell[0])
+
+
 def on_page_content(content, page, config, files):
-    """Docstrings are reStructuredText where they link: show ``:func:`` and links as a reader expects them."""
+    """Names in tables break where a reader expects it; roles and links of docstrings become HTML."""
+    content = re.sub(r'<td.*?</td>', _allow_breaks, content, flags=re.DOTALL)
     content = re.sub(r':(?:func|class|data|mod|meth):(?=<code>)', '', content)
     return re.sub(r'<code>([^<]*?) &lt;(https://[^<]*?)&gt;</code>_', r'<a href="\2">\1</a>', content)
