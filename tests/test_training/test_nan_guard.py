@@ -52,7 +52,7 @@ def test_a_bad_batch_is_told_from_a_bad_model(tmp_path, norm):
         (type(runner.train_dataloader.dataset),),
         dict(__getitem__=lambda self, i: dict(inputs=torch.full((4,), float('nan')), labels=torch.tensor(0.0))),
     )
-    assert 'an input of the model has 32 NaN' in train(runner)
+    assert 'the input batch already contains 32 NaN' in train(runner)
     saved = torch.load(tmp_path / 'nan_iter_0_rank0.pth', weights_only=True)
     assert all(value.isfinite().all() for value in saved['state_dict'].values())
     assert not norm or saved['state_dict']['norm.num_batches_tracked'] == 0
