@@ -33,7 +33,7 @@ def test_every_table_stands_somewhere(figures):
 def test_a_report_says_where_and_how(path):
     report = json.loads(path.read_text())
     assert all(report[key] for key in ('machine', 'versions', 'commit', 'commands', 'rows'))
-    assert 'dirty' not in report['commit'] and all('tools/benchmark/' in line for line in report['commands'])
+    assert 'dirty' not in report['commit'] and all('python tools/' in line for line in report['commands'])
 
 
 def test_a_changed_figure_is_named(figures, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mmvmamba.cli import load_model
+from tests.run_tutorial import execute
 from tests.test_tools.conftest import load_tool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +29,7 @@ def demo(tmp_path, monkeypatch):
 
 def test_every_cell_runs(demo):
     notebook = json.loads((ROOT / 'docs/tutorial.ipynb').read_text())
-    names = load_tool('docs/run_tutorial.py').execute(notebook)
+    names = execute(notebook)
     outputs = [cell['outputs'] for cell in notebook['cells'] if cell['cell_type'] == 'code']
     kinds = [output['output_type'] for cell in outputs for output in cell]
     assert all(outputs) and kinds.count('display_data') == 4

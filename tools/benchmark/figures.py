@@ -5,6 +5,7 @@ replaced or gain rows: what a table lacks it shows as a dash, and a column witho
 """
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -17,6 +18,7 @@ MARKED = re.compile(r'(<!-- figures: ([\w-]+) -->\n).*?(<!-- /figures -->)', re.
 SIZES = dict(tiny='T', small='S', base='B')
 EXECUTIONS = dict(eager='eager', compile='compiled', graphs='CUDA graphs')
 ARCHS = ('tiny-s1l8', 'small-s1l20', 'base-s1l20', 'tiny-s2l5', 'small-s2l15', 'base-s2l15')
+PLAIN = ('export', 'receptive-field', 'resolution')
 VANILLA = ('tiny-v0', 'small-v0', 'base-v0')
 
 
@@ -208,6 +210,12 @@ def versions(root: Path = ROOT) -> str:
     return table(['Python', *names], [['3.11', *(pins[name] for name in names)]])
 
 
+def as_it_is(report: dict) -> str:
+    """The rows of a report whose keys are the header."""
+    header = list(report['rows'][0])
+    return f'{table(header, [[row[key] for key in header] for row in report["rows"]])}\n\n{caption(report, note=False)}'
+
+
 TABLES = {
     'accuracy-and-speed': accuracy_and_speed,
     'models': lambda: models(read('models.json')),
@@ -216,6 +224,7 @@ TABLES = {
     'earlier': earlier,
     'archs': archs,
     'tested': versions,
+    **{name: functools.partial(lambda name: as_it_is(read(f'{name}.json')), name) for name in PLAIN},
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import matplotlib
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / 'docs/tutorial.ipynb'
+NOTEBOOK = Path(__file__).resolve().parents[1] / 'docs/tutorial.ipynb'
 
 
 def execute(notebook: dict) -> dict:
