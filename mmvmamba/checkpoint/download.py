@@ -1,4 +1,4 @@
-"""Checkpoints by URL: fetched once, over https, and held to the hash in their name."""
+"""Checkpoints by URL: fetched once, over https, and checked against the hash in their name."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ _LOCAL_HOSTS = ('localhost', '127.0.0.1', '::1')
 
 
 def fetch_checkpoint(url: str) -> str:
-    """Download a checkpoint once, over https and held to the hash in its name; rank 0 goes first, as in mmengine.
+    """Download a checkpoint once, over https, and check the hash in its name; rank 0 goes first, as in mmengine.
 
     The file lies in torch.hub's folder: under its name if that holds a hash, which is compared in every call; else in a
     folder of its own, so that files of one name from different places are kept apart.
@@ -82,7 +82,7 @@ def _check_url(url: str) -> str:
 
 
 class _SafeRedirects(HTTPRedirectHandler):
-    """A download that begins over https ends so."""
+    """Redirects of a download over https must stay on https."""
 
     def redirect_request(self, request, response, code, message, headers, url):
         if request.type == 'https' and urlparse(url).scheme != 'https':

@@ -118,7 +118,7 @@ def write_checkpoint(content, path, name_by_hash: bool = False) -> Path:
 
 
 def find_damage(file) -> str:
-    """Hold every record in a file of ``torch.save`` to its checksum, which torch itself does not when it loads.
+    """Check the checksum of every record in a file of ``torch.save``; torch does not check it when it loads.
 
     Args:
         file (str | BytesIO): The file; those of torch < 1.6 have no checksums and count as damaged.

@@ -98,7 +98,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def get_setting(cfg: Config, key: str, kinds=dict, needed: str = ''):
-    """Look a setting up, and hold it and those around it to their types.
+    """Look up a setting; check its type and those of the settings around it.
 
     Args:
         cfg (Config): The config.
