@@ -35,7 +35,8 @@ def blocks(page: Path, language: str) -> list:
 
 def commands() -> list:
     """Every line of every bash block, without its comment."""
-    lines = [(page, line) for page in PAGES for block in blocks(page, 'bash') for line in block.splitlines()]
+    pages = (*PAGES, ROOT / 'benchmarks/results/README.md')
+    lines = [(page, line) for page in pages for block in blocks(page, 'bash') for line in block.splitlines()]
     return [
         pytest.param(line.split('  #')[0].strip(), id=f'{page.stem}: {line}') for page, line in lines if line.strip()
     ]
