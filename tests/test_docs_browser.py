@@ -18,6 +18,7 @@ def test_what_is_wrong_is_named(tmp_path, capsys):
     for name, content in dict(
         index='<table><tr><td>fits</td></tr></table>',
         wide='<table style="width:2000px"><tr><td>too wide</td></tr></table>',
+        narrow='<table><tr><td style="width:1px;word-break:break-all">squeezed</td></tr></table>',
         lost='<img src="none.png">',
         error='<script>console.error("oh")</script>',
     ).items():
@@ -26,8 +27,9 @@ def test_what_is_wrong_is_named(tmp_path, capsys):
     assert tool.main([str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert 'wide.html at 1200: TABLE of 2000 px' in said and 'too wide' in said
+    assert 'narrow.html at 400: a column is squeezed: squeezed' in said
     assert 'cannot load' in said and 'none.png' in said and 'error.html at 400: oh' in said
-    assert 'index.html' not in said and '8 views of 4 pages, 6 with problems' in said
+    assert 'index.html' not in said and '10 views of 5 pages, 8 with problems' in said
 
 
 def test_a_site_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):

@@ -2,9 +2,9 @@
 
     python tools/docs/check_pages.py build/docs
 
-Fails if a page logs an error, misses a file, scrolls sideways, or has a table or picture wider than its column; at 400
-pixels a wide table may scroll within its column.  A local server adds a script to each page that records errors; one
-more page loads all others in a frame and measures them.
+Fails if a page logs an error, misses a file, scrolls sideways, or has a table or picture wider than its column.  At 400
+pixels a wide table may scroll within its column, but none of its own columns is squeezed to single letters.  A local
+server adds a script to each page that records errors; one more page loads all others in a frame and measures them.
 """
 
 import argparse
@@ -40,6 +40,10 @@ async function open(page, width) {
     if (size > column + 1 && (width >= 800 || element.tagName !== 'TABLE'))
       problems.push(`${element.tagName} of ${Math.round(size)} px in ${Math.round(column)} px: ${words}`);
     if (element.tagName === 'IMG' && !element.naturalWidth) problems.push(`picture without a size: ${element.src}`);
+  }
+  for (const cell of root.querySelectorAll('article td, article th')) {
+    const words = cell.textContent.trim(), box = cell.getBoundingClientRect();
+    if (words.length > 3 && box.width && box.height > 8 * box.width) problems.push(`a column is squeezed: ${words}`);
   }
   found[`${page} at ${width}`] = problems;
   frame.remove();
