@@ -54,25 +54,19 @@ dataset = dict(
     img_suffix='.png',
     metainfo=metainfo,
 )
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(
-        dataset,
-        pipeline=[
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations'),
-            dict(type='PackSegInputs'),
-        ],
-    ),
-)
+# without augmentation, so the same for both; the name is what mmseg's inference and tools look for
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(dataset, pipeline=test_pipeline),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=2,
