@@ -18,7 +18,7 @@ endif
 CXX_FILES = $(shell find ops/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = "$(ENV_PYTHON)" -c 'import clang_format; clang_format.clang_format()'
 
-.PHONY: help setup demo gallery docs test test-all lint ruff clang-format codespell types format clean soak
+.PHONY: help setup demo gallery figures docs docs-test test test-all dist lint ruff clang-format codespell types format clean soak
 .DEFAULT_GOAL := help
 
 help:  ## Show this help
@@ -34,8 +34,17 @@ demo: $(SETUP)  ## Train and evaluate a classifier, a detector and a segmentor o
 gallery: $(SETUP)  ## Make every picture of the documentation's gallery from what the demo trained
 	"$(ENV_PYTHON)" -W ignore tools/analysis/gallery.py --force $(GALLERY_OPTIONS)
 
+figures: $(SETUP)  ## Render the tables and plots of README and docs from benchmarks/results/
+	"$(ENV_PYTHON)" tools/benchmark/figures.py
+
 docs: $(SETUP)  ## Build the documentation into build/docs; a dead link fails
 	"$(ENV_PYTHON)" -m mkdocs build --strict
+
+docs-test: docs  ## Open every page of the documentation in headless Chromium, wide and narrow
+	"$(ENV_PYTHON)" tools/docs/check_pages.py build/docs
+
+dist: $(SETUP)  ## Build the sdist and a wheel into dist/, and check both in fresh environments
+	"$(ENV_PYTHON)" tools/dist.py
 
 test: $(SETUP)  ## Run the tests
 	"$(ENV_PYTHON)" -m pytest -m 'not slow' $(WORKERS)

@@ -137,7 +137,7 @@ def _status(name: str) -> BackendStatus:
 
             reason = f'triton {triton.__version__}'
         except ImportError as error:
-            available, reason = False, f'triton can not be imported ({error})'
+            available, reason = False, f'triton cannot be imported ({error})'
     return BackendStatus(name, available, reason, _DEVICES[name])
 
 
@@ -179,7 +179,7 @@ def use_backend(name: str, ops: Optional[Sequence[str]] = None) -> Iterator[None
         if name != 'auto' and name not in OP_BACKENDS[op]:
             raise ValueError(f'{op}: backend is {name!r}, expected one of {", ".join(OP_BACKENDS[op])}, auto')
     if name != 'auto' and not _status(name).available:
-        raise BackendError(f'backend {name!r} can not run here: {_status(name).reason}')
+        raise BackendError(f'backend {name!r} cannot run here: {_status(name).reason}')
     chosen = {None: name} if ops is None else {**(_requested.get() or {}), **dict.fromkeys(ops, name)}
     token = _requested.set(chosen)
     try:
@@ -203,7 +203,7 @@ def _requested_for(op: str) -> str:
 def _check_can_run(op: str, name: str, device_type: str) -> None:
     status = _status(name)
     if not status.available:
-        raise BackendError(f'{op}: backend {name!r} can not run here: {status.reason}')
+        raise BackendError(f'{op}: backend {name!r} cannot run here: {status.reason}')
     if 'any' not in status.devices and device_type not in status.devices:
         raise BackendError(
             f'{op}: backend {name!r} takes {"/".join(status.devices)} tensors, but the tensors are on {device_type}'

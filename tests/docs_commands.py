@@ -76,6 +76,9 @@ TABLE = {
     'make gallery': Row(
         'reduced', 'GALLERY_OPTIONS=--quick', after=('make demo',), makes='demo_output/gallery/erf/erf.png'
     ),
+    'make figures': Row('whole', quick=True),
+    'make docs-test': Row('checks'),
+    'make dist': Row('checks'),
     'make docs': Row('whole', makes='build/docs/index.html'),
     'make test': Row('checks'),
     'make test-all': Row('checks'),
@@ -87,7 +90,6 @@ TABLE = {
     'make setup PYTHON=/usr/bin/python3.12': Row('installs', tests='tests/test_tools/test_setup_env.py'),
     # ---- installing
     'pip install --no-build-isolation .': Row('installs', tests='tests/test_packaging.py'),
-    'pip install .': Row('installs', tests='tests/test_packaging.py'),
     'pip install --no-build-isolation -e .': Row('installs', tests='tests/test_packaging.py'),
     'pip install onnx onnxruntime': Row('reduced', '--dry-run --no-index', says='already satisfied: onnxruntime'),
     'pip install seaborn': Row('installs'),
@@ -150,7 +152,6 @@ TABLE = {
     'python tools/analysis/get_flops.py configs/classification/vmamba-tiny-s1l8_8xb128_in1k.py': Row(
         'whole', says='30,249,064'
     ),
-    'python tools/analysis/get_flops.py CONFIG': Row('whole', changed=('CONFIG', DIGITS), says='1.5'),
     'python tools/benchmark/models.py --help': Row('whole', says='usage'),
     'python tools/benchmark/ops.py --help': Row('whole', says='usage'),
     f'python tools/analysis/throughput.py {THREE} --precisions tf32 fp16': Row(

@@ -7,6 +7,7 @@ import argparse
 import importlib.util
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,28 @@ import torch
 import yaml
 from mmengine.config import Config
 
+import mmvmamba.ops
+from mmvmamba import VSSMBackbone
 from tests.test_tools.conftest import load_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / 'docs').glob('*.md'))
+README = ROOT / 'README.md'
+NOTEBOOK = ROOT / 'docs/tutorial.ipynb'
+GENERATED = {'tutorial.md': NOTEBOOK}  # pages that a hook makes of other files
+WEIGHTS = 'https://github.com/MzeroMiko/VMamba/releases/download/%23v2cls/vssm1_tiny_0230s_ckpt_epoch_264.pth'
 
 
 def blocks(page: Path, language: str) -> list:
-    return re.findall(rf'^```{language}\n(.*?)^```', page.read_text(), re.MULTILINE | re.DOTALL)
+    """The code of a page, also of blocks that are indented in a tab."""
+    found = re.findall(rf'^( *)```{language}\n(.*?)^\1```', page.read_text(), re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for _, block in found]
 
 
 def commands() -> list:
     """Every line of every bash block, without its comment."""
-    lines = [(page, line) for page in PAGES for block in blocks(page, 'bash') for line in block.splitlines()]
+    pages = (*PAGES, ROOT / 'benchmarks/results/README.md')
+    lines = [(page, line) for page in pages for block in blocks(page, 'bash') for line in block.splitlines()]
     return [
         pytest.param(line.split('  #')[0].strip(), id=f'{page.stem}: {line}') for page, line in lines if line.strip()
     ]
@@ -37,11 +47,24 @@ def anchor(heading: str) -> str:
 
 
 def test_pages_and_navigation_agree():
+    def leaves(entries):
+        for entry in entries:
+            value = next(iter(entry.values()))
+            yield from leaves(value) if isinstance(value, list) else [value]
+
     navigation = yaml.safe_load((ROOT / 'mkdocs.yml').read_text())['nav']
-    assert sorted(next(iter(entry.values())) for entry in navigation) == [page.name for page in PAGES]
+    assert sorted(leaves(navigation)) == sorted([*(page.name for page in PAGES), *GENERATED])
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_the_readme_is_read_in_a_minute():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 130
+    fold = '\n'.join(lines[:50])  # what is it, how accurate, how fast, in my config
+    words = ('backbone for', 'top-1', 'Images/s', "type='mmvmamba.VSSMBackbone'", 'tested versions', 'original')
+    assert all(word in fold for word in words)
+
+
+@pytest.mark.parametrize('page', [README, *PAGES], ids=lambda page: page.stem)
 def test_links_and_pictures_exist(page):
     text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r'\]\(([^)\s]+)\)', text):
@@ -49,7 +72,7 @@ def test_links_and_pictures_exist(page):
             assert re.fullmatch(r'https://(arxiv\.org/abs/\d{4}\.\d{5}|github\.com/[\w./-]+)', target), target
             continue
         file, _, fragment = target.partition('#')
-        linked = page.parent / file if file else page
+        linked = GENERATED.get(file, page.parent / file) if file else page
         assert linked.is_file(), f'{page.name} links to {target}'
         if fragment:
             headings = re.findall(r'^#+ (.+)$', linked.read_text(), re.MULTILINE)
@@ -61,7 +84,7 @@ def test_links_and_pictures_exist(page):
 
 def test_pictures_are_small_and_all_used():
     pictures = sorted((ROOT / 'docs/pictures').glob('*'))
-    text = ''.join(page.read_text() for page in PAGES)
+    text = ''.join(page.read_text() for page in (README, *PAGES))
     assert pictures and all(f'pictures/{path.name}' in text for path in pictures)
     assert sum(path.stat().st_size for path in pictures) < 800_000
 
@@ -128,7 +151,9 @@ def parse(script: str, arguments: list, monkeypatch) -> None:
 
 def snippets() -> list:
     return [
-        pytest.param(block, id=f'{page.stem}-{i}') for page in PAGES for i, block in enumerate(blocks(page, 'python'))
+        pytest.param(block, id=f'{page.stem}-{i}')
+        for page in (README, *PAGES)
+        for i, block in enumerate(blocks(page, 'python'))
     ]
 
 
@@ -139,9 +164,14 @@ def test_python_runs(code, tmp_path):
         assert Config.fromfile(tmp_path / 'config.py').model.backbone.type == 'mmvmamba.VSSMBackbone'
         return
     torch.manual_seed(0)
+    if WEIGHTS in code:  # as the network would give it
+        torch.save(VSSMBackbone('tiny-s1l8').state_dict(), tmp_path / 'weights.pth')
+        code = code.replace(WEIGHTS, str(tmp_path / 'weights.pth'))
     namespace = {}
     exec(compile(code, 'docs', 'exec'), namespace)
-    if 'backbone' in namespace:
+    if isinstance(namespace.get('model'), dict):
+        namespace['backbone'] = {k: v for k, v in namespace['model']['backbone'].items() if k != '_delete_'}
+    if isinstance(namespace.get('backbone'), dict):
         from mmvmamba.registry import MODELS
 
         assert MODELS.build(namespace['backbone']).arch.depths == (2, 2, 8, 2)
@@ -154,4 +184,8 @@ def test_site_builds_without_a_dead_link(tmp_path):
 
     build(load_config(str(ROOT / 'mkdocs.yml'), site_dir=str(tmp_path / 'site'), strict=True))
     built = {path.stem for path in (tmp_path / 'site').glob('*.html')}
-    assert {page.stem for page in PAGES} <= built
+    assert {Path(name).stem for name in (*(page.name for page in PAGES), *GENERATED)} <= built
+    api = (tmp_path / 'site/api.html').read_text()
+    for function in mmvmamba.ops.__all__:
+        assert function == 'SCAN_MODES' or f'.{function}"' in api, f'{function} has no entry in docs/api.md'
+    assert ':func:' not in api and '&gt;</code>_' not in api

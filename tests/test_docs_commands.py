@@ -29,9 +29,9 @@ def documented() -> dict:
     found = {}
     for page in PAGES:
         text = page.read_text()
-        blocks = re.findall(r'^```bash\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+        blocks = re.findall(r'^ *```bash\n(.*?)^ *```', text, re.MULTILINE | re.DOTALL)
         lines = [line.split('  #')[0].split(' # ')[0].strip() for block in blocks for line in block.splitlines()]
-        prose = re.sub(r'^```.*?^```', '', text, flags=re.MULTILINE | re.DOTALL)
+        prose = re.sub(r'^ *```.*?^ *```', '', text, flags=re.MULTILINE | re.DOTALL)
         spans = [' '.join(span.split()) for span in re.findall(r'`([^`]+)`', prose)]
         for line in [*filter(None, lines), *(span for span in spans if re.match(PROGRAMS, span))]:
             found.setdefault(line, page.name)

@@ -224,7 +224,7 @@ def parse_args(arguments=None) -> argparse.Namespace:
     names = [task.name for task in TASKS]
     parser.add_argument('--tasks', nargs='+', choices=names, default=names, help='default: all three')
     parser.add_argument(
-        '--quick', action='store_true', help='a few images and steps: whether everything runs, not how well'
+        '--quick', action='store_true', help='use a few images and steps, to check that everything runs'
     )
     return parser.parse_args(arguments)
 

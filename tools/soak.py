@@ -58,8 +58,8 @@ ALLOWED_GROWTH = 32  # MiB, of which allocators may keep some back
 def parse_args(arguments=None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--minutes', type=float, default=20.0, help='how long at least (default: 20)')
-    parser.add_argument('--report', help='write what was seen to this .json file')
+    parser.add_argument('--minutes', type=float, default=20.0, help='minimum duration in minutes (default: 20)')
+    parser.add_argument('--report', help='write the results to this .json file')
     parser.add_argument('--seed', type=int, default=0, help='of the order of turns')
     args = parser.parse_args(arguments)
     if not args.minutes > 0:
@@ -148,7 +148,7 @@ class Task:
     def turn(self, chance: random.Random) -> None:
         """One prediction or training step of random size and precision."""
         precision, training = chance.choice(self.precisions), chance.random() < 0.5
-        # batch norm can not be trained on one value, which pooling makes of one image
+        # batch norm cannot be trained on one value, which pooling makes of one image
         size = (chance.choice((2, 3) if training else (1, 2, 3)), chance.randrange(33, 129), chance.randrange(33, 129))
         data = self.batch(*size, chance)
         if not training:
@@ -275,7 +275,7 @@ def main(arguments=None) -> int:
         try:
             subjects[name].turn(chance)
             if turns.total() % 10 == 0 and not torch.equal(subjects[name].answer(), first[name]):
-                raise ArithmeticError(f'{name} answers its question in another way than at first')
+                raise ArithmeticError(f'{name} gives another answer than at first')
         except Exception as error:  # go on: the report tells how often it happened
             errors.append(f'turn {turns.total()}, {name}: {type(error).__name__}: {error}')
             print(errors[-1], file=sys.stderr, flush=True)

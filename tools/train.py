@@ -27,7 +27,7 @@ def parse_args(arguments=None) -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint, or without one from the newest in the work folder',
+        help='resume from this checkpoint; without a value, from the newest in the work folder',
     )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate while training')
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The demo's classifier at 64 pixels, for what a map of one pixel can not show: accuracy against test resolution.
+"""The demo's classifier at 64 pixels, for what a map of one pixel cannot show: accuracy against test resolution.
 
 As on ImageNet, training crops differ in scale; the last map is 2x2.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints by URL: fetched once, over https, and held to the hash in their name."""
+"""Checkpoints by URL: fetched once, over https, and checked against the hash in their name."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ _LOCAL_HOSTS = ('localhost', '127.0.0.1', '::1')
 
 
 def fetch_checkpoint(url: str) -> str:
-    """Download a checkpoint once, over https and held to the hash in its name; rank 0 goes first, as in mmengine.
+    """Download a checkpoint once, over https, and check the hash in its name; rank 0 goes first, as in mmengine.
 
     The file lies in torch.hub's folder: under its name if that holds a hash, which is compared in every call; else in a
     folder of its own, so that files of one name from different places are kept apart.
@@ -47,7 +47,7 @@ def fetch_checkpoint(url: str) -> str:
                 _download(url, path, digest and digest[1])
             except Exception as error:
                 raise CheckpointError(
-                    f'checkpoint {url!r} can not be downloaded ({error}); check the network, or download it by other '
+                    f'checkpoint {url!r} cannot be downloaded ({error}); check the network, or download it by other '
                     f'means to {path}'
                 ) from error
         elif digest and not sha256(path).startswith(digest[1]):
@@ -71,22 +71,22 @@ def _check_url(url: str) -> str:
         parts = urlparse(url)
         host, name = parts.hostname, posixpath.basename(parts.path)
     except ValueError as error:
-        raise CheckpointError(f'checkpoint {url!r} is no URL ({error}); expected https://HOST/FILE') from error
+        raise CheckpointError(f'checkpoint {url!r} is not a URL ({error}); expected https://HOST/FILE') from error
     if not host or name in ('', '.', '..'):
         raise CheckpointError(
             f'checkpoint {url!r} has no {"file name" if host else "host"}; expected https://HOST/FILE'
         )
     if parts.scheme != 'https' and not (parts.scheme == 'http' and host in _LOCAL_HOSTS):
-        raise CheckpointError(f'checkpoint {url!r} is not downloaded over an open connection; expected https://')
+        raise CheckpointError(f'refusing to download checkpoint {url!r} over plain {parts.scheme}; use https')
     return name
 
 
 class _SafeRedirects(HTTPRedirectHandler):
-    """A download that begins over https ends so."""
+    """Redirects of a download over https must stay on https."""
 
     def redirect_request(self, request, response, code, message, headers, url):
         if request.type == 'https' and urlparse(url).scheme != 'https':
-            raise OSError(f'redirected to {url}, an open connection')
+            raise OSError(f'redirected to {url}, which is not https')
         _check_url(url)
         return super().redirect_request(request, response, code, message, headers, url)
 

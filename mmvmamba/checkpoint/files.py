@@ -56,7 +56,7 @@ def read_checkpoint(checkpoint: str, map_location='cpu'):
         try:
             file = BytesIO(get(checkpoint))
         except Exception as error:  # each storage backend has its own
-            raise CheckpointError(f'checkpoint {checkpoint!r} can not be fetched ({error})') from error
+            raise CheckpointError(f'checkpoint {checkpoint!r} cannot be fetched ({error})') from error
     else:
         file = checkpoint
         if not os.path.isfile(file):
@@ -82,7 +82,7 @@ def read_checkpoint(checkpoint: str, map_location='cpu'):
         # the readers raise many types; each means that the file is damaged, and none may pass
         reason = str(error).strip().split('\n')[0] or type(error).__name__
         raise CheckpointError(
-            f'checkpoint {checkpoint!r} can not be read, it is truncated or no checkpoint ({reason}){advice}'
+            f'checkpoint {checkpoint!r} cannot be read, it is truncated or no checkpoint ({reason}){advice}'
         ) from error
 
 
@@ -111,14 +111,14 @@ def write_checkpoint(content, path, name_by_hash: bool = False) -> Path:
         commit(part, str(path))
     except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError
         reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
-        raise CheckpointError(f'{path} can not be written ({reason})') from error
+        raise CheckpointError(f'{path} cannot be written ({reason})') from error
     finally:
         remove(part)
     return path
 
 
 def find_damage(file) -> str:
-    """Hold every record in a file of ``torch.save`` to its checksum, which torch itself does not when it loads.
+    """Check the checksum of every record in a file of ``torch.save``; torch does not check it when it loads.
 
     Args:
         file (str | BytesIO): The file; those of torch < 1.6 have no checksums and count as damaged.

@@ -73,7 +73,7 @@ def check_device(device: str) -> torch.device:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f'--device is {device!r}, which torch can not use here: {first_line(error)}') from error
+        raise UserError(f'--device is {device!r}, which torch cannot use here: {first_line(error)}') from error
     return torch.device(device)
 
 
@@ -98,7 +98,7 @@ def check_writable(path: Path, option: str) -> None:
     """
     folder = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        state = 'can not be written' if folder.is_dir() else 'is not a folder'
+        state = 'cannot be written' if folder.is_dir() else 'is not a folder'
         raise UserError(f'{option} is {str(path)!r}, but {str(folder)!r} {state}')
 
 
@@ -111,5 +111,5 @@ def make_out_dir(out_dir: Path) -> Path:
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f'{str(out_dir)!r} can not be made: {error.strerror}') from error
+        raise UserError(f'{str(out_dir)!r} cannot be made: {error.strerror}') from error
     return out_dir

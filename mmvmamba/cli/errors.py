@@ -1,4 +1,4 @@
-"""What a tool says when its user can mend something: one line, one class, one exit code."""
+"""Errors that a user can fix: one line, one class, one exit code."""
 
 import argparse
 import contextlib
@@ -12,11 +12,11 @@ EXIT_CODE = 2  # argparse's
 
 
 class UserError(Exception):
-    """Something that the user can mend; the message names it, what was found and what was expected."""
+    """Something that the user can fix; the message names it, what was found and what was expected."""
 
 
 def run_tool(run: Callable, args: argparse.Namespace, quiet: bool = True) -> int:
-    """Run a tool; an error that the user can mend is one line, without a traceback.
+    """Run a tool; an error that the user can fix is one line, without a traceback.
 
     Args:
         run (Callable): What the tool does.

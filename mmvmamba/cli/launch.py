@@ -32,7 +32,7 @@ _FLIP_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'f
 
 
 class OptionAction(DictAction):
-    """mmengine's KEY=VALUE pairs; what is none is an error of the command line."""
+    """mmengine's KEY=VALUE pairs; anything else is an error of the command line."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         try:
@@ -50,7 +50,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         action=OptionAction,
         metavar='KEY=VALUE',
-        help='settings that replace the config ones',
+        help='settings that replace those of the config',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -77,7 +77,7 @@ def load_config(args: argparse.Namespace) -> Config:
         if args.cfg_options:
             cfg.merge_from_dict(args.cfg_options)
     except Exception as error:  # a config is Python code, which can raise anything
-        raise UserError(f'config {args.config!r} can not be read: {type(error).__name__}: {error}') from error
+        raise UserError(f'config {args.config!r} cannot be read: {type(error).__name__}: {error}') from error
     scope = cfg.get('default_scope')
     if scope not in CODEBASES:
         raise UserError(
@@ -98,7 +98,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def get_setting(cfg: Config, key: str, kinds=dict, needed: str = ''):
-    """Look a setting up, and hold it and those around it to their types.
+    """Look up a setting; check its type and those of the settings around it.
 
     Args:
         cfg (Config): The config.
@@ -160,7 +160,7 @@ def _leaf_datasets(dataset) -> list:
 def download(checkpoint: str) -> str:
     """Path of what an http(s) URL names; anything else is left as it is.
 
-    mmengine would load it without a look at the hash in its name, and from open connections.
+    mmengine would ignore the hash in its name, and accept plain http.
 
     Raises:
         CheckpointError: If it can't be downloaded.

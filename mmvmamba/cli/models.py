@@ -37,7 +37,7 @@ def read_config(config: str) -> Config:
         try:
             cfg = Config.fromfile(config)
         except Exception as error:  # a config is a program: it may raise anything
-            raise UserError(f'config {config!r} can not be read: {first_line(error)}') from error
+            raise UserError(f'config {config!r} cannot be read: {first_line(error)}') from error
     scope = cfg.get('default_scope')
     if scope not in CODEBASES or 'model' not in cfg:
         raise UserError(

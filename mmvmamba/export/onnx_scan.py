@@ -152,7 +152,7 @@ def export_onnx(graph: nn.Module, example: torch.Tensor, output_names: tuple, pa
     from onnx import inliner, parser
 
     if any(isinstance(module, SS2D) and module.options.scan_mode == 'cascade2d' for module in graph.modules()):
-        raise ValueError('scan_mode is cascade2d, which can not be exported to ONNX; expected cross2d, unidi or bidi')
+        raise ValueError('scan_mode is cascade2d, which cannot be exported to ONNX; expected cross2d, unidi or bidi')
     axes = {0: 'batch', 2: 'height', 3: 'width'}
     dynamic = dict(images=axes)
     with use_backend('naive'), intercept_scan(_traceable_scan), torch.no_grad():

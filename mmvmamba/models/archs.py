@@ -82,7 +82,9 @@ class Arch:
         if self.mlp_ratio > 0 and int(self.mlp_ratio * min(self.dims)) < 1:
             raise ValueError(f'mlp_ratio is {self.mlp_ratio}, which leaves no channel of {min(self.dims)}; 0 is no MLP')
         if len(self.dims) != len(self.depths):
-            raise ValueError(f'dims has {len(self.dims)} stages and depths has {len(self.depths)}; expected as many')
+            raise ValueError(
+                f'dims has {len(self.dims)} stages and depths has {len(self.depths)}; expected the same number'
+            )
         if self.stem == 'conv3x2' and self.dims[0] % 2:
             raise ValueError(f'dims[0] is {self.dims[0]}, expected an even number for stem conv3x2')
 

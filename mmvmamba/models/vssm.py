@@ -49,7 +49,7 @@ class VSSMBackbone(BaseModule):
         ``backbone.compile(fullgraph=True)``, with ``mode='reduce-overhead'`` for CUDA graphs at small batches.  In a
         config, ``compile=True`` has mmengine's Runner compile the model around it too.
 
-    Example:
+    Examples:
         >>> model = VSSMBackbone('nano')
         >>> [tuple(out.shape) for out in model(torch.rand(1, 3, 64, 64))]
         [(1, 32, 16, 16), (1, 64, 8, 8), (1, 128, 4, 4), (1, 256, 2, 2)]
@@ -215,7 +215,7 @@ def _leave_out_unused(model: VSSMBackbone, state_dict: dict, prefix: str, *_) ->
         del state_dict[prefix + key]
     if unused:
         print_log(
-            f'left out {len(unused)} weights of what out_indices={model.out_indices} makes no use of '
+            f'left out {len(unused)} weights that out_indices={model.out_indices} does not use '
             f"({prefix}{unused[0]}, ...); custom_hooks=[dict(type='mmvmamba.ResumeOlderRunHook')] resumes an "
             'optimizer that had them',
             logger='current',

@@ -15,7 +15,7 @@ from mmvmamba.checkpoint import read_checkpoint
 
 
 def setup_runtime() -> None:
-    """Make mmengine load checkpoints safely, and its own ones so, and forward the ops' log lines."""
+    """Make mmengine load checkpoints safely, its own included, and forward the ops' log lines."""
     _load_safely()
     _allow_checkpoint_classes()
     logger = logging.getLogger('mmvmamba.ops')

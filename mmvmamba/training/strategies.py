@@ -17,7 +17,7 @@ OPTIMIZER = ('state', 'param_groups')  # the optimizer's own in the state of its
 
 @STRATEGIES.register_module()
 class FSDPStrategy(MMEngineFSDPStrategy):
-    """mmengine's ``FSDPStrategy``, whose runs can be resumed, and tried out on CPU.
+    """mmengine's ``FSDPStrategy``, whose runs can be resumed, and also run on a CPU.
 
     - mmengine 0.10 hands the arguments of ``optim_state_dict_to_load`` over in the order that torch had before 2.1,
       which ends every ``--resume`` in a ``TypeError``.

@@ -88,7 +88,7 @@ def test_connection_that_ends_early(server, tmp_path, monkeypatch):
 
 
 def test_failed_download(server, tmp_path):
-    with pytest.raises(CheckpointError, match=r'can not be downloaded.*404'):
+    with pytest.raises(CheckpointError, match=r'cannot be downloaded.*404'):
         build_through_init(dict(type='Pretrained', checkpoint=f'{server[0]}/none.pth'))
     assert not [path for path in (tmp_path / 'hub').rglob('*') if path.is_file()]
 
@@ -96,7 +96,7 @@ def test_failed_download(server, tmp_path):
 def test_wrong_hash_of_a_download(server, tmp_path):
     address, folder = server
     save({'model': official_weights()}, folder / 'small-0123abcd.pth')
-    with pytest.raises(CheckpointError, match=r'can not be downloaded.*hash'):
+    with pytest.raises(CheckpointError, match=r'cannot be downloaded.*hash'):
         build_through_init(dict(type='Pretrained', checkpoint=f'{address}/small-0123abcd.pth'))
     assert not list((tmp_path / 'hub/checkpoints').iterdir())
 

@@ -188,7 +188,7 @@ def test_unknown_names_are_errors(monkeypatch):
 @pytest.mark.parametrize('name', ['triton', 'cuda'])
 def test_a_named_backend_that_can_not_serve_raises(name, monkeypatch):
     x = torch.ones(1, 1, 2, 2)
-    message = rf'cross_scan: backend .{name}. (can not run here: .*\w|takes cuda tensors, but the tensors are on cpu)'
+    message = rf'cross_scan: backend .{name}. (cannot run here: .*\w|takes cuda tensors, but the tensors are on cpu)'
     with pytest.raises(BackendError, match=message):
         cross_scan(x, backend=name)
     monkeypatch.setenv('MMVMAMBA_BACKEND', name)
@@ -208,7 +208,7 @@ def test_a_backend_of_another_device_raises(status):
 def test_without_the_extension_cpu_falls_to_naive(status, served):
     status(cpu=False)
     assert served() == 'naive'
-    with pytest.raises(BackendError, match=r"'cpu' can not run here: pretended"):
+    with pytest.raises(BackendError, match=r"'cpu' cannot run here: pretended"):
         served(backend='cpu')
 
 

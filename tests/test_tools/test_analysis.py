@@ -261,11 +261,9 @@ def test_a_folder_that_can_not_be_written_is_found_before_the_work(tool, folder,
     monkeypatch.setattr('os.access', lambda path, mode: False)  # root may write everywhere
     arguments = ['--out-dir', str(tmp_path / 'new/deep'), *arguments_of('feature_map', folder)]
     assert tool('analysis/feature_map.py').main(arguments) == 2
-    assert (
-        capsys.readouterr().err == f"error: --out-dir is '{tmp_path}/new/deep', but '{tmp_path}' can not be written\n"
-    )
+    assert capsys.readouterr().err == f"error: --out-dir is '{tmp_path}/new/deep', but '{tmp_path}' cannot be written\n"
 
 
 def test_a_folder_that_can_not_be_made_is_one_line():
-    with pytest.raises(cli.UserError, match=r"'/proc/new/deep' can not be made: No such file or directory"):
+    with pytest.raises(cli.UserError, match=r"'/proc/new/deep' cannot be made: No such file or directory"):
         cli.make_out_dir(Path('/proc/new/deep'))

@@ -1,21 +1,18 @@
 """tools/benchmark/models.py: one small run on CPU, and the ratios."""
 
-import importlib.util
 import json
 import time
 from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[2] / 'tools/benchmark/models.py'
+from tests.test_tools.conftest import load_tool
 
 
-@pytest.fixture(scope='module')
-def tool():
-    spec = importlib.util.spec_from_file_location('benchmark_models', PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / 'tools/benchmark')
+    return load_tool('benchmark/models.py')
 
 
 def test_measures_writes_and_compares(tool, tmp_path, monkeypatch):
@@ -23,12 +20,25 @@ def test_measures_writes_and_compares(tool, tmp_path, monkeypatch):
     arguments = (
         '--device cpu --models nano unfused:nano --baseline unfused:nano --precisions fp32 bf16 --executions eager'
     )
-    rows = tool.main([*arguments.split(), '--repeats', '2', '--calls', '1', '--out', str(tmp_path)])
+    rows = tool.main([*arguments.split(), '--repeats', '2', '--calls', '1', '--out', str(tmp_path / 'a.json')])
     assert len(rows) == 8
     assert all(row.images_per_second > 0 and row.spread >= 0 for row in rows)
     assert all(row.ratio == 1 for row in rows if row.model == 'unfused:nano')
-    report = json.loads((tmp_path / 'models.json').read_text())
+    report = json.loads((tmp_path / 'a.json').read_text())
     assert [row['model'] for row in report['rows']] == [row.model for row in rows]
+    assert set(report) == {'machine', 'versions', 'commit', 'commands', 'rows'} and 'torch' in report['versions']
+
+
+def test_rows_are_added_only_to_those_of_the_same_build(tool, tmp_path, monkeypatch):
+    file = tmp_path / 'a.json'
+    for commit in ('abc', 'abc'):
+        monkeypatch.setenv('MMVMAMBA_COMMIT', commit)
+        tool.report.write(file, 'cpu', [dict(model='a')], add=True)
+    report = json.loads(file.read_text())
+    assert report['commit'] == 'abc' and len(report['rows']) == len(report['commands']) == 2
+    monkeypatch.setenv('MMVMAMBA_COMMIT', 'def')
+    with pytest.raises(SystemExit, match="has commit 'abc', this run has 'def'"):
+        tool.report.write(file, 'cpu', [dict(model='a')], add=True)
 
 
 def test_measures_archs_without_a_kind_of_layer(tool, monkeypatch):

@@ -72,7 +72,7 @@ def test_a_wrong_map_is_refused(tool, monkeypatch):
 
 def test_runs_without_the_compiled_backend(tool, tmp_path, capsys):
     file = tmp_path / 'rows.json'
-    tool.main(['--device', 'cpu', '--backends', 'naive', '--repeats', '1', '--json', str(file)])
+    tool.main(['--device', 'cpu', '--backends', 'naive', '--repeats', '1', '--out', str(file)])
     report = json.loads(file.read_text())
     rows = [(row['op'].split(',')[0], row['backend']) for row in report['rows']]
     assert {op for op, backend in rows if backend == 'naive'} == {'selective_scan', 'ss2d_scan', 'cross_scan'}

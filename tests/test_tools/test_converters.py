@@ -129,7 +129,7 @@ def test_what_is_not_written_whole_replaces_nothing(converter, fault, tmp_path, 
     monkeypatch.setattr(torch, 'save', save)
     if fault == 'full disk':
         assert converter.main([str(path), str(path)]) == 2
-        assert re.match(r'error: .*weights.pth can not be written \(No space left', capsys.readouterr().err)
+        assert re.match(r'error: .*weights.pth cannot be written \(No space left', capsys.readouterr().err)
     else:
         with pytest.raises(KeyboardInterrupt):
             converter.main([str(path), str(path)])
@@ -141,7 +141,7 @@ def test_a_target_that_is_a_folder(converter, tmp_path, capsys):
     torch.save({'model': official_weights()}, tmp_path / 'weights.pth')
     (tmp_path / 'file').touch()
     assert converter.main([str(tmp_path / 'weights.pth'), str(tmp_path / 'file/out.pth')]) == 2
-    assert 'can not be written' in capsys.readouterr().err
+    assert 'cannot be written' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_urls_are_fetched_by_the_rules(tool, user_folder, monkeypatch, capsys):
     ):
         module = tool(name)
         assert module.main([config, *(word.replace('https', 'http') for word in arguments)]) == 2
-        assert re.match(r"error: .*'http://example.*open connection; expected https", capsys.readouterr().err)
+        assert re.match(r"error: .*'http://example.*over plain http; use https", capsys.readouterr().err)
         with monkeypatch.context() as patch:
             patch.setattr(launch, 'fetch_checkpoint', lambda asked: __file__ if asked == url else None)
             assert module.prepare_config(module.parse_args([config, *arguments])).load_from == __file__

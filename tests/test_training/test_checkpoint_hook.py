@@ -313,9 +313,7 @@ def test_full_disk(tmp_path):
     runner = make_runner(tmp_path, 2, resume=True)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
-        with pytest.raises(
-            OSError, match=r'epoch_2.pth can not be written \(File too large\); earlier .* as they were'
-        ):
+        with pytest.raises(OSError, match=r'epoch_2.pth cannot be written \(File too large\); earlier .* as they were'):
             runner.train()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -52,7 +52,7 @@ def test_a_bad_batch_is_told_from_a_bad_model(tmp_path, norm):
         (type(runner.train_dataloader.dataset),),
         dict(__getitem__=lambda self, i: dict(inputs=torch.full((4,), float('nan')), labels=torch.tensor(0.0))),
     )
-    assert 'an input of the model has 32 NaN' in train(runner)
+    assert 'the input batch already contains 32 NaN' in train(runner)
     saved = torch.load(tmp_path / 'nan_iter_0_rank0.pth', weights_only=True)
     assert all(value.isfinite().all() for value in saved['state_dict'].values())
     assert not norm or saved['state_dict']['norm.num_batches_tracked'] == 0
@@ -96,13 +96,13 @@ def test_a_bad_running_average_is_named(tmp_path):
     runner = make_runner(tmp_path, hooks=[GUARD], norm=True)
     runner.model.norm.running_var.fill_(float('nan'))
     runner.model.fault[0] = lambda x: x * float('nan')
-    assert 'buffer norm.running_var was bad before this iteration, 8 NaN' in train(runner)
+    assert 'buffer norm.running_var was already bad before this iteration, 8 NaN' in train(runner)
 
 
 def test_a_bad_parameter_is_named(tmp_path):
     runner = make_runner(tmp_path, hooks=[GUARD])
     runner.model.last.bias.data.fill_(float('inf'))
-    assert 'parameter last.bias was bad before this iteration, 0 NaN and 1 infinite' in train(runner)
+    assert 'parameter last.bias was already bad before this iteration, 0 NaN and 1 infinite' in train(runner)
 
 
 def test_a_bad_gradient_of_a_good_loss_stops_before_the_step(tmp_path):

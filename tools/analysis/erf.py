@@ -26,9 +26,9 @@ def parse_args(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_models_argument(parser)
     parser.add_argument('--images', required=True, help='a folder of images')
-    parser.add_argument('--num-images', type=int, default=20, help='how many of them (default: %(default)s)')
+    parser.add_argument('--num-images', type=int, default=20, help='number of images (default: %(default)s)')
     parser.add_argument('--size', type=int, nargs='+', default=[224], help='H [W] of the input (default: 224)')
-    parser.add_argument('--seed', type=int, default=0, help='of untrained weights (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of untrained weights (default: %(default)s)')
     cli.add_output_arguments(parser, 'analysis/erf')
     return parser.parse_args(arguments)
 

@@ -40,7 +40,7 @@ def parse_args(arguments=None) -> argparse.Namespace:
     parser.add_argument('--out-dir', type=Path, help='where the pictures go (default: gallery in --demo)')
     parser.add_argument('--force', action='store_true', help='replace the pictures that --out-dir holds')
     parser.add_argument(
-        '--quick', action='store_true', help='train on a few images for one epoch: whether everything runs'
+        '--quick', action='store_true', help='train on a few images for one epoch, to check that everything runs'
     )
     return parser.parse_args(arguments)
 

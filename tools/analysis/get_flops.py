@@ -134,8 +134,8 @@ def parse_args(arguments=None) -> argparse.Namespace:
     parser.add_argument(
         '--shape', type=int, nargs='+', metavar='SIZE', help='height and width, or one side (default: as published)'
     )
-    parser.add_argument('--by-module', action='store_true', help='a table with the counts of each module')
-    parser.add_argument('--depth', type=int, default=3, help='how deep the table goes (default: 3)')
+    parser.add_argument('--by-module', action='store_true', help='print a table with the counts of each module')
+    parser.add_argument('--depth', type=int, default=3, help='depth of the table (default: 3)')
     return parser.parse_args(arguments)
 
 

@@ -44,7 +44,7 @@ def parse_args(arguments=None) -> argparse.Namespace:
     )
     parser.add_argument('--modes', nargs='+', choices=MODES, default=list(MODES), help='default: all')
     parser.add_argument('--warmup', type=int, default=10, help='steps before the timing (default: %(default)s)')
-    parser.add_argument('--steps', type=int, default=30, help='steps timed (default: %(default)s)')
+    parser.add_argument('--steps', type=int, default=30, help='timed steps (default: %(default)s)')
     parser.add_argument('--channels-last', action='store_true', help='images and convolutions in channels_last memory')
     parser.add_argument('--compile', choices=COMPILE_MODES, help='torch.compile with this mode, anew for every case')
     cli.add_output_arguments(parser, 'analysis/throughput')

@@ -3,16 +3,16 @@
 On a GPU: python tools/benchmark/mmcv_ops.py
 On CPU:   python tools/benchmark/mmcv_ops.py --device cpu    (mmcv has no focal loss, RoIPool and attention there)
 
-Both run in turn.  Prints a table, and writes it as JSON with --json FILE; the error is the norm of the difference to
+Both run in turn.  Prints a table, and writes it as JSON with --out FILE; the error is the norm of the difference to
 compiled mmcv's result, relative to that.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
 
+import report
 import timing
 import torch
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument('--dtype', default='float32', choices=('float32', 'float16'))
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--only', default='', help='cases whose name contains this')
-    parser.add_argument('--json', type=Path)
+    parser.add_argument('--out', type=Path, metavar='FILE', help='write the rows to this JSON file')
     options = parser.parse_args()
     if state().kind != 'compiled':
         sys.exit(f'error: compiled mmcv is needed to compare with, found: {state().reason}')
@@ -170,8 +170,10 @@ def main() -> None:
             f'{name:34}{row["compiled"]:13.3f}{row["stand_in"]:13.3f}{row["ratio"]:8.2f}{row["error"]:10.1e}',
             flush=True,
         )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+    if options.out:
+        report.write(
+            options.out, options.device, [dict(op=name, **row) for name, row in rows.items()], dtype=options.dtype
+        )
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """Speed and memory of VMamba beside Swin, ConvNeXt and others, in one process.
 
-    python tools/benchmark/models.py --baseline torchvision:swin_t --out work_dirs/speed
+    python tools/benchmark/models.py --baseline torchvision:swin_t --out benchmarks/results/models.json
 
 Every row is a model in a setting: images a second (median of the repeats, and their spread), peak memory, how much of a
 call's time the host takes to launch it (near 100 % the host is the limit, not the GPU), and the ratio to the baseline
@@ -14,12 +14,12 @@ arch of VSSMBackbone is measured again for every kind of layer named, with that 
 import argparse
 import contextlib
 import gc
-import json
 import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import report
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -274,36 +274,15 @@ def format_table(rows: list) -> str:
     return '\n'.join(lines)
 
 
-def plot(rows: list, path: Path) -> None:
-    """Bars of images a second, one panel for each setting, precision and mode."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    panels = {}
-    for row in rows:
-        panels.setdefault((row.setting, row.precision, row.mode), []).append(row)
-    height = sum(len(panel) for panel in panels.values())
-    sizes = [len(panel) for panel in panels.values()]
-    figure, axes = plt.subplots(
-        len(panels), 1, figsize=(8, 1.2 * len(panels) + 0.3 * height), height_ratios=sizes, squeeze=False
-    )
-    for axis, (title, panel) in zip(axes[:, 0], panels.items()):
-        names = [f'{row.model} ({row.execution})' for row in panel]
-        axis.barh(names, [row.images_per_second for row in panel])
-        axis.set_title(', '.join(title))
-        axis.set_xlabel('images/s')
-        axis.invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-
-
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='+', default=list(DEFAULT_MODELS))
     parser.add_argument(
-        '--without', nargs='+', choices=list(LAYERS), default=[], help="layers to measure by torch's own, one at a time"
+        '--without',
+        nargs='+',
+        choices=list(LAYERS),
+        default=[],
+        help="kinds of layers to replace by torch's own, one at a time",
     )
     parser.add_argument('--baseline', default='mmpretrain:swin-tiny_16xb64_in1k', help='the model of the ratios')
     parser.add_argument('--settings', nargs='+', choices=list(SETTINGS), default=['224'])
@@ -315,12 +294,13 @@ def parse_args(argv=None):
         '--clock',
         choices=('wall', 'processor'),
         default='wall',
-        help="what is timed on CPU: the time, or all threads' work",
+        help='clock on CPU: wall time, or processor time of all threads',
     )
     parser.add_argument('--batch', type=int, default=None, help="instead of the setting's own batch")
     parser.add_argument('--repeats', type=int, default=9)
     parser.add_argument('--calls', type=int, default=3, help='calls in a repeat')
-    parser.add_argument('--out', type=Path, default=None, help='folder for models.json and models.png')
+    parser.add_argument('--out', type=Path, metavar='FILE', help='write the rows to this JSON file')
+    parser.add_argument('--add', action='store_true', help='keep the rows that FILE has, if it is of the same build')
     return parser.parse_args(argv)
 
 
@@ -351,14 +331,9 @@ def main(argv=None) -> list:
                         rows.append(row)
                         print(format_table([row]).splitlines()[-1], flush=True)
     add_ratios(rows, args.baseline)
-    machine = torch.cuda.get_device_name() if args.device == 'cuda' else 'CPU'
-    print(f'\n{machine}, torch {torch.__version__}\n\n{format_table(rows)}')
+    print(f'\n{report.machine_name(args.device)}, torch {torch.__version__}\n\n{format_table(rows)}')
     if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        report = dict(machine=machine, torch=torch.__version__, rows=[asdict(row) for row in rows])
-        (args.out / 'models.json').write_text(json.dumps(report, indent=2) + '\n')
-        if rows:
-            plot(rows, args.out / 'models.png')
+        report.write(args.out, args.device, [asdict(row) for row in rows], args.add)
     return rows
 
 

@@ -4,7 +4,7 @@ On a GPU: python tools/benchmark/ops.py
 On CPU:   python tools/benchmark/ops.py --device cpu    (also against pure-PyTorch formulations of the scan)
 
 ``--clock processor`` counts the processor time of all threads, for a machine that others use at the same time.
-Prints a table, and writes it as JSON with --json FILE.  GB/s count the bytes that have to move, each once; the fraction
+Prints a table, and writes it as JSON with --out FILE.  GB/s count the bytes that have to move, each once; the fraction
 is of a large copy measured in the same run.  The naive backend, a Python loop, has one run a shape, and none on maps of
 more than 4096 pixels.
 """
@@ -12,12 +12,11 @@ more than 4096 pixels.
 import argparse
 import contextlib
 import functools
-import json
 import math
-import platform
 import time
 from pathlib import Path
 
+import report
 import timing
 import torch
 from torch_scan import FORMULATIONS
@@ -262,10 +261,15 @@ def main(arguments=None):
     parser.add_argument('--ops', nargs='+', choices=list(CASES), default=list(CASES), help='default: all')
     parser.add_argument('--backends', nargs='+', choices=BACKENDS, help='default: all that can run')
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], help='default: float16, on CPU float32')
-    parser.add_argument('--repeats', type=int, help='runs a median is taken of (default: 25, on CPU 5)')
+    parser.add_argument('--repeats', type=int, help='runs per median (default: 25, on CPU 5)')
     parser.add_argument('--threads', type=int, default=2, help='CPU threads (default: 2)')
-    parser.add_argument('--clock', choices=['wall', 'processor'], default='wall', help='what is timed on CPU')
-    parser.add_argument('--json', type=Path, help='also write the rows to this file')
+    parser.add_argument(
+        '--clock',
+        choices=['wall', 'processor'],
+        default='wall',
+        help='clock on CPU: wall time, or processor time of all threads',
+    )
+    parser.add_argument('--out', type=Path, metavar='FILE', help='write the rows to this JSON file')
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
@@ -281,8 +285,7 @@ def main(arguments=None):
     if args.clock == 'processor':
         timing.time_ms = functools.partial(timing.time_ms, clock=time.process_time)
     ceiling = timing.copy_ceiling(args.device)
-    machine = torch.cuda.get_device_name() if args.device == 'cuda' else f'{platform.machine()}, {args.threads} threads'
-    print(f'{machine}, torch {torch.__version__}, {dtype}, copy ceiling {ceiling:.0f} GB/s')
+    print(f'{report.machine_name(args.device)}, torch {torch.__version__}, {dtype}, copy ceiling {ceiling:.0f} GB/s')
 
     print(
         f'{"op":34}{"shape":22}{"backend":16}{"fwd ms":>9}{"GB/s":>7}{"":>5}{"bwd ms":>9}{"GB/s":>7}{"":>5}{"error":>9}'
@@ -297,16 +300,14 @@ def main(arguments=None):
                 f'{row["backward_ms"]:9.3f}{row["backward_GBps"]:7.0f}{row["backward_fraction"]:5.0%}{row["error"]:9.1e}',
                 flush=True,
             )
-    report = dict(
-        machine=machine, clock=args.clock, torch=torch.__version__, dtype=str(dtype), copy_GBps=ceiling, rows=rows
-    )
+    facts = dict(clock=args.clock, dtype=str(dtype).removeprefix('torch.'), copy_GBps=ceiling)
     if args.device == 'cpu':
-        report['cpu_faster_by'] = ratios(rows)
-        for key, factors in report['cpu_faster_by'].items():
+        facts['cpu_faster_by'] = ratios(rows)
+        for key, factors in facts['cpu_faster_by'].items():
             what = 'forward' if key == 'forward_ms' else 'forward+backward'
             print(f'{what}: cpu is {factors["naive"]:.1f}x naive, {factors["best_torch"]:.1f}x the best pure PyTorch')
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + '\n')
+    if args.out:
+        report.write(args.out, args.device, rows, **facts)
 
 
 if __name__ == '__main__':

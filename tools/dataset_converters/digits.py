@@ -105,7 +105,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
     """Write a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(path), image):
-        raise OSError(f'can not write {path}')
+        raise OSError(f'cannot write {path}')
 
 
 def write_classification(root: Path, name: str, scans: np.ndarray, labels: np.ndarray, index: np.ndarray) -> None:

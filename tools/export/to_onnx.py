@@ -44,7 +44,7 @@ def check_arguments(args: argparse.Namespace) -> tuple:
     missing = [name for name in ('onnx', *([] if args.no_check else ['onnxruntime'])) if find_spec(name) is None]
     if missing:
         raise cli.UserError(
-            f'{" and ".join(missing)} can not be imported; install with: pip install {" ".join(missing)}'
+            f'{" and ".join(missing)} cannot be imported; install with: pip install {" ".join(missing)}'
         )
     if args.out.is_dir():
         raise cli.UserError(f'--out is {str(args.out)!r}, a folder; expected the path of a file')

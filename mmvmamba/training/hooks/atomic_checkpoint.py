@@ -26,7 +26,7 @@ class AtomicCheckpointHook(CheckpointHook):
     - A checkpoint is written under a temporary name, brought to disk and renamed: a file with a checkpoint's name is
       whole. What it replaces (``max_keep_ckpts``, the former best) is removed afterwards, not before.
     - Resuming checks the checksums of the file first. From a damaged one it goes back to the newest whole one, and
-      stops if there is none; it never starts over in silence.
+      stops if there is none; it never starts over silently.
     - mmengine saves before it validates, so a checkpoint may not know the score of its own weights. A resumed run makes
       up for that validation: no best model is lost, and schedules that follow the score go on as they would have.
     - A configuration saved inside a checkpoint is Python code that mmengine would run on resuming: it is left out.
@@ -215,7 +215,7 @@ class _Committing:
             code = getattr(error, 'errno', None) or 0
             reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
             raise OSError(
-                code, f'checkpoint {final} can not be written ({reason}); earlier checkpoints are as they were'
+                code, f'checkpoint {final} cannot be written ({reason}); earlier checkpoints are as they were'
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Random numbers that do not remember how often a run was interrupted."""
+"""Random numbers that do not depend on interruptions of a run."""
 
 import os
 import random

@@ -107,11 +107,11 @@ class NaNGuardHook(Hook):
         for kind, tensors in (('parameter', self._model.named_parameters()), ('buffer', self._model.named_buffers())):
             for name, tensor in tensors:
                 if not _is_finite(tensor):
-                    return f'{kind} {name} was bad before this iteration, {_describe(tensor)}'
+                    return f'{kind} {name} was already bad before this iteration, {_describe(tensor)}'
         args, kwargs, _ = self._call
         for tensor in _tensors((args, kwargs)):
             if not _is_finite(tensor):
-                return f'the batch is, an input of the model has {_describe(tensor)}'
+                return f'the input batch already contains {_describe(tensor)}'
         found: list = []
 
         def look(module, inputs, output):
@@ -148,7 +148,7 @@ class NaNGuardHook(Hook):
         if not found:
             return 'no output of a module has a bad gradient, so it arises where that parameter is used'
         name, gradient = found[0]
-        return f'the first bad one is that of the output of {name}, {_describe(gradient)}'
+        return f'the first bad gradient is that of the output of {name}, {_describe(gradient)}'
 
     def _run_again(self, handles):
         args, kwargs, state = self._call

@@ -53,7 +53,7 @@ def test_cross_ops_refuse(batch, channels, height, width, dtype, device, layout,
     x = torch.ones(batch, channels, height, width, dtype=dtype, device=device)
     y = torch.ones(batch, 4, channels, height * width, dtype=dtype, device=device)
     true_size = (height, width)
-    # broken along an axis that the op can not know, a map stays a map
+    # broken along an axis that the op cannot know, a map stays a map
     if fault == 'dtype' or (fault == 'size' and axis in (0, 2)) or fault in ELSEWHERE:
         fault = None
     if fault is not None:
