@@ -4,6 +4,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
+MMCV ?= lite
 # How pytest-xdist spreads the tests; empty for one process
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 export MMVMAMBA_BUILD
@@ -24,9 +25,9 @@ CLANG_FORMAT = "$(ENV_PYTHON)" -c 'import clang_format; clang_format.clang_forma
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup:  ## Make .venv with the tested set (PYTHON= chooses the interpreter, VENV= the folder)
+setup:  ## Make .venv with the tested set (PYTHON=, VENV= choose interpreter, folder; MMCV=compiled builds mmcv's ops)
 	@test -n "$(PYTHON)" || { echo 'error: no python3 on PATH; install Python 3.11 or set PYTHON='; exit 1; }
-	@"$(PYTHON)" tools/setup_env.py --venv "$(VENV)"
+	@"$(PYTHON)" tools/setup_env.py --venv "$(VENV)" --mmcv "$(MMCV)"
 
 demo: $(SETUP)  ## Train and evaluate a classifier, a detector and a segmentor on the digits data set
 	"$(ENV_PYTHON)" tools/demo.py $(DEMO_OPTIONS)

@@ -1,8 +1,8 @@
 """The build: the Python packages, mim's files, and an optional compiled extension; metadata lies in pyproject.toml.
 
-The extension never breaks an install.  ``MMVMAMBA_BUILD`` (``cpu``, ``cuda`` or ``none``) overrides what is built; what
-was built and for which GPUs, or why nothing was, is written to ``mmvmamba/ops/_build_info.json``, where the op backends
-read it.
+The extension never breaks an install.  ``MMVMAMBA_BUILD`` (``cpu``, ``cuda`` or ``none``) overrides what is built, and
+``TORCH_CUDA_ARCH_LIST`` for which GPUs: by default the visible one.  What was built, or why nothing was, is written to
+``mmvmamba/ops/_build_info.json``, where the op backends read it.
 """
 
 import json
@@ -24,6 +24,8 @@ MIM_FILES = ('configs', 'tools', 'model-index.yml')
 REBUILD = 'pip install --no-build-isolation --no-deps --force-reinstall .'
 ARCHES = ('8.0', '8.6', '8.9', '9.0', '10.0', '10.3', '11.0', '12.0', '12.1')
 NEWEST_CXX17_TORCH = (2, 12)  # later headers need C++20
+# files compiled as one for all rooms: torch's headers take the compiler longer than what a room says with them
+UNITED = (('autograd.cpp',), ('cpu.cpp', 'constants.cpp'), ('cuda.cpp',))
 
 
 def find_torch():
@@ -59,6 +61,7 @@ def choose_build(torch, cpp_extension) -> tuple:
         )
     if wanted == 'cpu':
         return 'cpu', 'MMVMAMBA_BUILD=cpu'
+    asked = wanted == 'cuda' or os.environ.get('TORCH_CUDA_ARCH_LIST')
     nvcc = find_nvcc(cpp_extension)
     if torch.version.cuda is None or not nvcc:
         reason = (
@@ -69,6 +72,11 @@ def choose_build(torch, cpp_extension) -> tuple:
         if wanted == 'cuda':
             print(f'mmvmamba: MMVMAMBA_BUILD=cuda, but {reason}', file=sys.stderr)
         return 'cpu', reason
+    if not asked and not torch.cuda.is_available():
+        return (
+            'cpu',
+            f"no GPU is visible; for its part name its architecture: TORCH_CUDA_ARCH_LIST='9.0' {REBUILD}",
+        )
     return 'cuda', f'nvcc of {cpp_extension.CUDA_HOME}'
 
 
@@ -88,16 +96,35 @@ def find_nvcc(cpp_extension) -> str:
     return nvcc or ''
 
 
-def cuda_arches(nvcc: str, cpp_extension) -> str:
-    """The GPU architectures to compile for: TORCH_CUDA_ARCH_LIST, else ARCHES as far as nvcc and torch know them."""
+def cuda_arches(nvcc: str, cpp_extension, visible: tuple = ()) -> str:
+    """The GPU architectures to compile for, as far as nvcc and torch know them.
+
+    TORCH_CUDA_ARCH_LIST, else those of the visible GPUs, else ARCHES.
+    """
     if os.environ.get('TORCH_CUDA_ARCH_LIST'):
         return os.environ['TORCH_CUDA_ARCH_LIST']
     listed = subprocess.run([nvcc, '--list-gpu-arch'], capture_output=True, text=True, check=True).stdout
     known = re.findall(r'compute_(\d+)\b', listed)
-    arches = [arch for arch in ARCHES if arch.replace('.', '') in known and torch_knows(arch, cpp_extension)]
+
+    def both_know(arches):
+        return [arch for arch in arches if arch.replace('.', '') in known and torch_knows(arch, cpp_extension)]
+
+    if visible and both_know(visible) == list(visible):
+        return ';'.join(visible)
+    arches = both_know(ARCHES)
     if not arches:
         raise RuntimeError(f'nvcc and torch have none of the GPU architectures {", ".join(ARCHES)} in common')
     return ';'.join(arches) + '+PTX'
+
+
+def visible_arches() -> tuple:
+    """The architectures of the GPUs that torch sees, such as ``('9.0',)``; none if the wish is for all."""
+    import torch
+
+    if os.environ.get('MMVMAMBA_BUILD') == 'cuda' or not torch.cuda.is_available():
+        return ()
+    capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return tuple('{}.{}'.format(*capability) for capability in sorted(capabilities))
 
 
 def torch_knows(arch: str, cpp_extension) -> bool:
@@ -135,24 +162,51 @@ def find_sources(kind: str) -> list:
     return sorted(str(path) for path in files if kind == 'cuda' or not (path.suffix == '.cu' or path.stem == 'cuda'))
 
 
-def make_extension(kind: str, cpp_extension) -> Extension:
+def unite(sources: list, folder: Path = Path('build/united')) -> list:
+    """Let one file, which includes them, stand for all sources of each group in UNITED."""
+    folder.mkdir(parents=True, exist_ok=True)
+    united, rest = [], list(sources)
+    for names in UNITED:
+        group = [path for path in sources if Path(path).name in names]
+        if group:
+            file = folder / names[0]
+            file.write_text(''.join(f'#include "{os.path.relpath(path, "ops/csrc")}"\n' for path in group))
+            united.append(str(file))
+            rest = [path for path in rest if path not in group]
+    return united + rest
+
+
+def use_ccache() -> None:
+    """Compile through ccache where it is installed, unless CXX says otherwise."""
+    if shutil.which('ccache') and 'CXX' not in os.environ:
+        os.environ['CXX'] = 'ccache c++'
+
+
+def language(torch) -> str:
+    """The compilers' flag for the C++ that torch's headers are written in."""
+    version = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:2])
+    return '-std=c++20' if version > NEWEST_CXX17_TORCH else '-std=c++17'
+
+
+def make_extension(kind: str, torch, cpp_extension) -> Extension:
     """The extension ``mmvmamba.ops._C``; a plain shared library without Python symbols."""
-    sources = find_sources(kind)
+    sources = unite(find_sources(kind))
+    standard = language(torch)
     # vectorising comparisons needs to know that they don't trap; NaN and infinity keep their meaning
-    flags = ['-O3', '-g0', '-std=c++17', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast']
+    flags = ['-O3', '-g0', standard, '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast']
     flags += ['-fopenmp'] if sys.platform == 'linux' else []
     if kind == 'cpu':
         return cpp_extension.CppExtension(
             'mmvmamba.ops._C', sources, include_dirs=[CSRC], extra_compile_args=flags, extra_link_args=flags[-1:]
         )
     nvcc = find_nvcc(cpp_extension)
-    arches = cuda_arches(nvcc, cpp_extension)
+    arches = cuda_arches(nvcc, cpp_extension, visible_arches())
     print(f'mmvmamba: compiling CUDA kernels for {arches}', flush=True)
     # headers that a slim toolkit lacks, after the toolkit's own
     packaged = [str(path) for path in sorted(Path(cpp_extension.__file__).parents[2].glob('nvidia/*/include'))]
     flags += [f'-idirafter{path}' for path in packaged]
     # given here, since torch leaves its own out if any flag holds the word arch, be it in the name of a folder
-    nvcc_flags = ['-O3', '-std=c++17', '--use_fast_math', '-lineinfo', *arch_flags(arches, cpp_extension)]
+    nvcc_flags = ['-O3', standard, '--use_fast_math', '-lineinfo', *arch_flags(arches, cpp_extension)]
     nvcc_flags += [f'-Xcompiler=-idirafter{path}' for path in packaged]
     return cpp_extension.CUDAExtension(
         'mmvmamba.ops._C',
@@ -172,26 +226,26 @@ class OptionalBuildExt(build_ext):
         kind = 'none'
         if torch is not None:
             kind, reason = choose_build(torch, cpp_extension)
-        error = self._compile(kind, cpp_extension) if kind != 'none' else ''
+        error = self._compile(kind, torch, cpp_extension) if kind != 'none' else ''
         if error and kind == 'cuda':
             print(f'mmvmamba: the CUDA build failed, building for CPU only: {error}', file=sys.stderr, flush=True)
             cuda_error, kind = error, 'cpu'
-            error = self._compile('cpu', cpp_extension)
+            error = self._compile('cpu', torch, cpp_extension)
             reason = f'the CUDA build failed: {cuda_error}'
         if error:
-            version = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:2])
-            hint = f' (torch {torch.__version__} needs a C++20 compiler)' if version > NEWEST_CXX17_TORCH else ''
+            hint = f' (torch {torch.__version__} needs a C++20 compiler)' if language(torch) == '-std=c++20' else ''
             kind, reason = 'none', f'compilation failed{hint}: {error}; mend it, then: {REBUILD}'
         message = f'mmvmamba: compiled extension: {kind} ({reason})'
         print(message, file=sys.stdout if kind != 'none' else sys.stderr, flush=True)
         arches = built_arches(arch_flags(os.environ['TORCH_CUDA_ARCH_LIST'], cpp_extension)) if kind == 'cuda' else []
         self._write_info(kind, reason, torch, arches)
 
-    def _compile(self, kind: str, cpp_extension) -> str:
+    def _compile(self, kind: str, torch, cpp_extension) -> str:
         """Compile and return an empty string, or the error."""
         command = cpp_extension.BuildExtension(self.distribution, no_python_abi_suffix=True)
         try:
-            self.distribution.ext_modules = [make_extension(kind, cpp_extension)]
+            use_ccache()
+            self.distribution.ext_modules = [make_extension(kind, torch, cpp_extension)]
             command.inplace, command.build_lib, command.build_temp = self.inplace, self.build_lib, self.build_temp
             command.ensure_finalized()
             command.get_export_symbols = lambda extension: []  # no PyInit: torch loads the library

@@ -16,6 +16,8 @@ import setuptools
 import torch
 from torch.utils import cpp_extension
 
+from tests.test_tools.conftest import STANDARD
+
 ROOT = Path(__file__).parents[1]
 NVCC = shutil.which('nvcc')
 USE = (
@@ -141,6 +143,42 @@ def test_default_arches_are_what_both_nvcc_and_torch_know(listed, supported, exp
     assert script.cuda_arches(*toolkit(tmp_path, listed, supported)) == expected
 
 
+@pytest.mark.parametrize(
+    'visible, expected',
+    [(('9.0',), '9.0'), (('8.0', '9.0'), '8.0;9.0'), (('12.1',), '8.0;8.6;9.0+PTX'), ((), '8.0;8.6;9.0+PTX')],
+)
+def test_the_visible_gpu_alone_is_compiled_for_if_nvcc_and_torch_know_it(visible, expected, script, tmp_path):
+    assert script.cuda_arches(*toolkit(tmp_path, '80 86 90', '8.0 8.6 9.0 12.1'), visible) == expected
+
+
+def test_without_a_gpu_the_cuda_part_is_built_where_it_is_asked_for(script, monkeypatch):
+    helpers = SimpleNamespace(CUDA_HOME='/no/such')
+    monkeypatch.setitem(script.choose_build.__globals__, 'find_nvcc', lambda _: 'nvcc')
+    torch_there = SimpleNamespace(
+        version=SimpleNamespace(cuda='13.0'), cuda=SimpleNamespace(is_available=lambda: False)
+    )
+    monkeypatch.delenv('MMVMAMBA_BUILD', raising=False)
+    monkeypatch.setenv('CXX', sys.executable)
+    kind, reason = script.choose_build(torch_there, helpers)
+    assert kind == 'cpu' and 'no GPU is visible' in reason and "TORCH_CUDA_ARCH_LIST='9.0' pip install" in reason
+    monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', '9.0')
+    assert script.choose_build(torch_there, helpers)[0] == 'cuda'
+    monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', '')
+    monkeypatch.setenv('MMVMAMBA_BUILD', 'cuda')
+    assert script.choose_build(torch_there, helpers)[0] == 'cuda' and script.visible_arches() == ()
+
+
+def test_the_files_of_a_name_are_compiled_as_one(script, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    for kind in ('cpu', 'cuda'):
+        sources = script.find_sources(kind)
+        united = script.unite(sources, tmp_path / kind)
+        texts = [Path(path).read_text() for path in united if path.startswith(str(tmp_path))]
+        included = [f'ops/csrc/{name}' for text in texts for name in re.findall(r'#include "(.*)"', text)]
+        assert sorted([*included, *(path for path in united if path in sources)]) == sources
+        assert {Path(path).name for path in included} >= {'autograd.cpp', 'cpu.cpp'}
+
+
 def test_no_arch_in_common_is_an_error_and_the_variable_goes_first(script, tmp_path, monkeypatch):
     tools = toolkit(tmp_path, '50 52', '9.0')
     with pytest.raises(RuntimeError, match=r'none of the GPU architectures 8\.0, .* in common'):
@@ -162,7 +200,7 @@ def cuda_flags():
     folders = [*cpp_extension.include_paths(), sysconfig.get_path('include'), str(ROOT / 'ops/csrc')]
     packaged = Path(cpp_extension.__file__).parents[2].glob('nvidia/*/include')
     return [
-        *('-std=c++17', '-arch=sm_90', '--use_fast_math', '-Xptxas=-O0', '-DMMVMAMBA_WITH_CUDA'),
+        *(STANDARD, '-arch=sm_90', '--use_fast_math', '-Xptxas=-O0', '-DMMVMAMBA_WITH_CUDA'),
         *cpp_extension.COMMON_NVCC_FLAGS,
         *(flag for folder in folders for flag in ('-isystem', folder)),
         *(f'-Xcompiler=-idirafter{folder}' for folder in sorted(packaged)),

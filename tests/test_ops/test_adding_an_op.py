@@ -14,7 +14,7 @@ import torch
 from torch.utils import cpp_extension
 
 from mmvmamba.ops import backend_report
-from tests.test_tools.conftest import ROOT
+from tests.test_tools.conftest import ROOT, STANDARD
 
 OP = 'scale_rows'
 EXAMPLE = ROOT / 'tests/data' / OP
@@ -66,7 +66,7 @@ def build(tree: Path) -> None:
     assert [source for source in sources if not (ROOT / source).exists()] == NEW_SOURCES
     includes = [f'-I{path}' for path in ('ops/csrc', *cpp_extension.include_paths())]
     flags = [
-        '-std=c++17',
+        STANDARD,
         '-O0',
         '-fPIC',
         '-fopenmp',

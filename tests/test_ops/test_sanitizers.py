@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_tools.conftest import ROOT
+from tests.test_tools.conftest import ROOT, STANDARD
 
 SANITIZE = ['-fsanitize=address,undefined', '-fno-sanitize-recover=undefined', '-fno-omit-frame-pointer']
 
@@ -26,7 +26,7 @@ def build(folder: Path) -> None:
         f'-I{path}' for path in (csrc, f'{torch_folder}/include', f'{torch_folder}/include/torch/csrc/api/include')
     ]
     sources = [source for source in sorted(csrc.rglob('*.cpp')) if source.stem != 'cuda']
-    flags = ['-std=c++17', '-O1', '-g1', '-fPIC', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', *SANITIZE]
+    flags = [STANDARD, '-O1', '-g1', '-fPIC', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', *SANITIZE]
     objects = []
     for source in sources:
         objects.append(folder / f'{len(objects)}.o')

@@ -11,9 +11,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
+STANDARD = '-std=c++20' if tuple(map(int, torch.__version__.split('.')[:2])) > (2, 12) else '-std=c++17'
 
 
 @functools.cache  # the ops that a script defines go when one of two modules of it does

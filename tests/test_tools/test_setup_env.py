@@ -12,22 +12,51 @@ def setup_env(tool):
     return tool('setup_env.py')
 
 
-def test_no_compiler(setup_env, monkeypatch, tmp_path):
+def test_without_a_compiler_only_compiled_mmcv_is_out_of_reach(setup_env, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv('CXX', 'no-such-compiler')
     with pytest.raises(setup_env.SetupError, match=r"no C\+\+ compiler: 'no-such-compiler' .* Install one"):
-        setup_env.check_machine(tmp_path)
+        setup_env.check_machine(tmp_path, 'compiled')
+    assert capsys.readouterr().out == ''
+    monkeypatch.setattr(setup_env, 'DISK_GIB', 0)
+    setup_env.check_machine(tmp_path, 'lite')
+    said = capsys.readouterr().out
+    assert "'no-such-compiler' is not on PATH. Everything works but the compiled extension" in said
+
+
+def test_what_is_installed(setup_env):
+    for mmcv in ('lite', 'compiled'):
+        for gpu in (False, True):
+            files = setup_env.package_files(mmcv, gpu)
+            texts = [(setup_env.REQUIREMENTS / f'{name}.txt').read_text() for name in files]
+            names = [line.split('==')[0] for text in texts for line in text.splitlines() if '==' in line]
+            assert len(set(names)) == len(names)
+            assert 'torch' in names and 'mmdet' in names
+            assert ('nvidia-cusolver' in names) == (gpu or mmcv == 'compiled')
+            assert ('mmcv-lite' in names) == (mmcv == 'lite')
+
+
+def test_the_build_says_how_far_it_is(setup_env, monkeypatch, capsys):
+    clock = iter([0.0, 4.0, 5.0, 20.0])
+    monkeypatch.setattr(setup_env.time, 'time', lambda: next(clock))
+    progress = setup_env.BuildProgress()
+    for line in ('  [1/5] c++ -c a.cpp\n', '  mmvmamba: compiling\n', '  [2/5] c++ -c b.cpp\n'):
+        progress(line)
+    assert capsys.readouterr().out.splitlines() == [
+        '[setup]   mmvmamba: compiling',
+        '[setup]   2 of 5 files compiled, about 30 s left',
+    ]
 
 
 def test_wrong_python(setup_env, monkeypatch, tmp_path):
     monkeypatch.setattr(setup_env, 'PYTHONS', ((3, 99), (3, 100)))
     with pytest.raises(setup_env.SetupError, match=r'Python is 3.* PYTHON='):
-        setup_env.check_machine(tmp_path)
+        setup_env.check_machine(tmp_path, 'lite')
 
 
 def test_full_disk(setup_env, monkeypatch, tmp_path):
     monkeypatch.setattr(setup_env.shutil, 'disk_usage', lambda _: SimpleNamespace(free=2**30))
     with pytest.raises(setup_env.SetupError, match='1 GiB are free'):
-        setup_env.check_machine(tmp_path)
+        setup_env.check_machine(tmp_path, 'lite')
 
 
 @pytest.mark.parametrize(

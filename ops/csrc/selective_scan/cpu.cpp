@@ -269,7 +269,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tenso
           bias ? dbias.sum(0) : at::empty({0}, A.options())};
 }
 
-const AddConstants add_constants({{"selective_scan.cpu.chunk", {kChunk}}});
+const AddConstants add_chunk({{"selective_scan.cpu.chunk", {kChunk}}});
 
 }  // namespace
 }  // namespace mmvmamba

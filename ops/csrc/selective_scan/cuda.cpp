@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> selective_sca
   return {du, ddelta, dA.sum(0), dB, dC, D ? over_batch[0].clone() : none, bias ? over_batch[1].clone() : none};
 }
 
-const AddConstants add_constants({{"selective_scan.cuda.chunk", {kChunk}}});
+const AddConstants add_chunk({{"selective_scan.cuda.chunk", {kChunk}}});
 
 }  // namespace
 

@@ -277,7 +277,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(const T
           dA.contiguous().view(A_logs.sizes()), dDs.view(Ds.sizes())};
 }
 
-const AddConstants add_constants({{"ss2d_scan.cpu.segment", {kSteps}}, {"ss2d_scan.cpu.lanes", {kLanes}}});
+const AddConstants add_tile({{"ss2d_scan.cpu.segment", {kSteps}}, {"ss2d_scan.cpu.lanes", {kLanes}}});
 
 }  // namespace
 }  // namespace mmvmamba
