@@ -85,7 +85,9 @@ def _run_whole(block: VSSBlock, x: torch.Tensor) -> torch.Tensor:
 
 def _branch(mixer: nn.Module, kind: type, y: torch.Tensor, drop_path: Optional[nn.Module], x: torch.Tensor):
     y = run_last(mixer, y, kind)
-    return (y if drop_path is None else run_last(drop_path, y)).expand_as(x)
+    if drop_path is not None:
+        y = run_last(drop_path, y)
+    return y if y.shape == x.shape else y.expand_as(x)
 
 
 def _add_and_normalise(norm: Any, x: torch.Tensor, pending: Optional[tuple]) -> tuple:
