@@ -19,7 +19,7 @@ endif
 CXX_FILES = $(shell find ops/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = "$(ENV_PYTHON)" -c 'import clang_format; clang_format.clang_format()'
 
-.PHONY: help setup demo gallery figures docs docs-test test test-all dist lint ruff clang-format codespell types format clean soak
+.PHONY: help setup wheels demo gallery figures docs docs-test test test-all dist lint ruff clang-format codespell types format clean soak
 .DEFAULT_GOAL := help
 
 help:  ## Show this help
@@ -28,6 +28,10 @@ help:  ## Show this help
 setup:  ## Make .venv with the tested set (PYTHON=, VENV= choose interpreter, folder; MMCV=compiled builds mmcv's ops)
 	@test -n "$(PYTHON)" || { echo 'error: no python3 on PATH; install Python 3.11 or set PYTHON='; exit 1; }
 	@"$(PYTHON)" tools/setup_env.py --venv "$(VENV)" --mmcv "$(MMCV)"
+
+wheels: $(SETUP)  ## Build a wheel for the installed torch, and for all GPUs where nvcc is, into dist/
+	MMVMAMBA_WHEEL=1 MMVMAMBA_BUILD="$(or $(MMVMAMBA_BUILD),cuda)" \
+		"$(ENV_PYTHON)" -m pip wheel --no-build-isolation --no-deps -w dist .
 
 demo: $(SETUP)  ## Train and evaluate a classifier, a detector and a segmentor on the digits data set
 	"$(ENV_PYTHON)" tools/demo.py $(DEMO_OPTIONS)

@@ -227,6 +227,8 @@ class OptionalBuildExt(build_ext):
         if torch is not None:
             kind, reason = choose_build(torch, cpp_extension)
         error = self._compile(kind, torch, cpp_extension) if kind != 'none' else ''
+        if error and os.environ.get('MMVMAMBA_WHEEL'):
+            sys.exit(f'mmvmamba: no wheel, since the {kind} build failed: {error}')
         if error and kind == 'cuda':
             print(f'mmvmamba: the CUDA build failed, building for CPU only: {error}', file=sys.stderr, flush=True)
             cuda_error, kind = error, 'cpu'
@@ -308,6 +310,18 @@ class EditableWithMim(editable_wheel):
         top_level.write_text(f'{ROOT / "mmvmamba"}\n')
 
 
+def wheel_tag() -> str:
+    """The local version of a wheel that ``make wheels`` builds: for which torch, and for its CUDA or a CPU."""
+    torch, cpp_extension, reason = find_torch()
+    kind = 'none'
+    if torch is not None:
+        kind, reason = choose_build(torch, cpp_extension)
+    if kind == 'none':
+        sys.exit(f'a wheel needs the extension: {reason}')
+    release = '.'.join(torch.__version__.split('+')[0].split('.')[:2])
+    return f'+torch{release}' + ('cpu' if kind == 'cpu' else 'cu' + torch.version.cuda.replace('.', ''))
+
+
 if int(__version__.split('.')[0]) < 77:  # which pip checks in isolated builds only
     sys.exit(f"setuptools is {__version__}, expected 77 or later: pip install 'setuptools>=77,<82'")
 setup(
@@ -318,5 +332,6 @@ setup(
     ],
     package_dir={'mmvmamba.ops': 'ops'},
     ext_modules=[PLACEHOLDER],
+    options=dict(egg_info=dict(tag_build=wheel_tag())) if os.environ.get('MMVMAMBA_WHEEL') else {},
     cmdclass=dict(build_ext=OptionalBuildExt, build_py=BuildWithMim, editable_wheel=EditableWithMim),
 )

@@ -35,6 +35,7 @@ PACKAGES = {
     'numpy': (('numpy',), 'numpy'),
     'setuptools': (('setuptools',), 'setuptools'),
     'transformers': (('transformers',), 'transformers'),
+    'imgaug': (('imgaug',), 'imgaug'),
 }
 SAFE_LOADING = (2, 6)  # from this torch on, torch.load refuses the classes it was not told of
 PLACE = 'python -m mmvmamba.mmcv_ops place'
@@ -185,11 +186,26 @@ def find_traps(
                 "pip install --no-build-isolation 'mmcv==2.1.0', or use the maintained forks (onedl-*)",
             )
         )
-    if at_least('torch', 2, 13) and 'mmcv' not in versions:
+    codebases = [name for name in ('mmdet', 'mmsegmentation', 'mmpretrain') if name in versions]
+    if 'mmcv' not in versions and codebases:
         traps.append(
             Trap(
-                f'mmcv 2.1 can not be built against torch {versions["torch"]}, whose headers need C++20',
+                f'mmcv is not installed, which {", ".join(codebases)} need',
                 f"pip install 'mmcv-lite==2.1.0'; {PLACE}",
+            )
+        )
+    if at_least('python', 3, 14) and is_original('mmengine'):
+        traps.append(
+            Trap(
+                f'mmengine {versions["mmengine"]} uses pkgutil.find_loader, which Python 3.14 dropped',
+                'take Python 3.10 to 3.13',
+            )
+        )
+    if at_least('imgaug', 0) and at_least('numpy', 2):
+        traps.append(
+            Trap(
+                f'imgaug {versions["imgaug"]} breaks at import beside numpy {versions["numpy"]}',
+                "pip uninstall -y imgaug; pip install imaug, its successor (or 'numpy<2')",
             )
         )
     torch_build, vision_build = (versions.get(name, '').partition('+')[2] for name in ('torch', 'torchvision'))
@@ -230,7 +246,7 @@ def find_traps(
 def detect_traps() -> list:
     """:func:`find_traps` of this installation."""
     return find_traps(
-        installed_versions(),
+        {**installed_versions(), 'python': platform.python_version()},
         util.find_spec('pkg_resources') is not None,
         mmcv_ops.state(),
         (Path(__file__).parent / '.mim').exists(),

@@ -22,6 +22,12 @@ def load_extension() -> str:
         hint = 'build it with a C++ compiler present: pip install --no-build-isolation mmvmamba'
         return f'the compiled extension is not built ({build_info().get("reason") or hint})'
     name = libraries[0].name
+    built_for = build_info().get('torch') or torch.__version__
+    if _release(built_for) != _release(torch.__version__):
+        return (
+            f'the compiled extension {name} was built for torch {built_for} and this is {torch.__version__}; '
+            f'install the wheel mmvmamba-...+{wheel_tag()}, or rebuild it with: {REBUILD}'
+        )
     try:
         torch.ops.load_library(str(libraries[0]))
     except (OSError, RuntimeError) as error:
@@ -36,6 +42,16 @@ def load_extension() -> str:
             f'rebuild it with: {REBUILD}'
         )
     return ''
+
+
+def _release(version: str) -> str:
+    return '.'.join(version.split('+')[0].split('.')[:2])
+
+
+def wheel_tag() -> str:
+    """The local version of the wheel that fits the installed torch, such as ``torch2.14cu130``; setup.py names it."""
+    cuda = torch.version.cuda
+    return f'torch{_release(torch.__version__)}' + (f'cu{cuda.replace(".", "")}' if cuda else 'cpu')
 
 
 def build_info() -> dict:

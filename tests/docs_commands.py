@@ -86,6 +86,7 @@ TABLE = {
     'make lint': Row('checks'),
     'make format': Row('checks'),
     'make soak': Row('checks'),
+    'make wheels': Row('installs', tests='tests/test_packaging.py'),
     'make setup': Row('installs', tests='tests/test_tools/test_setup_env.py'),
     'make setup PYTHON=/usr/bin/python3.12': Row('installs', tests='tests/test_tools/test_setup_env.py'),
     # ---- installing
@@ -96,7 +97,7 @@ TABLE = {
     'pip install --no-deps grad-cam==1.4.8 ttach': Row('installs'),
     'pip install --no-deps --require-hashes -r requirements/hashes.txt': Row('installs'),
     'pip install pip-audit': Row('installs'),
-    'pip-audit --strict --no-deps --disable-pip -r requirements/tested.txt': Row('installs'),
+    'pip-audit --strict --no-deps --disable-pip -r requirements/torch.txt -r requirements/tested.txt': Row('installs'),
     'pre-commit install': Row('installs'),
     # ---- the doctor
     'source .venv/bin/activate': Row('installs', tests='tests/test_tools/test_setup_env.py'),

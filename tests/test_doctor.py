@@ -33,7 +33,9 @@ TRAPS = {
         'torchvision==0.26.*',
     ),
     'new_mmcv': (dict(mmcv='2.2.0'), {}, r'mmcv 2.2.0 is newer than mmdet', 'mmcv==2.1.0'),
-    'new_torch': (dict(torch='2.13.1', mmcv=None), {}, 'mmcv 2.1 can not be built', 'mmcv-lite==2.1.0'),
+    'no_mmcv': (dict(mmcv=None), {}, 'mmcv is not installed, which mmdet need', 'mmcv-lite==2.1.0'),
+    'new_python': (dict(python='3.14.0'), {}, 'pkgutil.find_loader', 'Python 3.10 to 3.13'),
+    'imgaug': (dict(imgaug='0.4.0', numpy='2.4.6'), {}, 'imgaug 0.4.0 breaks at import', 'imaug'),
     'cuda_torchvision': (dict(torch='2.11.0+cpu', torchvision='0.26.0'), {}, 'is a CUDA build', 'same index'),
     'safe_loading': ({}, dict(loads_checkpoints=False), 'torch 2.11.0+cu130 refuses checkpoints', 'import mmvmamba'),
     'no_mim_files': ({}, dict(has_mim_files=False), 'no .mim folder', 'pip install'),
@@ -120,7 +122,7 @@ def test_a_folder_that_only_has_the_name_is_no_package(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.util, 'find_spec', lambda name: spec if name == 'mmcv' else find_spec(name))
     only({'torch': '2.11.0'}, monkeypatch)
     assert 'mmcv' not in doctor.installed_versions()
-    assert not [trap for trap in doctor.detect_traps() if 'mmcv' in trap.what]
+    assert all('mmcv is not installed' in trap.what for trap in doctor.detect_traps() if 'mmcv' in trap.what)
 
 
 def test_a_module_that_breaks_at_import_is_left_out(tmp_path, monkeypatch):

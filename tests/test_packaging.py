@@ -168,6 +168,17 @@ def test_without_a_gpu_the_cuda_part_is_built_where_it_is_asked_for(script, monk
     assert script.choose_build(torch_there, helpers)[0] == 'cuda' and script.visible_arches() == ()
 
 
+def test_a_wheel_is_named_after_what_it_is_built_for(script, monkeypatch):
+    release = '.'.join(torch.__version__.split('.')[:2])
+    for kind, tag in (('cpu', 'cpu'), ('cuda', 'cu130')):
+        monkeypatch.setitem(script.wheel_tag.__globals__, 'choose_build', lambda *_, kind=kind: (kind, ''))
+        monkeypatch.setattr(torch.version, 'cuda', '13.0')
+        assert script.wheel_tag() == f'+torch{release}{tag}'
+    monkeypatch.setitem(script.wheel_tag.__globals__, 'choose_build', lambda *_: ('none', 'no C++ compiler'))
+    with pytest.raises(SystemExit, match=r'a wheel needs the extension: no C\+\+ compiler'):
+        script.wheel_tag()
+
+
 def test_the_files_of_a_name_are_compiled_as_one(script, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     for kind in ('cpu', 'cuda'):

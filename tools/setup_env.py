@@ -211,7 +211,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     env, cores, gpu = Environment(args.venv.resolve()), os.cpu_count() or 1, gpu_is_there()
-    files = package_files(args.mmcv, gpu)
+    files = package_files(args.mmcv, gpu or shutil.which('nvcc') is not None)  # nvcc reads their headers
     try:
         check_machine(ROOT, args.mmcv)
         env.create()

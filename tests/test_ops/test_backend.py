@@ -56,6 +56,19 @@ def test_report_lists_every_backend_with_a_reason():
         assert not STATUS['cuda'].available and 'no CUDA GPU' in STATUS['cuda'].reason
 
 
+def test_an_extension_for_another_torch_is_not_loaded_and_the_wheel_that_fits_is_named(monkeypatch, tmp_path):
+    (tmp_path / '_C.so').write_text('')
+    (tmp_path / '_build_info.json').write_text('{"torch": "1.13.1+cu117"}')
+    monkeypatch.setattr(extension, 'FOLDER', tmp_path)
+    reason = extension.load_extension.__wrapped__()
+    assert f'was built for torch 1.13.1+cu117 and this is {torch.__version__}' in reason
+    assert f'+{extension.wheel_tag()}, or rebuild it' in reason
+    monkeypatch.setattr(torch, '__version__', '2.14.1')
+    for cuda, tag in ((None, 'torch2.14cpu'), ('13.0', 'torch2.14cu130')):
+        monkeypatch.setattr(torch.version, 'cuda', cuda)
+        assert extension.wheel_tag() == tag
+
+
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
     """Function that pretends that an extension with CUDA kernels, built as ``info`` says, meets a GPU."""
