@@ -120,7 +120,7 @@ def _add_route(
         B_x = x_i * B
         # decay times the state before; a difference of equals need not round to 0, and A may be huge
         carried = tl.where(decay == 0, 0.0, h - d2 * B_x)
-        du = g * ((LN2 * A) * carried + B_x) * softplus2_slope(d2, HALF)
+        du = g * ((A * LN2) * carried + B_x) * softplus2_slope(d2, HALF)
         sums = (g_d2 * B + dxs[T - 1 - i],) + sums
         dus = (du,) + dus
         dA += g_d2 * carried

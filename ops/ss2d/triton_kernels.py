@@ -16,6 +16,7 @@ import triton.language as tl
 from ..triton_softplus import log1p_ratio
 
 SIZES = ['groups', 'chain', 'segments', 'length', 'height', 'width']  # change from image to image: no recompilation
+# Right operands only: Triton's interpreter makes a constexpr of constexpr * tensor.
 LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 
 
@@ -40,11 +41,11 @@ def prepare(
     value = tl.load(at, inside & (is_dt | is_B | is_C), 0.0) * tl.where(is_B, LN2, 1.0)
     to = (q * columns + column) * channels + channel
     tl.store(weight + to, value.to(weight.dtype.element_ty), inside)
-    dt = LOG2E * tl.load(dt_proj + (route * channels + channel) * dt_rank + column, inside & is_dt, 0.0)
+    dt = tl.load(dt_proj + (route * channels + channel) * dt_rank + column, inside & is_dt, 0.0) * LOG2E
     tl.store(dt_matrix + to, dt.to(dt_matrix.dtype.element_ty), inside)
     once = inside & (column == 0)
     own = route * channels + channel
-    tl.store(floats + q * channels + channel, LOG2E * tl.load(dt_bias + own, once, 0.0), once)
+    tl.store(floats + q * channels + channel, tl.load(dt_bias + own, once, 0.0) * LOG2E, once)
     tl.store(floats + (4 + q) * channels + channel, -tl.exp(tl.load(A_logs + own, once, 0.0)), once)
     once = once & (q == 0)
     skip = tl.zeros([BLOCK], tl.float32)

@@ -202,10 +202,10 @@ def versions(root: Path = ROOT) -> str:
         rows = json.loads(path.read_text())['rows']
         header = list(dict.fromkeys(key for row in rows for key in row))
         return table(header, [[str(row.get(key, '–')) for key in header] for row in rows])
-    files = [root / f'requirements/{name}.txt' for name in ('tested', 'torch', 'mmcv-lite', 'mmcv')]
+    files = [root / f'requirements/{name}.txt' for name in ('tested', 'torch', 'mmcv-lite')]
     lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
     pins = dict(line.split('==') for line in lines if re.match(r'[\w-]+==', line))
-    names = ('torch', 'mmengine', 'mmcv-lite', 'mmcv', 'mmpretrain', 'mmdet', 'mmsegmentation', 'numpy')
+    names = ('torch', 'mmengine', 'mmcv-lite', 'mmpretrain', 'mmdet', 'mmsegmentation', 'numpy')
     names = [name for name in names if name in pins]
     return table(['Python', *names], [['3.11', *(pins[name] for name in names)]])
 
