@@ -14,6 +14,8 @@ SETUP :=
 else
 ENV_PYTHON := $(VENV)/bin/python
 SETUP := setup
+# set-up leaves compiling Python to the first import; each of a hundred processes would compile all of torch again
+unexport PYTHONDONTWRITEBYTECODE
 endif
 
 CXX_FILES = $(shell find ops/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')

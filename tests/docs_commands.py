@@ -88,11 +88,13 @@ TABLE = {
     'make soak': Row('checks'),
     'make wheels': Row('installs', tests='tests/test_packaging.py'),
     'make setup': Row('installs', tests='tests/test_tools/test_setup_env.py'),
+    'make setup MMCV=compiled': Row('installs', tests='tests/test_tools/test_setup_env.py'),
     'make setup PYTHON=/usr/bin/python3.12': Row('installs', tests='tests/test_tools/test_setup_env.py'),
     # ---- installing
     'pip install --no-build-isolation .': Row('installs', tests='tests/test_packaging.py'),
     'pip install --no-build-isolation -e .': Row('installs', tests='tests/test_packaging.py'),
     'pip install onnx onnxruntime': Row('reduced', '--dry-run --no-index', says='already satisfied: onnxruntime'),
+    'pip install imaug': Row('installs'),
     'pip install seaborn': Row('installs'),
     'pip install --no-deps grad-cam==1.4.8 ttach': Row('installs'),
     'pip install --no-deps --require-hashes -r requirements/hashes.txt': Row('installs'),

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MARKED = re.compile(r'(<!-- figures: ([\w-]+) -->\n).*?(<!-- /figures -->)', re.DOTALL)
 SIZES = dict(tiny='T', small='S', base='B')
 EXECUTIONS = dict(eager='eager', compile='compiled', graphs='CUDA graphs')
+MODES = dict(infer='inference', train='training')
+RUNS = tuple((execution, mode) for execution in EXECUTIONS for mode in MODES)
 ARCHS = ('tiny-s1l8', 'small-s1l20', 'base-s1l20', 'tiny-s2l5', 'small-s2l15', 'base-s2l15')
 PLAIN = ('export', 'receptive-field', 'resolution')
 VANILLA = ('tiny-v0', 'small-v0', 'base-v0')
@@ -156,7 +158,11 @@ def models(report: dict) -> str:
             ratio = ' / '.join(f'{speed[m] / row["images_per_second"]:.2f}' for m, row in swin.items() if row)
         figures = [number(speed.get('infer')), number(speed.get('train')), f'{memory:.1f} GiB' if memory else '–']
         rows.append([label(model), setting, EXECUTIONS[execution], *figures, ratio])
-    return f'{table(header, rows)}\n\n{caption(report)}'
+    spreads = [(row['execution'], row['mode'], row.get('spread') or 0) for row in report['rows']]
+    worst = [max((s for e, m, s in spreads if (e, m) == kind), default=0) for kind in RUNS]
+    words = [f'{100 * s:.0f} % ({EXECUTIONS[e]}, {MODES[m]})' for (e, m), s in zip(RUNS, worst) if s]
+    repeats = f' Repeats differ by up to {", ".join(words)}.' if words else ''
+    return f'{table(header, rows)}\n\n{caption(report)}{repeats}'
 
 
 def core(report: dict) -> str:
@@ -169,6 +175,16 @@ def core(report: dict) -> str:
         sides = ', '.join(shape.split('x')[:4])
         lines.append([sides, *(cells.get((shape, backend), '–') for backend in backends)])
     return f'{table(["batch, channels, height, width", *backends], lines)}\n\n{report["dtype"]}. {caption(report)}'
+
+
+def mmcv_ops(report: dict) -> str:
+    """A report of tools/benchmark/mmcv_ops.py."""
+    header = ['op', 'compiled mmcv, ms', 'stand-in, ms', 'ratio', 'relative difference']
+    rows = [
+        [row['op'], f'{row["compiled"]:.3g}', f'{row["stand_in"]:.3g}', f'{row["ratio"]:.2f}', f'{row["error"]:.1e}']
+        for row in report['rows']
+    ]
+    return f'{table(header, rows)}\n\n{report["dtype"]}. {caption(report)}'
 
 
 def earlier(root: Path = ROOT) -> str:
@@ -221,6 +237,7 @@ TABLES = {
     'models': lambda: models(read('models.json')),
     'core': lambda: core(read('ops.json')),
     'core-cpu': lambda: core(read('ops-cpu.json')),
+    'mmcv-ops': lambda: mmcv_ops(read('mmcv-ops.json')),
     'earlier': earlier,
     'archs': archs,
     'tested': versions,
