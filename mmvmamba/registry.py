@@ -2,6 +2,7 @@
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import Registry
 
@@ -9,6 +10,12 @@ MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmvmamba', locations=[
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvmamba', locations=['mmvmamba.training.hooks'])
 STRATEGIES = Registry(
     'strategy', parent=MMENGINE_STRATEGIES, scope='mmvmamba', locations=['mmvmamba.training.strategies']
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_CONSTRUCTORS,
+    scope='mmvmamba',
+    locations=['mmvmamba.training.layer_decay'],
 )
 
 

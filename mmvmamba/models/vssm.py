@@ -152,6 +152,29 @@ class VSSMBackbone(BaseModule):
                 left_out.append(key)
         return left_out
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple:
+        """Which layer a parameter is of, for a learning rate that falls from layer to layer.
+
+        Args:
+            param_name (str): Name of a parameter of the model.
+            prefix (str): Where the backbone's names begin. Default: none.
+
+        Returns:
+            tuple[int, int]: The layer and the number of layers, n + 2 for n blocks. The stem is layer 0, block i (from
+            1, over all stages) is layer i, a downsampling is of the layer of the block before it, and norms of output
+            maps and all that is not of the backbone are of the last layer, n + 1.
+        """
+        depths = self.arch.depths[: len(self.layers)]
+        layers = sum(depths) + 2
+        name = param_name[len(prefix) :] if param_name.startswith(prefix) else ''
+        if name.startswith('patch_embed.'):
+            return 0, layers
+        match = re.match(r'layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.', name)
+        if match is None:
+            return layers - 1, layers
+        stage = int(match[1])
+        return sum(depths[:stage]) + (depths[stage] if match[2] is None else int(match[2]) + 1), layers
+
     def init_weights(self) -> None:
         """Load the checkpoint of ``init_cfg``; without one the weights stay as the constructor drew them."""
         if self.init_cfg is None:
