@@ -220,7 +220,12 @@ def cuda_flags():
 
 @pytest.mark.skipif(NVCC is None or torch.version.cuda is None, reason='no nvcc on PATH, or torch without CUDA headers')
 @pytest.mark.parametrize(
-    'source', ['cross_scan/channel_last.cu', 'fused/common/column_sum.cu', 'selective_scan/fp16.cu', 'ss2d/cuda.cu']
+    'source',
+    [
+        'cross_scan/channel_last.cu',
+        *(pytest.param(f'{name}.cu', marks=pytest.mark.slow) for name in ('fused/common/column_sum', 'ss2d/cuda')),
+        pytest.param('selective_scan/fp16.cu', marks=pytest.mark.slow),
+    ],
 )
 def test_cuda_sources_compile(source, tmp_path):
     """One file of each kind, its host code too, with as little optimisation as there is; test_with_nvcc builds all."""

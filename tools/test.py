@@ -20,6 +20,7 @@ from mmvmamba.cli.launch import (
     set_test_time_augmentation,
     set_visualization,
 )
+from mmvmamba.training.loading import whole_models
 
 
 def parse_args(arguments=None) -> argparse.Namespace:
@@ -65,7 +66,8 @@ def run(args: argparse.Namespace) -> None:
     runner = build_runner(prepare_config(args))
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    runner.test()
+    with whole_models():
+        runner.test()
 
 
 def main(arguments=None) -> int:

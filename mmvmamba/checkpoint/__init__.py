@@ -5,7 +5,8 @@
 - official classification files of VMamba: ``model``, and ``model_ema`` which is preferred if its accuracy is recorded;
 - files saved by OpenMMLab: ``state_dict`` of a backbone, classifier, detector or segmentor, whose backbone is taken out
   (with ``EMAHook``, mmengine saves the averaged weights under that name);
-- bare state dicts of any of them.
+- files of other trainers, see ``AVERAGED`` and ``PLACES`` in :mod:`mmvmamba.checkpoint.layouts`;
+- bare state dicts of any of them, ``.safetensors`` too.
 
 Every weight of the backbone must be there in its shape, and nothing else but stages after the last of ``out_indices``,
 which are not built, and what the task replaces: the classifier, and the norms of the output maps (``outnorm*``) when
@@ -18,15 +19,18 @@ The ground floor of the package: it knows no model, layer or hook.
 from .download import fetch_checkpoint
 from .errors import CheckpointError, MisfitError
 from .files import find_damage, read_checkpoint, write_checkpoint
-from .fit import load_pretrained
+from .fit import Fitted, adapt_channels, fit_weights, load_pretrained
 from .layouts import backbone_weights, is_state, select_weights, upgrade_hook, upgrade_names
 
 __all__ = [
     'CheckpointError',
+    'Fitted',
     'MisfitError',
+    'adapt_channels',
     'backbone_weights',
     'fetch_checkpoint',
     'find_damage',
+    'fit_weights',
     'is_state',
     'load_pretrained',
     'read_checkpoint',

@@ -17,6 +17,10 @@ from .download import fetch_checkpoint
 from .errors import CheckpointError, MissingCheckpointError
 from .whole import PART, commit, remove, sha256
 
+CLEAN = (
+    'If the weights are all you want: python tools/model_converters/clean_checkpoint.py {} clean.pth copies them and '
+    'runs nothing'
+)
 _FOLDER = 0x10  # in the attributes of a zip file's records
 
 
@@ -35,8 +39,9 @@ def read_checkpoint(checkpoint: str, map_location='cpu'):
     """Read a checkpoint without running any code in it.
 
     Args:
-        checkpoint (str): A path; an http(s) URL, downloaded once into torch.hub's folder; or a URI of mmengine's
-            storage backends.
+        checkpoint (str): A path; an http(s) URL, downloaded once into torch.hub's folder; ``hf://OWNER/NAME/FILE``, in
+            which ``@REVISION`` may follow NAME, for huggingface_hub; or a URI of mmengine's storage backends.  A name
+            that ends in ``.safetensors`` is of that format.
         map_location: As in :func:`torch.load`. Default: ``cpu``.
 
     Returns:
@@ -52,6 +57,8 @@ def read_checkpoint(checkpoint: str, map_location='cpu'):
     if scheme in ('http', 'https'):
         file = fetch_checkpoint(checkpoint)
         advice = f'; delete {file} to download it again'
+    elif scheme == 'hf':
+        file = _fetch_from_hub(checkpoint)
     elif scheme:
         try:
             file = BytesIO(get(checkpoint))
@@ -61,6 +68,8 @@ def read_checkpoint(checkpoint: str, map_location='cpu'):
         file = checkpoint
         if not os.path.isfile(file):
             raise MissingCheckpointError(f'checkpoint {checkpoint!r} is not a file')
+    if checkpoint.endswith('.safetensors'):
+        return _read_safetensors(file, checkpoint, map_location)
     damage = find_damage(file) if _begins_as_zip(file) else ''
     if damage:
         raise CheckpointError(f'checkpoint {checkpoint!r} is damaged, {damage}{advice}')
@@ -75,7 +84,7 @@ def read_checkpoint(checkpoint: str, map_location='cpu'):
         if unsafe:
             raise CheckpointError(
                 f'checkpoint {checkpoint!r} was not loaded: besides weights it holds {unsafe[1]}, which could run '
-                'code; expected tensors, numbers and text only'
+                f'code; expected tensors, numbers and text only. {CLEAN.format(checkpoint)}'
             ) from error
         raise CheckpointError(f'checkpoint {checkpoint!r} is not a file of torch.save{advice}') from error
     except Exception as error:
@@ -84,6 +93,35 @@ def read_checkpoint(checkpoint: str, map_location='cpu'):
         raise CheckpointError(
             f'checkpoint {checkpoint!r} cannot be read, it is truncated or no checkpoint ({reason}){advice}'
         ) from error
+
+
+def _read_safetensors(file: Union[str, BytesIO], name: str, map_location) -> dict:
+    try:
+        from safetensors.torch import load
+    except ImportError as error:
+        raise CheckpointError(f'checkpoint {name!r} needs safetensors: pip install safetensors') from error
+    try:
+        content = load(file.getvalue() if isinstance(file, BytesIO) else Path(file).read_bytes())
+    except Exception as error:  # its own, and those of a damaged header
+        raise CheckpointError(
+            f'checkpoint {name!r} cannot be read, it is no whole file of safetensors ({error})'
+        ) from error
+    return {key: value.to(map_location) for key, value in content.items()} if map_location is not None else content
+
+
+def _fetch_from_hub(name: str) -> str:
+    """Path of what ``hf://OWNER/NAME[@REVISION]/FILE`` names, in the cache of huggingface_hub."""
+    match = re.fullmatch(r'hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)', name)
+    if match is None:
+        raise CheckpointError(f'checkpoint {name!r} is no file on the hub, expected hf://OWNER/NAME/FILE')
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise CheckpointError(f'checkpoint {name!r} needs huggingface_hub: pip install huggingface_hub') from error
+    try:
+        return hf_hub_download(match[1], match[3], revision=match[2])
+    except Exception as error:  # each kind of failure has its own
+        raise CheckpointError(f'checkpoint {name!r} cannot be fetched ({error})') from error
 
 
 def write_checkpoint(content, path, name_by_hash: bool = False) -> Path:

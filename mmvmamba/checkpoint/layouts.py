@@ -1,10 +1,26 @@
 """Where a checkpoint keeps its weights: official files, those of OpenMMLab, and bare state dicts of any of them."""
 
 import re
+from typing import Optional
 
 import torch
+from mmengine.logging import print_log
 
 from .errors import CheckpointError
+
+# where averaged weights are, which are preferred, and weights; mmengine's state_dict is the average if there is one
+AVERAGED = ('model_ema', 'state_dict_ema', 'params_ema', 'ema', 'teacher')
+PLACES = (
+    'model',
+    'state_dict',
+    'model_state',
+    'model_state_dict',
+    'params',
+    'module',
+    'weights',
+    'student',
+    'ema_state_dict',
+)
 
 # names of the first published checkpoints, and today's
 _OLD_NAMES = (
@@ -16,31 +32,50 @@ _OLD_NAMES = (
 )
 
 
-def select_weights(content, name: str) -> tuple:
+def select_weights(content, name: str, key: Optional[str] = None) -> tuple:
     """Find the state dict in a checkpoint.
 
     Args:
         content: What :func:`read_checkpoint` returned.
         name (str): Name of the checkpoint, for errors.
+        key (str, optional): Its place in the file. Default: the first of ``AVERAGED`` and ``PLACES`` that is there; of
+            ``model_ema`` in an official file only if that records its accuracy.
 
     Returns:
-        tuple[dict, str]: The state dict and the name of its place in the file.
+        tuple[dict, str]: The state dict, without what thop left in it, and the name of its place in the file.
 
     Raises:
-        CheckpointError: If no known layout is found.
+        CheckpointError: If no known layout is found, or nothing is at ``key``.
     """
     if not isinstance(content, dict):
         raise CheckpointError(f'checkpoint {name!r} holds a {type(content).__name__}, expected a dict')
-    found = [key for key in ('model', 'model_ema', 'state_dict', 'ema_state_dict') if is_state(content.get(key))]
-    if is_state(content):
+    found = [place for place in (*AVERAGED, *PLACES) if is_state(content.get(place))]
+    if 'model' in found and not _ema_was_evaluated(content):
+        found = [place for place in found if place != 'model_ema']
+    if key is not None:
+        if not is_state(content.get(key)):
+            places = [place for place, value in content.items() if is_state(value)]
+            raise CheckpointError(
+                f'checkpoint {name!r} has no weights under key {key!r}, expected '
+                + (f'one of {", ".join(map(repr, places))}' if places else f'no key; it holds {shorten(content)}')
+            )
+        state, source = content[key], key
+    elif is_state(content):
         state, source = content, 'the state dict'
     elif not found:
+        others = [place for place, value in content.items() if is_state(value)]
+        advice = f'; key={others[0]!r} in init_cfg names a place of weights' if others else ''
         raise CheckpointError(
-            f'checkpoint {name!r} holds {shorten(content)}, expected model, model_ema or state_dict with tensors'
+            f'checkpoint {name!r} holds {shorten(content)}, expected weights under one of '
+            f'{", ".join((*PLACES, *AVERAGED))}{advice}'
         )
     else:
-        source = 'model_ema' if 'model_ema' in found and _ema_was_evaluated(content) else found[0]
+        source = found[0]
         state = content[source]
+    counts = [place for place in state if place.rpartition('.')[2] in ('total_ops', 'total_params')]
+    if counts:
+        state = {place: value for place, value in state.items() if place not in set(counts)}
+        print_log(f'left out {len(counts)} counts that thop had put among the weights of {name}', logger='current')
     # DistributedDataParallel and averaged models add module., torch.compile adds _orig_mod.
     if any(key.startswith('module.') for key in state):
         state = {key[len('module.') :]: value for key, value in state.items() if key.startswith('module.')}
@@ -63,21 +98,33 @@ def backbone_weights(state: dict, name: str, prefix=None) -> tuple:
     Args:
         state (dict): State dict of a backbone or of a model with one.
         name (str): Name of the checkpoint, for errors.
-        prefix (str, optional): Where the backbone's keys begin. Default: ``backbone.`` if there are such keys.
+        prefix (str, optional): Where the backbone's keys begin. Default: where ``patch_embed`` stands, if in one place;
+            ``backbone.`` before others.
 
     Returns:
-        tuple[dict, list]: The backbone's state dict (the norm of an official classifier becomes the ``outnorm`` of the
-        last stage), and the keys left out.
+        tuple[dict, dict]: The backbone's state dict (the norm of an official classifier becomes the ``outnorm`` of the
+        last stage), and the weights left out, those of an official classifier under today's names.
 
     Raises:
         CheckpointError: If there is no backbone.
     """
     if prefix is None:
-        prefix = 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
+        prefixes = sorted(
+            {key[: match.start(1)] for key in state if (match := re.search(r'(?:^|\.)(patch_embed)\.', key))}
+        )
+        if any(key.startswith('backbone.') for key in state):
+            prefix = 'backbone.'
+        elif len(prefixes) > 1 and '' not in prefixes:
+            raise CheckpointError(
+                f'checkpoint {name!r} has a patch_embed under each of {shorten(map(repr, prefixes))}; expected one of '
+                'them as prefix in init_cfg'
+            )
+        else:
+            prefix = prefixes[0] if len(prefixes) == 1 else ''
     elif prefix and not prefix.endswith('.'):
         prefix += '.'
     weights = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    left_out = [key for key in state if not key.startswith(prefix)]
+    left_out = {key: value for key, value in state.items() if not key.startswith(prefix)}
     upgrade_names(weights)
     stages = [int(key.split('.')[1]) for key in weights if re.match(r'layers\.\d{1,4}\.', key)]
     if not stages:
@@ -95,7 +142,7 @@ def backbone_weights(state: dict, name: str, prefix=None) -> tuple:
         if leaf != key and f'{norm}.{leaf}' not in weights:
             weights[f'{norm}.{leaf}'] = value
         else:
-            left_out.append(key)
+            left_out[key] = value
     return weights, left_out
 
 

@@ -89,13 +89,14 @@ class Arch:
             raise ValueError(f'dims[0] is {self.dims[0]}, expected an even number for stem conv3x2')
 
 
-def build_arch(arch, drop_path_rate: Optional[float] = None) -> Arch:
+def build_arch(arch, drop_path_rate: Optional[float] = None, in_channels: Optional[int] = None) -> Arch:
     """Check an arch name or dict.
 
     Args:
         arch (str | dict): A name in :data:`ARCHS`, or a dict with ``dims``, ``depths`` and any options of
             :class:`Arch` and :class:`mmvmamba.layers.SS2DOptions`; what it leaves out has VMamba v2's value.
         drop_path_rate (float, optional): Replaces the arch's own.
+        in_channels (int, optional): Likewise.
 
     Returns:
         Arch: The checked options.
@@ -125,6 +126,8 @@ def build_arch(arch, drop_path_rate: Optional[float] = None) -> Arch:
     options['dims'] = _as_tuple('dims', options['dims'])
     if drop_path_rate is not None:
         options['drop_path_rate'] = drop_path_rate
+    if in_channels is not None:
+        options['in_channels'] = in_channels
     return Arch(ssm=ssm, **options)
 
 

@@ -1,5 +1,6 @@
 """VSSMBackbone: VMamba as a backbone for mmpretrain, mmdet and mmsegmentation."""
 
+import contextlib
 import functools
 import re
 from typing import Any
@@ -10,7 +11,7 @@ from mmengine.model import BaseModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmvmamba.checkpoint import MisfitError, load_pretrained, upgrade_hook
+from mmvmamba.checkpoint import Fitted, MisfitError, fit_weights, load_pretrained, upgrade_hook
 from mmvmamba.layers import Stage, VSSBlock
 from mmvmamba.layers.downsample import build_downsample
 from mmvmamba.layers.norm import build_norm, normalise
@@ -21,6 +22,7 @@ from mmvmamba.registry import register_backbone
 from .archs import ARCHS, build_arch
 
 __all__ = ['ARCHS', 'VSSMBackbone', 'fitting_archs']
+_FIRST = 'patch_embed.0.weight'
 
 
 @register_backbone
@@ -37,6 +39,8 @@ class VSSMBackbone(BaseModule):
         frozen_stages (int): -1 freezes nothing, k >= 0 the stem and the first k stages. Default: -1.
         with_cp (bool): Whether to recompute the activations of each block in backward. Default: False.
         norm_eval (bool): Whether batch norms stay in eval mode while training. Default: False.
+        in_channels (int, optional): Channels of an image. Weights of another number are refused, or converted by
+            ``in_channels='adapt'`` in ``init_cfg``. Default: that of the arch, 3.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=path_or_url)`` loads strictly, see
             :mod:`mmvmamba.checkpoint`. Default: None.
 
@@ -63,10 +67,12 @@ class VSSMBackbone(BaseModule):
         frozen_stages=-1,
         with_cp=False,
         norm_eval=False,
+        in_channels=None,
         init_cfg=None,
     ):
         super().__init__(init_cfg)
-        self.arch = arch = build_arch(arch, drop_path_rate)
+        self.arch = arch = build_arch(arch, drop_path_rate, in_channels)
+        self.in_channels = arch.in_channels
         stages = len(arch.depths)
         self.out_indices = _check_out_indices(out_indices, stages)
         if isinstance(frozen_stages, bool) or not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= stages:
@@ -135,7 +141,7 @@ class VSSMBackbone(BaseModule):
         return tuple(outs)
 
     def _check_input(self, x: torch.Tensor) -> None:
-        channels = self.arch.in_channels
+        channels = self.in_channels
         if x.dim() != 4 or x.shape[1] != channels:
             raise ValueError(f'x has shape {tuple(x.shape)}, expected images of shape (B, {channels}, H, W)')
         if x.shape[0] < 1 or min(x.shape[2:]) < 4:
@@ -184,11 +190,26 @@ class VSSMBackbone(BaseModule):
 
     def load_pretrained(self, init_cfg: dict) -> None:
         """:func:`mmvmamba.checkpoint.load_pretrained`, whose error names the archs that would fit."""
-        try:
+        with self._naming_archs():
             load_pretrained(self, init_cfg, self.unused)
+
+    def fit_weights(self, content: dict, name: str, options: dict) -> Fitted:
+        """:func:`mmvmamba.checkpoint.fit_weights` likewise."""
+        with self._naming_archs():
+            return fit_weights(self.state_dict(), content, name, self.unused, options)
+
+    @contextlib.contextmanager
+    def _naming_archs(self):
+        try:
+            yield
         except MisfitError as error:
             archs = ' or '.join(map(repr, fitting_archs(error.shapes)))
             error.hint = f'it fits arch {archs}' if archs else f'no known arch fits; {error.hint}'
+            channels = error.shapes[_FIRST][1] if archs else self.in_channels
+            if channels != self.in_channels:
+                error.hint += (
+                    f" with in_channels={channels}; init_cfg=dict(..., in_channels='adapt') converts its weights"
+                )
             raise
 
     def train(self, mode: bool = True):
@@ -215,12 +236,16 @@ def fitting_archs(shapes: dict) -> list:
     """Find the archs of :data:`ARCHS` whose weights have these names and shapes.
 
     Args:
-        shapes (dict): Shape of each weight of a backbone; norms of output maps are not compared.
+        shapes (dict): Shape of each weight of a backbone; norms of output maps and the number of channels of an image
+            are not compared.
 
     Returns:
         list[str]: Names of archs.
     """
     shapes = {key: shape for key, shape in shapes.items() if not key.startswith('outnorm')}
+    first = shapes.get(_FIRST)
+    if first is not None and len(first) == 4:
+        shapes[_FIRST] = torch.Size([first[0], 3, *first[2:]])
     return [arch for arch in ARCHS if _shapes_of_arch(arch) == shapes]
 
 

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
-from mmengine.runner import CheckpointLoader, checkpoint
 
-from mmvmamba.checkpoint import read_checkpoint
+from .loading import setup_loading
 
 
 def setup_runtime() -> None:
-    """Make mmengine load checkpoints safely, its own included, and forward the ops' log lines."""
+    """Make mmengine load checkpoints safely and strictly, its own included, and forward the ops' log lines."""
     _load_safely()
     _allow_checkpoint_classes()
     logger = logging.getLogger('mmvmamba.ops')
@@ -34,13 +33,7 @@ def _load_safely() -> None:
     """
     if torch.__version__ < '2.6':
         os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
-    CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
-    checkpoint.load_from_http = load_from_http  # other schemes look a URL up and call this one
-
-
-def load_from_http(filename: str, map_location=None):
-    """:func:`mmvmamba.checkpoint.read_checkpoint` for mmengine, which names a loader in the log by its name."""
-    return read_checkpoint(filename, map_location)
+    setup_loading()
 
 
 def _allow_checkpoint_classes() -> None:

@@ -253,7 +253,10 @@ WRONG = {
     'extra key': (extra, ['1 unexpected', 'layers.0.blocks.0.op.pos_embed']),
     'wrong shape': (reshaped, ['layers.1.blocks.0.op.Ds (7,), expected (128,)']),
     'integer weights': (integer, ['other kinds', 'layers.1.blocks.0.op.Ds torch.int8']),
-    'optimizer only': (lambda state: {'optimizer': {'state': {}}}, ['optimizer', 'expected model']),
+    'optimizer only': (
+        lambda state: {'optimizer': {'state': {}}},
+        ['optimizer', 'expected weights under one of model'],
+    ),
     'a list': (lambda state: [1, 2], ['holds a list']),
     'no tensors': (lambda state: {'model': {'a': 1}}, ['holds model']),
     'another model': (lambda state: {'state_dict': {'conv1.weight': torch.zeros(1)}}, ['conv1.weight', 'no weights']),
@@ -305,8 +308,11 @@ def test_what_the_backbone_was_built_without_is_left_out(path, log):
 
 def test_wrong_prefix(path):
     weights = official_weights()
-    init_cfg = save({'state_dict': {f'student.{key}': value for key, value in weights.items()}}, path)
-    with pytest.raises(CheckpointError, match=r"under prefix ''.*try prefix='student.'"):
+    student = {f'student.{key}': value for key, value in weights.items()}
+    init_cfg = save({'state_dict': {**student, **{f'tutor.{key}': value for key, value in weights.items()}}}, path)
+    with pytest.raises(
+        CheckpointError, match=r"a patch_embed under each of 'student\.', 'tutor\.'; expected one of them"
+    ):
         load_pretrained(backbone(), init_cfg)
     with pytest.raises(CheckpointError, match=r"under prefix 'teacher\.'"):
         load_pretrained(backbone(), dict(init_cfg, prefix='teacher'))

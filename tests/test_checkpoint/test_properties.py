@@ -204,5 +204,5 @@ def test_a_pickle_that_writes_a_file_does_nothing(folder, place, plain_pickle):
 
 @pytest.mark.parametrize('keys', [(1, 'a'), (b'model',), (None,)], ids=str)
 def test_keys_that_are_no_names(keys):
-    with pytest.raises(CheckpointError, match='expected model, model_ema or state_dict'):
+    with pytest.raises(CheckpointError, match='expected weights under one of model, state_dict'):
         select_weights({key: torch.ones(1) for key in keys}, 'weights.pth')

@@ -8,9 +8,10 @@ from pathlib import Path
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
 
-def run_interpreted(*files):
-    """Run test files in a process of its own: TRITON_INTERPRET is read when a kernel is defined."""
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *files]
+def run_interpreted(*files, slow=False):
+    """Run test files, or the slow tests in them, in a process of its own: kernels read TRITON_INTERPRET at once."""
+    mark = 'slow' if slow else 'not slow'
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', mark, *files]
     environment = {**os.environ, 'TRITON_INTERPRET': '1'}
     root = Path(__file__).parents[2]
     result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)

@@ -16,8 +16,9 @@ not_interpreted = pytest.mark.skipif(INTERPRETED, reason='this is the process th
 
 @not_interpreted
 @needs_triton
-def test_in_a_process_with_the_interpreter():
-    run_interpreted(__file__)
+@pytest.mark.parametrize('slow', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['quick', 'slow'])
+def test_in_a_process_with_the_interpreter(slow):
+    run_interpreted(__file__, slow=slow)
 
 
 @not_interpreted
@@ -59,18 +60,21 @@ if INTERPRETED:
     CASES = [
         # batch, channels, height, width, rank, mode, dtype, pixels of a segment
         (1, 8, 2, 5, 2, 'cross2d', torch.float32, 3),
+        (1, 5, 7, 2, 3, 'bidi', torch.float32, 3),
+        (1, 8, 1, 1, 2, 'cross2d', torch.float32, 3),
+        (1, 12, 7, 1, 3, 'cross2d', torch.float32, 3),  # channels: one block and a part
+        (1, 8, 2, 7, 13, 'unidi', torch.bfloat16, 3),
+    ]
+    LONG_CASES = [
         (2, 7, 2, 7, 6, 'cross2d', torch.float32, 3),  # chains of blocks
         (1, 5, 4, 7, 3, 'cross2d', torch.float32, 3),  # combined in two steps
         (1, 5, 3, 11, 2, 'cross2d', torch.float32, TRUE_SEGMENT),
-        (1, 5, 7, 2, 3, 'bidi', torch.float32, 3),
         (1, 5, 2, 7, 3, 'unidi', torch.float32, 3),
-        (1, 8, 1, 1, 2, 'cross2d', torch.float32, 3),
         (1, 8, 1, 14, 2, 'cross2d', torch.float32, 3),
-        (1, 12, 7, 1, 3, 'cross2d', torch.float32, 3),  # channels: one block and a part
         (1, 9, 2, 2, 24, 'bidi', torch.float32, 3),
         (1, 8, 2, 7, 6, 'cross2d', torch.float16, 3),
-        (1, 8, 2, 7, 13, 'unidi', torch.bfloat16, 3),
     ]
+    ALL_CASES = [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in LONG_CASES)]
 
     def set_segment(monkeypatch, pixels):
         for module in (triton, registration):
@@ -94,7 +98,7 @@ if INTERPRETED:
 
         return run
 
-    @pytest.mark.parametrize('case', CASES, ids=str)
+    @pytest.mark.parametrize('case', ALL_CASES, ids=str)
     def test_output_and_every_gradient(case, monkeypatch):
         *shape, dt_rank, mode, dtype, segment = case
         set_segment(monkeypatch, segment)
@@ -124,6 +128,7 @@ if INTERPRETED:
         y = fused('cross2d')(x, *parameters)
         assert y[0].isnan().all() and torch.equal(y[1], expected[1])
 
+    @pytest.mark.slow
     def test_is_a_well_behaved_op():
         x, parameters = make_map(1, 8, 2, 3).requires_grad_(), [p.requires_grad_() for p in make_parameters(8, 2)]
         torch.library.opcheck(torch.ops.mmvmamba.ss2d_scan_triton.default, (x, *parameters, 1, True, True))
