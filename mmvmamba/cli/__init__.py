@@ -12,7 +12,7 @@ from .arguments import (
     parse_size,
 )
 from .errors import UserError, run_tool
-from .images import list_images, normalize, preprocessing, pyplot, read_image
+from .images import as_rgb, image_channels, list_images, normalize, preprocessing, pyplot, read_image
 from .models import NO_CHECKPOINT, load_model, read_config, require_vmamba
 
 __all__ = [
@@ -21,10 +21,12 @@ __all__ = [
     'UserError',
     'add_models_argument',
     'add_output_arguments',
+    'as_rgb',
     'check_device',
     'check_names',
     'check_out_dir',
     'check_writable',
+    'image_channels',
     'list_images',
     'load_model',
     'make_out_dir',

@@ -31,24 +31,56 @@ def list_images(path: str, option: str, limit: Optional[int] = None) -> list:
     return images
 
 
-def read_image(path, option: str, size: Optional[tuple] = None) -> np.ndarray:
-    """Read an image, resized to (height, width) if ``size`` is given; uint8 (H, W, 3) in the order BGR.
+def read_image(path, option: str, size: Optional[tuple] = None, channels: int = 3) -> np.ndarray:
+    """Read an image, resized to (height, width) if ``size`` is given.
+
+    Args:
+        path (str | Path): A file.
+        option (str): What to call it in errors.
+        size (tuple[int, int], optional): Height and width. Default: its own.
+        channels (int): 1 turns colours into grey, 3 grey into colours; any other number must be that of the file.
+
+    Returns:
+        np.ndarray: (H, W, channels) of the file's type, colours in the order BGR.
 
     Raises:
-        UserError: If it can't be read.
+        UserError: If it can't be read, or has another number of channels.
     """
-    image = mmcv.imread(str(path)) if Path(path).is_file() else None
+    kinds = {1: 'grayscale', 3: 'color'}
+    image = mmcv.imread(str(path), flag=kinds.get(channels, 'unchanged')) if Path(path).is_file() else None
     if image is None:
         state = 'is not an image that OpenCV reads' if Path(path).exists() else 'does not exist'
         raise UserError(f'{option} {str(path)!r} {"is a folder" if Path(path).is_dir() else state}')
-    return image if size is None else mmcv.imresize(image, size[::-1])
+    if size is not None:
+        image = mmcv.imresize(image, size[::-1])
+    image = image.reshape(*image.shape[:2], -1)
+    if image.shape[2] != channels:
+        raise UserError(f'{option} {str(path)!r} has {image.shape[2]} channels, expected {channels} for this model')
+    return image
+
+
+def image_channels(model: nn.Module) -> int:
+    """Channels of a model's images: what its backbone says, or its first convolution."""
+    given = getattr(getattr(model, 'backbone', model), 'in_channels', None)
+    if isinstance(given, int):
+        return given
+    return next((layer.in_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)), 3)
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """An image of :func:`read_image` as one to show, (H, W, 3) in the order RGB; of more channels the first three."""
+    return np.ascontiguousarray(image[:, :, 2::-1] if image.shape[2] > 2 else image[:, :, :1].repeat(3, 2))
 
 
 def normalize(model: nn.Module, image: np.ndarray) -> torch.Tensor:
-    """A BGR image as the model's input (1, 3, H, W): by the mean, std and channel order of its preprocessor."""
+    """An image as the model's input (1, C, H, W): by the mean, std and channel order of its preprocessor."""
     mean, std, to_rgb = preprocessing(model)
     device = next(model.parameters()).device
-    channels = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1] if to_rgb else image))
+    if len(mean) not in (1, image.shape[2]):
+        raise UserError(
+            f'the data_preprocessor has the mean of {len(mean)} channels, expected {image.shape[2]}, those of the image'
+        )
+    channels = torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1] if to_rgb and image.shape[2] == 3 else image))
     x = channels.permute(2, 0, 1).float()
     return ((x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None])[None].to(device)
 
@@ -60,7 +92,8 @@ def preprocessing(model: nn.Module) -> tuple:
     names = ('to_rgb', 'channel_conversion', '_channel_conversion')  # mmpretrain's, mmseg's and mmengine's
     to_rgb = any(getattr(preprocessor, name, False) for name in names)
     if mean is None or std is None:
-        return [0.0] * 3, [1.0] * 3, to_rgb
+        channels = image_channels(model)
+        return [0.0] * channels, [1.0] * channels, to_rgb
     return mean.flatten().tolist(), std.flatten().tolist(), to_rgb
 
 

@@ -58,7 +58,7 @@ def draw(image: np.ndarray, pixel: tuple, attention: ScanAttention, routes: tupl
     plt = cli.pyplot()
     shares, merged = attention.normalized()
     raw = attention.raw()
-    rgb, (height, width) = image[:, :, ::-1], image.shape[:2]
+    rgb, (height, width) = cli.as_rgb(image), image.shape[:2]
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     figure, axes = plt.subplots(2, 6, figsize=(15, 5.6), layout='constrained')
     axes[0, 0].imshow(rgb)
@@ -90,8 +90,10 @@ def run(args: argparse.Namespace) -> None:
     """Compute, check, draw and write."""
     cli.check_out_dir(args.out_dir, args.force)
     cli.check_device(args.device)
-    image = cli.read_image(args.image, 'image', cli.parse_size(args.size))
+    size = cli.parse_size(args.size)
+    cli.read_image(args.image, 'image')  # what is no image is refused before a model is loaded
     model = cli.load_model(args.config, args.checkpoint, args.device)
+    image = cli.read_image(args.image, 'image', size, cli.image_channels(model))
     backbone = cli.require_vmamba(model, args.config)
     try:
         call = record_scan(backbone, args.stage, args.block, cli.normalize(model, image))

@@ -40,7 +40,7 @@ def measure(args: argparse.Namespace, spec: list, images: list, size: tuple) -> 
     field = 0
     print(f'{name}:', flush=True)
     for path in track_iter_progress(images):
-        x = cli.normalize(model, cli.read_image(path, '--images', size))
+        x = cli.normalize(model, cli.read_image(path, '--images', size, cli.image_channels(model)))
         field = field + contribution(model.backbone, x) / len(images)
     print()
     if not bool(field.isfinite().all()) or field.sum() <= 0:

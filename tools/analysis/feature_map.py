@@ -49,7 +49,7 @@ def stage_maps(model, x: torch.Tensor) -> dict:
 
 def panels(features: torch.Tensor, image: np.ndarray, channels: int) -> list:
     """The mean over the image, then the channels of the largest mean activation; each an RGB picture."""
-    rgb = np.ascontiguousarray(image[:, :, ::-1])
+    rgb = cli.as_rgb(image)
     strongest = features.mean(dim=(1, 2)).topk(min(channels, len(features))).indices
     features = F.interpolate(features[None], image.shape[:2], mode='nearest')[0]  # shows the cells as they are
     mean = Visualizer.draw_featmap(features, rgb, channel_reduction='squeeze_mean', alpha=0.4)
@@ -83,8 +83,10 @@ def run(args: argparse.Namespace) -> None:
     cli.check_device(args.device)
     if args.channels < 0:
         raise cli.UserError(f'--channels is {args.channels}, expected at least 0')
-    image = cli.read_image(args.image, 'image', cli.parse_size(args.size))
+    size = cli.parse_size(args.size)
+    cli.read_image(args.image, 'image')  # what is no image is refused before a model is loaded
     model = cli.load_model(args.config, args.checkpoint, args.device)
+    image = cli.read_image(args.image, 'image', size, cli.image_channels(model))
     maps = stage_maps(model, cli.normalize(model, image))
 
     out_dir = cli.make_out_dir(args.out_dir)

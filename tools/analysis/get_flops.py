@@ -112,7 +112,7 @@ def count(cfg: Config, shape: tuple) -> FlopCountAnalysis:
 
         meta = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1.0, 1.0))
         model.forward = functools.partial(model.forward, data_samples=[DetDataSample(metainfo=meta)])
-    analysis = FlopCountAnalysis(model, torch.randn(1, 3, *shape))
+    analysis = FlopCountAnalysis(model, torch.randn(1, cli.image_channels(model), *shape))
     analysis.set_op_handle('mmvmamba_flops::scan_routes', _handle_scan)
     for name in FREE_OPS:
         analysis.set_op_handle(f'aten::{name}', None)

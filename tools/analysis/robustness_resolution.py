@@ -47,10 +47,10 @@ def list_samples(data: str, limit) -> tuple:
 
 
 def resize_and_crop(image: np.ndarray, size: int, crop_ratio: float) -> np.ndarray:
-    """Resize the shorter side to size / crop_ratio and take the middle, (size, size, 3)."""
+    """Resize the shorter side to size / crop_ratio and take the middle, (size, size, C)."""
     scale = round(size / crop_ratio) / min(image.shape[:2])
     height, width = (max(size, round(side * scale)) for side in image.shape[:2])
-    image = mmcv.imresize(image, (width, height), interpolation='bicubic')
+    image = mmcv.imresize(image, (width, height), interpolation='bicubic').reshape(height, width, -1)
     top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
 
@@ -67,7 +67,10 @@ def accuracy(args, model, samples: list, size: int, bar: ProgressBar) -> float:
     right = 0
     for start in range(0, len(samples), args.batch_size):
         batch = samples[start : start + args.batch_size]
-        images = [resize_and_crop(cli.read_image(path, '--data'), size, args.crop_ratio) for path, _ in batch]
+        images = [
+            resize_and_crop(cli.read_image(path, '--data', channels=cli.image_channels(model)), size, args.crop_ratio)
+            for path, _ in batch
+        ]
         scores = predict(model, torch.cat([cli.normalize(model, image) for image in images]))
         if not bool(scores.isfinite().all()):
             raise cli.UserError(f'the scores at size {size} are not finite; there is no accuracy')
@@ -82,7 +85,7 @@ def measure(args: argparse.Namespace, spec: list, samples: list, classes: list) 
     model = cli.load_model(config, checkpoint, args.device)
     if not hasattr(model, 'head') or cli.read_config(config).default_scope != 'mmpretrain':
         raise cli.UserError(f'config {config!r} is of a {type(model).__name__}, expected a classifier of mmpretrain')
-    scores = predict(model, torch.zeros(1, 3, 64, 64, device=args.device)).shape[1]
+    scores = predict(model, torch.zeros(1, cli.image_channels(model), 64, 64, device=args.device)).shape[1]
     if scores != len(classes):
         raise cli.UserError(f'--data {args.data!r} has {len(classes)} classes, but config {config!r} {scores}')
     print(f'{name}:', flush=True)

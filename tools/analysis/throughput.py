@@ -80,7 +80,7 @@ class Bench:
     def images(self, size: int) -> torch.Tensor:
         """Random images of one size."""
         generator = torch.Generator().manual_seed(size)
-        x = torch.randn(self.args.batch_size, 3, size, size, generator=generator)
+        x = torch.randn(self.args.batch_size, cli.image_channels(self.model), size, size, generator=generator)
         return x.to(self.device, memory_format=self.layout)
 
     def autocast(self):

@@ -63,14 +63,14 @@ def check_arguments(args: argparse.Namespace) -> tuple:
     return size, sizes
 
 
-def compare(path: Path, graph: torch.nn.Module, sizes: list) -> dict:
+def compare(path: Path, graph: torch.nn.Module, sizes: list, channels: int) -> dict:
     """Largest relative error of the file in onnxruntime at each size, with batches of 1 and 2 in turn."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     errors = {}
     for i, size in enumerate(sizes):
-        x = torch.randn(1 + i % 2, 3, *size, generator=torch.Generator().manual_seed(i))
+        x = torch.randn(1 + i % 2, channels, *size, generator=torch.Generator().manual_seed(i))
         outputs = [torch.from_numpy(out) for out in session.run(None, {'images': x.numpy()})]
         with torch.no_grad():
             errors[size] = relative_error(outputs, as_tuple(graph(x)))
@@ -83,12 +83,14 @@ def run(args: argparse.Namespace) -> None:
     model = cli.load_model(args.config, args.checkpoint)
     scope = cli.read_config(args.config).default_scope
     graph, names = as_graph(model, scope, args.part)
-    example = torch.randn(2, 3, *size)
+    channels = cli.image_channels(model)
+    example = torch.randn(2, channels, *size)
     if not names:
         with torch.no_grad():
             names = tuple(f'map{i}' for i, _ in enumerate(graph(example)))
     mean, std, to_rgb = cli.preprocessing(model)
-    metadata = dict(mean=str(mean), std=str(std), channels='RGB' if to_rgb else 'BGR', config=Path(args.config).name)
+    order = f'{channels} as they are' if channels != 3 else 'RGB' if to_rgb else 'BGR'
+    metadata = dict(mean=str(mean), std=str(std), channels=order, config=Path(args.config).name)
 
     cli.make_out_dir(args.out.parent)
     partial = args.out.with_name(args.out.name + '.partial')
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
             export_onnx(graph, example, names, partial, metadata)
         except ValueError as error:
             raise cli.UserError(f'config {args.config!r}: {error}') from error
-        errors = {} if args.no_check else compare(partial, graph, check_sizes)
+        errors = {} if args.no_check else compare(partial, graph, check_sizes, channels)
         for (height, width), error in errors.items():
             print(f'{height}x{width}: largest relative error {error:.1e}')
         if any(not error < TOLERANCE for error in errors.values()):

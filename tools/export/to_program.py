@@ -37,20 +37,20 @@ def parse_args(arguments=None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def export_program(graph: torch.nn.Module, device: str) -> torch.export.ExportedProgram:
+def export_program(graph: torch.nn.Module, device: str, channels: int = 3) -> torch.export.ExportedProgram:
     """Export a graph of images with dynamic batch, height and width."""
     side = torch.export.Dim.AUTO  # its bounds follow from what the model does
     batch = torch.export.Dim('batch', min=1)
     with torch.no_grad():
-        example = torch.randn(2, 3, 64, 96, device=device)
+        example = torch.randn(2, channels, 64, 96, device=device)
         return torch.export.export(graph, (example,), dynamic_shapes=({0: batch, 2: side, 3: side},), strict=False)
 
 
-def compare(path: Path, graph: torch.nn.Module, device: str) -> dict:
+def compare(path: Path, graph: torch.nn.Module, device: str, channels: int = 3) -> dict:
     """Largest relative error of the loaded file at each size, with batches of 1 and 2 in turn."""
     program, errors = torch.export.load(path).module(), {}
     for i, size in enumerate(CHECK_SIZES):
-        x = torch.randn(1 + i % 2, 3, *size, generator=torch.Generator().manual_seed(i)).to(device)
+        x = torch.randn(1 + i % 2, channels, *size, generator=torch.Generator().manual_seed(i)).to(device)
         with torch.no_grad():
             errors[size] = relative_error(as_tuple(program(x)), as_tuple(graph(x)))
     return errors
@@ -71,13 +71,14 @@ def run(args: argparse.Namespace) -> None:
         reasons = '; '.join(f'{s.name}: {s.reason}' for s in backend_report() if device.type in s.devices)
         raise cli.UserError(f'a program needs a compiled op backend on {device.type}, and none can run: {reasons}')
     model = cli.load_model(args.config, args.checkpoint, device)
+    channels = cli.image_channels(model)
     graph, _ = as_graph(model, cli.read_config(args.config).default_scope, args.part)
 
     cli.make_out_dir(args.out.parent)
     partial = args.out.with_name(args.out.stem + '.partial.pt2')
     try:
-        torch.export.save(export_program(graph, args.device), partial)
-        errors = compare(partial, graph, args.device)
+        torch.export.save(export_program(graph, args.device, channels), partial)
+        errors = compare(partial, graph, args.device, channels)
         for (height, width), error in errors.items():
             print(f'{height}x{width}: largest relative error {error:.1e}')
         if any(not error < TOLERANCE for error in errors.values()):
