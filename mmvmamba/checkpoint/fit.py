@@ -14,7 +14,7 @@ from .layouts import backbone_weights, select_weights, shorten
 _OPTIONS = ('type', 'checkpoint', 'prefix', 'map_location')
 
 
-def load_pretrained(model, init_cfg, unused: Callable = lambda keys: ()) -> None:
+def load_pretrained(model, init_cfg, unused: Callable = lambda keys: (), adapt: Callable = lambda state: None) -> None:
     """Load a checkpoint into a backbone; one log line says what was loaded and what was left out.
 
     Args:
@@ -23,6 +23,7 @@ def load_pretrained(model, init_cfg, unused: Callable = lambda keys: ()) -> None
             backbone's keys begin in the file (found without it if that is ``backbone.`` or nothing), and
             ``map_location`` (default: ``cpu``).
         unused (Callable): Tells which of the given keys belong to what the backbone was built without. Default: none.
+        adapt (Callable): Changes the backbone's state dict in place before it is compared. Default: nothing.
 
     Raises:
         TypeError: If ``init_cfg`` has an unknown key, or one of a wrong type.
@@ -39,6 +40,7 @@ def load_pretrained(model, init_cfg, unused: Callable = lambda keys: ()) -> None
     for key in unused(whole):
         del state[key]
         left_out.append(key)
+    adapt(state)
     fresh = _match_outnorms(state, expected, left_out)
     _check_fit(state, expected, whole, f'checkpoint {name!r}: {source}')
     model.load_state_dict({**state, **{key: expected[key] for key in fresh}}, strict=True)

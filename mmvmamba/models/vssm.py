@@ -15,7 +15,8 @@ from mmvmamba.layers import Stage, VSSBlock
 from mmvmamba.layers.downsample import build_downsample
 from mmvmamba.layers.norm import build_norm, normalise
 from mmvmamba.layers.options import check_bool
-from mmvmamba.layers.stem import build_stem
+from mmvmamba.layers.position import add_position, build_position, resize_position
+from mmvmamba.layers.stem import build_stem, smallest_side
 from mmvmamba.registry import register_backbone
 
 from .archs import ARCHS, build_arch
@@ -77,7 +78,12 @@ class VSSMBackbone(BaseModule):
         self.norm_eval = norm_eval
         self.num_features = list(arch.dims)
 
-        self.patch_embed = build_stem(arch.stem, arch.in_channels, arch.dims[0], arch.norm_layer)
+        self.patch_embed = build_stem(
+            arch.stem, arch.in_channels, arch.dims[0], arch.norm_layer, arch.patch_size, arch.patch_norm
+        )
+        self._smallest_side = smallest_side(arch.stem, arch.patch_size)
+        if arch.pos_embed:
+            self.pos_embed = build_position(arch.dims[0], arch.img_size // arch.patch_size)
         rates = torch.linspace(0, arch.drop_path_rate, sum(arch.depths), device='cpu').tolist()
         self.layers = nn.ModuleList()
         last = max(self.out_indices)
@@ -93,6 +99,7 @@ class VSSMBackbone(BaseModule):
                     rates.pop(0),
                     arch.norm_layer,
                     with_cp,
+                    arch.post_norm,
                 )
                 for _ in range(depth)
             ]
@@ -107,22 +114,25 @@ class VSSMBackbone(BaseModule):
         # whole official detectors and segmentors load as they are, whatever their age
         self._register_load_state_dict_pre_hook(upgrade_hook)
         self._register_load_state_dict_pre_hook(_leave_out_unused, with_module=True)
+        self._register_load_state_dict_pre_hook(_fit_position, with_module=True)
 
     def forward(self, x: torch.Tensor) -> tuple:
         """Compute the feature maps of ``out_indices``.
 
         Args:
-            x (Tensor): Images, (B, in_channels, H, W), at least 4 pixels a side.
+            x (Tensor): Images, (B, in_channels, H, W), at least 4 pixels a side, and more for a large ``patch_size``.
 
         Returns:
-            tuple[Tensor]: For stage i a contiguous map (B, dims[i], h, w), where h and w are about H / 4 / 2**i and
-            W / 4 / 2**i.
+            tuple[Tensor]: For stage i a contiguous map (B, dims[i], h, w), where h and w are about
+            H / patch_size / 2**i and W / patch_size / 2**i.
 
         Raises:
             ValueError: If ``x`` has the wrong shape.
         """
         self._check_input(x)
         x = self.patch_embed(x)
+        if self.arch.pos_embed:
+            x = add_position(x, self.pos_embed)
         outs = []
         stage: Any
         for i, stage in enumerate(self.layers):
@@ -138,8 +148,11 @@ class VSSMBackbone(BaseModule):
         channels = self.arch.in_channels
         if x.dim() != 4 or x.shape[1] != channels:
             raise ValueError(f'x has shape {tuple(x.shape)}, expected images of shape (B, {channels}, H, W)')
-        if x.shape[0] < 1 or min(x.shape[2:]) < 4:
-            raise ValueError(f'x has shape {tuple(x.shape)}, expected at least one image of at least 4x4 pixels')
+        side = self._smallest_side
+        if x.shape[0] < 1 or min(x.shape[2:]) < side:
+            raise ValueError(
+                f'x has shape {tuple(x.shape)}, expected at least one image of at least {side}x{side} pixels'
+            )
 
     def unused(self, keys) -> list:
         """Those of a state dict's keys which belong to what the arch has, but ``out_indices`` makes no use of."""
@@ -162,7 +175,7 @@ class VSSMBackbone(BaseModule):
     def load_pretrained(self, init_cfg: dict) -> None:
         """:func:`mmvmamba.checkpoint.load_pretrained`, whose error names the archs that would fit."""
         try:
-            load_pretrained(self, init_cfg, self.unused)
+            load_pretrained(self, init_cfg, self.unused, functools.partial(_fit_position, self))
         except MisfitError as error:
             archs = ' or '.join(map(repr, fitting_archs(error.shapes)))
             error.hint = f'it fits arch {archs}' if archs else f'no known arch fits; {error.hint}'
@@ -186,6 +199,8 @@ class VSSMBackbone(BaseModule):
         for module in frozen:
             module.eval()
             module.requires_grad_(False)
+        if self.arch.pos_embed:
+            self.pos_embed.requires_grad_(False)
 
 
 def fitting_archs(shapes: dict) -> list:
@@ -220,6 +235,18 @@ def _leave_out_unused(model: VSSMBackbone, state_dict: dict, prefix: str, *_) ->
             'optimizer that had them',
             logger='current',
         )
+
+
+def _fit_position(model: VSSMBackbone, state_dict: dict, prefix: str = '', *_) -> None:
+    """Resize the position embedding in a state dict to the model's, as a pre-hook of ``load_state_dict``."""
+    name = f'{prefix}pos_embed'
+    found = state_dict.get(name)
+    if not model.arch.pos_embed or found is None:
+        return
+    size = tuple(model.pos_embed.shape[2:])
+    if found.dim() == 4 and tuple(found.shape[2:]) != size:
+        state_dict[name] = resize_position(found, size)
+        print_log(f'resized {name} from {tuple(found.shape[2:])} to {size}', logger='current')
 
 
 def _init_linear(module: nn.Module) -> None:
