@@ -61,14 +61,15 @@ def _few_threads_and_poison():
 
 @pytest.fixture(scope='session')
 def tables():
-    """Published parameter counts, FLOPs, keyword arguments and state-dict shapes."""
-    return json.loads((DATA / 'tables.json').read_text())
+    """Published parameter counts, FLOPs, keyword arguments and state-dict shapes, those of further options included."""
+    main, extra = (json.loads((DATA / name).read_text()) for name in ('tables.json', 'extra_tables.json'))
+    return {**extra, **main, 'variants': {**main['variants'], **extra['variants']}}
 
 
 @pytest.fixture(scope='session')
 def model_reference():
-    """Logits, features and gradients of the published code on filled models."""
-    return dict(np.load(DATA / 'model_reference.npz'))
+    """Logits, features and gradients of the published code on filled models, with further options too."""
+    return {**np.load(DATA / 'model_reference.npz'), **np.load(DATA / 'extra_reference.npz')}
 
 
 @pytest.fixture(scope='session')

@@ -41,9 +41,11 @@ def fill_array(name: str, shape: tuple) -> np.ndarray:
         value = 0.75 / math.sqrt(fan_in) * normal
     elif leaf == 'x_proj_weight':
         value = 2.0 / math.sqrt(fan_in) * normal
+    elif leaf == 'pos_embed':
+        value = 0.2 * normal
     elif leaf == 'running_var':
         value = np.exp(0.2 * normal)
-    elif leaf in ('running_mean', 'bias') or leaf.endswith('_bias') or len(shape) < 2:
+    elif leaf in ('initial_state', 'running_mean', 'bias') or leaf.endswith('_bias') or len(shape) < 2:
         value = 0.1 * normal
     else:
         gain = 1.0 if f'.{name}'.endswith(_UNIT_GAIN) else 1.2 if f'.{name}'.endswith(_CONV_GAIN) else 0.5

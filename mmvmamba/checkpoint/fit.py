@@ -34,7 +34,7 @@ class Fitted:
     others: dict
 
 
-def load_pretrained(model, init_cfg, unused: Callable = lambda keys: ()) -> None:
+def load_pretrained(model, init_cfg, unused: Callable = lambda keys: (), adapt: Callable = lambda state: None) -> None:
     """Load a checkpoint into a backbone; one log line says what was loaded and what was left out.
 
     Args:
@@ -48,6 +48,7 @@ def load_pretrained(model, init_cfg, unused: Callable = lambda keys: ()) -> None
             - ``strict=False``: load what fits and report the rest; refused if that is less than half of the weights,
             - ``map_location`` (default: ``cpu``).
         unused (Callable): Tells which of the given keys belong to what the backbone was built without. Default: none.
+        adapt (Callable): Changes the backbone's state dict in place before it is compared. Default: nothing.
 
     Raises:
         TypeError: If ``init_cfg`` has an unknown key, or one of a wrong type.
@@ -58,7 +59,7 @@ def load_pretrained(model, init_cfg, unused: Callable = lambda keys: ()) -> None
     options = _check_init_cfg(init_cfg)
     name = options['checkpoint']
     content = read_checkpoint(name, options.get('map_location', 'cpu'))
-    fitted = fit_weights(model.state_dict(), content, name, unused, options)
+    fitted = fit_weights(model.state_dict(), content, name, options, unused, adapt)
     model.load_state_dict(fitted.state, strict=True)
     line = f'Loaded {len(fitted.state) - len(fitted.fresh)} weights from {fitted.source} of {name}'
     if fitted.left_out:
@@ -70,15 +71,16 @@ def load_pretrained(model, init_cfg, unused: Callable = lambda keys: ()) -> None
     print_log(line, logger='current')
 
 
-def fit_weights(expected: dict, content, name: str, unused: Callable, options: dict) -> Fitted:
+def fit_weights(expected: dict, content, name: str, options: dict, unused: Callable, adapt: Callable) -> Fitted:
     """Take a backbone's weights out of a checkpoint.
 
     Args:
         expected (dict): The backbone's own state dict.
         content: What :func:`read_checkpoint` returned.
         name (str): Name of the checkpoint, for errors.
-        unused (Callable): See :func:`load_pretrained`.
         options (dict): ``key``, ``prefix``, ``strict`` and ``in_channels`` of ``init_cfg``.
+        unused (Callable): See :func:`load_pretrained`.
+        adapt (Callable): Likewise.
 
     Returns:
         Fitted: The weights.
@@ -92,6 +94,7 @@ def fit_weights(expected: dict, content, name: str, unused: Callable, options: d
     for key in unused(whole):
         del state[key]
         left_out.append(key)
+    adapt(state)
     fresh = _match_outnorms(state, expected, left_out)
     first = 'patch_embed.0.weight'
     if options.get('in_channels') == 'adapt' and first in state and state[first].dim() == 4 == expected[first].dim():

@@ -42,11 +42,13 @@ def build_downsample(downsample: str, channels: int, out_channels: int, norm_lay
 
     Args:
         downsample (str): ``merge`` (patch merging), ``conv2`` (2x2 convolution of stride 2) or ``conv3`` (3x3, stride
-            2, padding 1).
+            2, padding 1), or ``none``, an Identity: resolution and channels stay.
         channels (int): Channels in.
         out_channels (int): Channels out.
         norm_layer (str): ``ln``, ``ln2d`` or ``bn``.
     """
+    if downsample == 'none':
+        return nn.Identity()
     if downsample == 'merge':
         return PatchMerging(channels, out_channels, norm_layer)
     place: nn.Module

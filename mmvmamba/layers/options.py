@@ -13,7 +13,7 @@ CHOICES = dict(
     out_norm=('ln', 'none', 'dwconv3', 'cnorm', 'softmax', 'sigmoid'),
     ssm_init=('mamba', 'randn', 'zeros'),
     stem=('patch4', 'conv3x2'),
-    downsample=('merge', 'conv2', 'conv3'),
+    downsample=('merge', 'conv2', 'conv3', 'none'),
     norm_layer=('ln', 'ln2d', 'bn'),
     mlp=('mlp', 'gmlp'),
     act=tuple(ACTIVATIONS),
@@ -27,7 +27,7 @@ class SS2DOptions:
 
     Attributes:
         d_state (int): State size N of each channel.
-        ssm_ratio (float): d_inner = ssm_ratio * d_model.
+        ssm_ratio (float): d_inner = ssm_ratio * d_model; 0 for a block without token mixer.
         dt_rank (int | str): Rank R of the step-size projection; ``auto`` is ceil(d_model / 16).
         d_conv (int): Kernel size of the depthwise convolution before the scan, odd; 1 for none.
         conv_bias (bool): Whether that convolution has a bias.
@@ -60,7 +60,7 @@ class SS2DOptions:
         for name in ('scan_mode', 'gate', 'out_norm', 'ssm_init', 'act'):
             check_choice(name, getattr(self, name))
         check_int('d_state', self.d_state, 1, 256)
-        check_number('ssm_ratio', self.ssm_ratio, low=0, high=64, low_open=True)
+        check_number('ssm_ratio', self.ssm_ratio, low=0, high=64)
         check_number('dropout', self.dropout, low=0, high=1)
         if self.dt_rank != 'auto':
             check_int('dt_rank', self.dt_rank, 1, 2**16)

@@ -8,9 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .drop_path import DropPath
 from .fusion import is_plain, run_last, to_first, to_last
-from .mlp import Mlp
 from .norm import LayerNorm
-from .ss2d import SS2D
 from .vss_block import VSSBlock
 
 
@@ -21,7 +19,8 @@ class Stage(nn.Module):
 
     Args:
         blocks (list[nn.Module]): Modules from (B, C, H, W) to (B, C, H, W).
-        downsample (nn.Module): (B, C, H, W) to (B, C_out, H / 2, W / 2), an Identity after the last stage.
+        downsample (nn.Module): (B, C, H, W) to (B, C_out, H / 2, W / 2), an Identity after the last stage and where
+            stages keep the resolution.
     """
 
     def __init__(self, blocks: list, downsample: nn.Module):
@@ -68,26 +67,25 @@ def _run(block: Any, x: torch.Tensor, pending: Optional[tuple]) -> tuple:
     Returns:
         tuple: The map, and the block's own last branch pending.
     """
-    drop_path, branches = block.drop_path, 1 + block.has_mlp
+    drop_path, branches = block.drop_path, block.branches()
     plain_drop = is_plain(drop_path, DropPath)
-    factors = drop_path.draw(x, branches) if plain_drop else (None,) * branches
-    x, y = _add_and_normalise(block.norm, x, pending)
-    pending = _branch(block.op, SS2D, y, None if plain_drop else drop_path, x), factors[0]
-    if block.has_mlp:
-        x, y = _add_and_normalise(block.norm2, x, pending)
-        pending = _branch(block.mlp, Mlp, y, None if plain_drop else drop_path, x), factors[1]
+    factors = drop_path.draw(x, len(branches)) if plain_drop else (None,) * len(branches)
+    for (norm, mixer, kind), factor in zip(branches, factors):
+        if block.post_norm:
+            x = y = _add(x, pending)
+        else:
+            x, y = _add_and_normalise(norm, x, pending)
+        y = run_last(mixer, y, kind)
+        if block.post_norm:
+            y = run_last(norm, y, LayerNorm)
+        if not plain_drop:
+            y = run_last(drop_path, y)
+        pending = (y if y.shape == x.shape else y.expand_as(x)), factor
     return x, pending
 
 
 def _run_whole(block: VSSBlock, x: torch.Tensor) -> torch.Tensor:
     return _add(*_run(block, x, None))
-
-
-def _branch(mixer: nn.Module, kind: type, y: torch.Tensor, drop_path: Optional[nn.Module], x: torch.Tensor):
-    y = run_last(mixer, y, kind)
-    if drop_path is not None:
-        y = run_last(drop_path, y)
-    return y if y.shape == x.shape else y.expand_as(x)
 
 
 def _add_and_normalise(norm: Any, x: torch.Tensor, pending: Optional[tuple]) -> tuple:

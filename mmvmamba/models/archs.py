@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Optional
 
-from mmvmamba.layers.options import SS2DOptions, check_choice, check_int, check_number
+from mmvmamba.layers.options import SS2DOptions, check_bool, check_choice, check_int, check_number
 
 _SSM_KEYS = tuple(field.name for field in fields(SS2DOptions))
 
@@ -45,8 +45,14 @@ class Arch:
         ssm (SS2DOptions): Options of the token mixer; given flat in an arch dict.
         in_channels (int): Channels of the image.
         stem (str): patch4 or conv3x2.
-        downsample (str): merge, conv2 or conv3.
+        patch_size (int): Pixels of the image a side for one of the first map, even for conv3x2.
+        patch_norm (bool): Whether the stem has norms.
+        pos_embed (bool): Whether a learned position embedding is added to the stem's map; it is resized to other sizes
+            bicubically.
+        img_size (int): Side of the images that the position embedding is made for.
+        downsample (str): merge, conv2, conv3, or none, which keeps resolution and channels.
         norm_layer (str): ln, ln2d or bn.
+        post_norm (bool): Whether the norms of a block follow its branches rather than precede them.
         mlp (str): mlp or gmlp.
         mlp_ratio (float): Width of the MLP over its channels; 0 for none.
         mlp_act (str): Activation of the MLP.
@@ -59,8 +65,13 @@ class Arch:
     ssm: SS2DOptions
     in_channels: int = 3
     stem: str = 'conv3x2'
+    patch_size: int = 4
+    patch_norm: bool = True
+    pos_embed: bool = False
+    img_size: int = 224
     downsample: str = 'conv3'
     norm_layer: str = 'ln2d'
+    post_norm: bool = False
     mlp: str = 'mlp'
     mlp_ratio: float = 4.0
     mlp_act: str = 'gelu'
@@ -70,7 +81,15 @@ class Arch:
     def __post_init__(self):
         for name in ('stem', 'downsample', 'norm_layer', 'mlp', 'mlp_act'):
             check_choice(name, getattr(self, name))
+        for name in ('patch_norm', 'pos_embed', 'post_norm'):
+            check_bool(name, getattr(self, name))
         check_int('in_channels', self.in_channels, 1, 2**16)
+        check_int('patch_size', self.patch_size, 1, 256)
+        if self.stem == 'conv3x2' and self.patch_size % 2:
+            raise ValueError(f'patch_size is {self.patch_size}, expected an even number for stem conv3x2')
+        check_int('img_size', self.img_size, 1, 2**16)
+        if self.pos_embed and self.img_size < self.patch_size:
+            raise ValueError(f'img_size is {self.img_size}, expected at least patch_size, {self.patch_size}')
         check_number('mlp_ratio', self.mlp_ratio, low=0, high=64)
         check_number('mlp_dropout', self.mlp_dropout, low=0, high=1)
         check_number('drop_path_rate', self.drop_path_rate, low=0, high=1)
@@ -81,6 +100,10 @@ class Arch:
                 check_int(f'{name}[{i}]', value, 1, 2**16)
         if self.mlp_ratio > 0 and int(self.mlp_ratio * min(self.dims)) < 1:
             raise ValueError(f'mlp_ratio is {self.mlp_ratio}, which leaves no channel of {min(self.dims)}; 0 is no MLP')
+        if self.mlp_ratio == 0 and self.ssm.ssm_ratio == 0:
+            raise ValueError('ssm_ratio and mlp_ratio are both 0, which leaves no branch of a block')
+        if self.downsample == 'none' and len(set(self.dims)) > 1:
+            raise ValueError(f'dims has {self.dims}, expected equal channels for downsample none')
         if len(self.dims) != len(self.depths):
             raise ValueError(
                 f'dims has {len(self.dims)} stages and depths has {len(self.depths)}; expected the same number'

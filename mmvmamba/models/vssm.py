@@ -16,7 +16,8 @@ from mmvmamba.layers import Stage, VSSBlock
 from mmvmamba.layers.downsample import build_downsample
 from mmvmamba.layers.norm import build_norm, normalise
 from mmvmamba.layers.options import check_bool
-from mmvmamba.layers.stem import build_stem
+from mmvmamba.layers.position import add_position, build_position, resize_position
+from mmvmamba.layers.stem import build_stem, smallest_side
 from mmvmamba.registry import register_backbone
 
 from .archs import ARCHS, build_arch
@@ -83,7 +84,12 @@ class VSSMBackbone(BaseModule):
         self.norm_eval = norm_eval
         self.num_features = list(arch.dims)
 
-        self.patch_embed = build_stem(arch.stem, arch.in_channels, arch.dims[0], arch.norm_layer)
+        self.patch_embed = build_stem(
+            arch.stem, arch.in_channels, arch.dims[0], arch.norm_layer, arch.patch_size, arch.patch_norm
+        )
+        self._smallest_side = smallest_side(arch.stem, arch.patch_size)
+        if arch.pos_embed:
+            self.pos_embed = build_position(arch.dims[0], arch.img_size // arch.patch_size)
         rates = torch.linspace(0, arch.drop_path_rate, sum(arch.depths), device='cpu').tolist()
         self.layers = nn.ModuleList()
         last = max(self.out_indices)
@@ -99,6 +105,7 @@ class VSSMBackbone(BaseModule):
                     rates.pop(0),
                     arch.norm_layer,
                     with_cp,
+                    arch.post_norm,
                 )
                 for _ in range(depth)
             ]
@@ -113,22 +120,25 @@ class VSSMBackbone(BaseModule):
         # whole official detectors and segmentors load as they are, whatever their age
         self._register_load_state_dict_pre_hook(upgrade_hook)
         self._register_load_state_dict_pre_hook(_leave_out_unused, with_module=True)
+        self._register_load_state_dict_pre_hook(_fit_position, with_module=True)
 
     def forward(self, x: torch.Tensor) -> tuple:
         """Compute the feature maps of ``out_indices``.
 
         Args:
-            x (Tensor): Images, (B, in_channels, H, W), at least 4 pixels a side.
+            x (Tensor): Images, (B, in_channels, H, W), at least 4 pixels a side, and more for a large ``patch_size``.
 
         Returns:
-            tuple[Tensor]: For stage i a contiguous map (B, dims[i], h, w), where h and w are about H / 4 / 2**i and
-            W / 4 / 2**i.
+            tuple[Tensor]: For stage i a contiguous map (B, dims[i], h, w), where h and w are about
+            H / patch_size / 2**i and W / patch_size / 2**i.
 
         Raises:
             ValueError: If ``x`` has the wrong shape.
         """
         self._check_input(x)
         x = self.patch_embed(x)
+        if self.arch.pos_embed:
+            x = add_position(x, self.pos_embed)
         outs = []
         stage: Any
         for i, stage in enumerate(self.layers):
@@ -144,8 +154,11 @@ class VSSMBackbone(BaseModule):
         channels = self.in_channels
         if x.dim() != 4 or x.shape[1] != channels:
             raise ValueError(f'x has shape {tuple(x.shape)}, expected images of shape (B, {channels}, H, W)')
-        if x.shape[0] < 1 or min(x.shape[2:]) < 4:
-            raise ValueError(f'x has shape {tuple(x.shape)}, expected at least one image of at least 4x4 pixels')
+        side = self._smallest_side
+        if x.shape[0] < 1 or min(x.shape[2:]) < side:
+            raise ValueError(
+                f'x has shape {tuple(x.shape)}, expected at least one image of at least {side}x{side} pixels'
+            )
 
     def unused(self, keys) -> list:
         """Those of a state dict's keys which belong to what the arch has, but ``out_indices`` makes no use of."""
@@ -166,14 +179,14 @@ class VSSMBackbone(BaseModule):
             prefix (str): Where the backbone's names begin. Default: none.
 
         Returns:
-            tuple[int, int]: The layer and the number of layers, n + 2 for n blocks. The stem is layer 0, block i (from
-            1, over all stages) is layer i, a downsampling is of the layer of the block before it, and norms of output
-            maps and all that is not of the backbone are of the last layer, n + 1.
+            tuple[int, int]: The layer and the number of layers, n + 2 for n blocks. Stem and position are layer 0,
+            block i (from 1, over all) is layer i, and a downsampling is of the layer of the block before it. Norms of
+            output maps and all that is not of the backbone are of the last layer, n + 1.
         """
         depths = self.arch.depths[: len(self.layers)]
         layers = sum(depths) + 2
         name = param_name[len(prefix) :] if param_name.startswith(prefix) else ''
-        if name.startswith('patch_embed.'):
+        if name.startswith(('patch_embed.', 'pos_embed')):
             return 0, layers
         match = re.match(r'layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.', name)
         if match is None:
@@ -191,12 +204,13 @@ class VSSMBackbone(BaseModule):
     def load_pretrained(self, init_cfg: dict) -> None:
         """:func:`mmvmamba.checkpoint.load_pretrained`, whose error names the archs that would fit."""
         with self._naming_archs():
-            load_pretrained(self, init_cfg, self.unused)
+            load_pretrained(self, init_cfg, self.unused, functools.partial(_fit_position, self))
 
     def fit_weights(self, content: dict, name: str, options: dict) -> Fitted:
         """:func:`mmvmamba.checkpoint.fit_weights` likewise."""
         with self._naming_archs():
-            return fit_weights(self.state_dict(), content, name, self.unused, options)
+            adapt = functools.partial(_fit_position, self)
+            return fit_weights(self.state_dict(), content, name, options, self.unused, adapt)
 
     @contextlib.contextmanager
     def _naming_archs(self):
@@ -230,6 +244,8 @@ class VSSMBackbone(BaseModule):
         for module in frozen:
             module.eval()
             module.requires_grad_(False)
+        if self.arch.pos_embed:
+            self.pos_embed.requires_grad_(False)
 
 
 def fitting_archs(shapes: dict) -> list:
@@ -268,6 +284,18 @@ def _leave_out_unused(model: VSSMBackbone, state_dict: dict, prefix: str, *_) ->
             'optimizer that had them',
             logger='current',
         )
+
+
+def _fit_position(model: VSSMBackbone, state_dict: dict, prefix: str = '', *_) -> None:
+    """Resize the position embedding in a state dict to the model's, as a pre-hook of ``load_state_dict``."""
+    name = f'{prefix}pos_embed'
+    found = state_dict.get(name)
+    if not model.arch.pos_embed or found is None:
+        return
+    size = tuple(model.pos_embed.shape[2:])
+    if found.dim() == 4 and tuple(found.shape[2:]) != size:
+        state_dict[name] = resize_position(found, size)
+        print_log(f'resized {name} from {tuple(found.shape[2:])} to {size}', logger='current')
 
 
 def _init_linear(module: nn.Module) -> None:

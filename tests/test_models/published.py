@@ -107,8 +107,10 @@ class Block(nn.Module):
 
     def __init__(self, arch, channels, ours):
         super().__init__()
-        self.norm = build_norm(arch, channels)
-        self.op = Mixer(channels, ours.op)
+        self.post_norm, self.has_ssm = arch.post_norm, arch.ssm.ssm_ratio > 0
+        if self.has_ssm:
+            self.norm = build_norm(arch, channels)
+            self.op = Mixer(channels, ours.op)
         self.drop_path = nn.Identity()
         self.has_mlp, self.with_cp = arch.mlp_ratio > 0, ours.with_cp
         if self.has_mlp:
@@ -119,7 +121,10 @@ class Block(nn.Module):
         return checkpoint(self._forward, x, use_reentrant=False) if self.with_cp else self._forward(x)
 
     def _forward(self, x):
-        x = x + self.drop_path(self.op(self.norm(x)))
+        if self.post_norm:
+            x = x + self.drop_path(self.norm(self.op(x))) if self.has_ssm else x
+            return x + self.drop_path(self.norm2(self.mlp(x))) if self.has_mlp else x
+        x = x + self.drop_path(self.op(self.norm(x))) if self.has_ssm else x
         return x + self.drop_path(self.mlp(self.norm2(x))) if self.has_mlp else x
 
 
@@ -166,20 +171,22 @@ class Published(nn.Module):
     def __init__(self, ours):
         super().__init__()
         arch, width = ours.arch, ours.arch.dims[0]
+        patch, norm = arch.patch_size, build_norm if arch.patch_norm else lambda arch, channels: nn.Identity()
         if arch.stem == 'patch4':
-            stem = [nn.Conv2d(arch.in_channels, width, 4, 4), nn.Identity(), build_norm(arch, width)]
+            stem = [nn.Conv2d(arch.in_channels, width, patch, patch), nn.Identity(), norm(arch, width)]
         else:
             stem = [
-                nn.Conv2d(arch.in_channels, width // 2, 3, 2, 1),
+                nn.Conv2d(arch.in_channels, width // 2, patch // 2 + 1, patch // 2, 1),
                 nn.Identity(),
-                build_norm(arch, width // 2),
+                norm(arch, width // 2),
                 nn.Identity(),
                 nn.GELU(),
-                nn.Conv2d(width // 2, width, 3, 2, 1),
+                nn.Conv2d(width // 2, width, patch // 2 + 1, patch // 2, 1),
                 nn.Identity(),
-                build_norm(arch, width),
+                norm(arch, width),
             ]
         self.patch_embed = nn.Sequential(*stem)
+        self.pos_embed = nn.Parameter(ours.pos_embed.detach().clone()) if arch.pos_embed else None
         self.layers = nn.ModuleList(Level(arch, i, stage) for i, stage in enumerate(ours.layers))
         self.out_indices = ours.out_indices
         for i in self.out_indices:
@@ -190,6 +197,8 @@ class Published(nn.Module):
 
     def forward(self, x):
         x, outs = self.patch_embed(x), []
+        if self.pos_embed is not None:
+            x = x + nn.functional.interpolate(self.pos_embed, x.shape[2:], mode='bicubic', align_corners=False)
         for i, level in enumerate(self.layers):
             x = level(x)
             if i in self.out_indices:

@@ -27,6 +27,11 @@ OPTIONS = dict(
     mlp_act=('gelu', 'relu'),
     d_conv=(3, 1),
     conv_bias=(False, True),
+    ssm_ratio=(1.0, 2.0, 0.0),
+    post_norm=(False, True),
+    patch_norm=(True, False),
+    patch_size=(4, 8),
+    pos_embed=(False, True),
 )
 
 COMPILED = (

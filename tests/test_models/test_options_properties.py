@@ -22,7 +22,7 @@ from tests.test_tools.conftest import ROOT, load_tool
 OPTIONS = {
     **{name: st.sampled_from(values) for name, values in CHOICES.items()},
     'd_state': st.integers(1, 3),
-    'ssm_ratio': st.sampled_from((0.5, 1.0, 2, 0.01)),
+    'ssm_ratio': st.sampled_from((0.5, 1.0, 2, 0.01, 0)),
     'dt_rank': st.sampled_from(('auto', 1, 2)),
     'd_conv': st.sampled_from((1, 3, 5)),
     'conv_bias': st.booleans(),
@@ -33,6 +33,11 @@ OPTIONS = {
     'mlp_ratio': st.sampled_from((0, 0.001, 0.5, 2.0)),
     'mlp_dropout': st.sampled_from((0.0, 0.3)),
     'drop_path_rate': st.sampled_from((0.0, 0.5)),
+    'patch_size': st.sampled_from((4, 2, 3, 8)),
+    'patch_norm': st.booleans(),
+    'pos_embed': st.booleans(),
+    'img_size': st.sampled_from((8, 16)),
+    'post_norm': st.booleans(),
 }
 JUNK = st.one_of(
     st.none(),
@@ -52,13 +57,13 @@ JUNK = st.one_of(
     full=300,
     dims=st.one_of(st.sampled_from((8, 16)), st.just((8, 12))),
     options=st.fixed_dictionaries({}, optional=OPTIONS),
-    size=st.tuples(st.integers(4, 20), st.integers(4, 20)),
+    size=st.tuples(st.integers(11, 24), st.integers(11, 24)),
 )
 def test_any_valid_options_make_a_model_that_trains(dims, options, size):
     arch = dict(options, dims=dims, depths=(1, 1))
     model, message = attempt(lambda: VSSMBackbone(arch, out_indices=(0, 1)), ValueError)
-    if message:  # two options that leave nothing
-        assert 'which leaves no channel' in message
+    if message:  # two options that leave nothing, or do not go together
+        assert re.search('which leaves no|expected an even number for stem|expected equal channels', message)
         return
     outs = model(torch.rand(2, model.arch.in_channels, *size))
     sum(out.square().mean() for out in outs).backward()
@@ -127,6 +132,9 @@ _PUBLISHED = (
     'in_chans',
     'patch_norm',
     'posembed',
+    'imgsize',
+    'post_norm',
+    'ssm_rank_ratio',
     'depths',
     'dims',
 )
@@ -154,6 +162,8 @@ def test_a_junk_argument_under_its_published_name(name, value):
                 'v052dc',
                 'v2',
                 'v3',
+                'v3noz',
+                'v32dcoact',
                 'no32',
                 'noz',
                 'nozact',
@@ -174,6 +184,7 @@ def test_forward_type_means_the_same_in_any_order(parts):
     if message is None:
         version, *postfixes = text.split('_')
         assert parse_forward_type('_'.join([version, *reversed(postfixes)])) == options
+        assert parse_forward_type(''.join([version, *reversed(postfixes)])) == options
     else:
         assert repr(text) in message
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmvmamba import VSSMBackbone
+from mmvmamba.checkpoint import MisfitError
 from mmvmamba.models import ARCHS
 
 SMALL = dict(dims=16, depths=(1, 1, 1))
@@ -55,6 +56,12 @@ def test_every_arch_builds(arch):
         ('mlp_act', 'relu'),
         ('dropout', 0.1),
         ('mlp_dropout', 0.1),
+        ('patch_size', 8),
+        ('patch_norm', False),
+        ('pos_embed', True),
+        ('post_norm', True),
+        ('ssm_ratio', 0),
+        ('ssm_ratio', 0.5),
     ],
     ids=lambda value: str(value),
 )
@@ -84,6 +91,53 @@ def test_options_change_the_result():
     for i, first in enumerate(results):
         for second in results[i + 1 :]:
             assert not torch.allclose(first, second)
+
+
+def test_stages_of_one_resolution():
+    model = VSSMBackbone(dict(dims=(16, 16), depths=(1, 1), downsample='none'), out_indices=(0, 1)).eval()
+    assert [tuple(out.shape) for out in model(torch.randn(1, 3, 32, 20))] == [(1, 16, 8, 5)] * 2
+
+
+@pytest.mark.parametrize('stem, patch_size, side', [('conv3x2', 8, 11), ('patch4', 8, 8), ('conv3x2', 2, 4)])
+def test_the_smallest_image_of_a_stem(stem, patch_size, side):
+    model = small(stem=stem, patch_size=patch_size).eval()
+    assert model(torch.randn(1, 3, side, side))[0].isfinite().all()
+    with pytest.raises(ValueError, match=f'at least one image of at least {side}x{side} pixels'):
+        model(torch.randn(1, 3, side, side - 1))
+
+
+def test_a_position_embedding_is_resized_at_load_and_at_run_time(monkeypatch):
+    lines = []
+    monkeypatch.setattr('mmvmamba.models.vssm.print_log', lambda text, **_: lines.append(text))
+    small, large = (
+        VSSMBackbone(dict(dims=16, depths=(1,), pos_embed=True, img_size=size), out_indices=(0,)).eval()
+        for size in (32, 48)
+    )
+    large.load_state_dict(small.state_dict())
+    assert lines == ['resized pos_embed from (8, 8) to (12, 12)']
+    expected = torch.nn.functional.interpolate(small.pos_embed, (12, 12), mode='bicubic', align_corners=False)
+    assert torch.equal(large.pos_embed, expected) and large.pos_embed.std() > 0
+    x = torch.randn(1, 3, 48, 48)
+    assert torch.equal(small(x)[0], large(x)[0])
+    assert small(torch.randn(1, 3, 20, 52))[0].shape == (1, 16, 5, 13)
+
+
+def test_a_position_embedding_is_resized_from_a_file(tmp_path):
+    file = tmp_path / 'position.pth'
+    arch = dict(dims=16, depths=(1,), pos_embed=True)
+    first = VSSMBackbone(dict(arch, img_size=32), out_indices=(0,))
+    torch.save(dict(model=first.state_dict()), file)
+    second = VSSMBackbone(
+        dict(arch, img_size=48),
+        out_indices=(0,),
+        frozen_stages=0,
+        init_cfg=dict(type='Pretrained', checkpoint=str(file)),
+    )
+    second.init_weights()
+    assert second.pos_embed.shape[2:] == (12, 12) and not second.pos_embed.requires_grad
+    first.load_state_dict(second.state_dict())
+    with pytest.raises(MisfitError, match='1 unexpected: pos_embed'):
+        VSSMBackbone(dict(arch, pos_embed=False), out_indices=(0,), init_cfg=second.init_cfg).init_weights()
 
 
 @pytest.mark.parametrize('size', [(4, 4), (5, 7), (33, 65), (37, 4), (4, 61), (96, 32)], ids=str)

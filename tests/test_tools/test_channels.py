@@ -57,7 +57,8 @@ def files(channels, tmp_path_factory):
     config = folder / 'config.py'
     config.write_text(
         f"_base_ = '{ROOT}/configs/demo/vmamba-nano_1xb64_digits-32px.py'\n"
-        f'backbone = dict(in_channels={channels}, arch=dict(dims=8, depths=(1, 1)), out_indices=(1,))\n'
+        'backbone = dict(_delete_=True, type="mmvmamba.VSSMBackbone", arch=dict(dims=8, depths=(1, 1)))\n'
+        f'backbone.update(in_channels={channels}, out_indices=(1,))\n'
         'model = dict(backbone=backbone, head=dict(num_classes=2, in_channels=16))\n'
         f'data_preprocessor = dict(mean={[10.0] * channels}, std={[60.0] * channels}, to_rgb=False, num_classes=2)\n'
         'model.update(data_preprocessor=data_preprocessor)\n'

@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS
 
 from mmvmamba.models import VSSMBackbone
 from mmvmamba.registry import OPTIM_WRAPPER_CONSTRUCTORS
@@ -63,11 +64,12 @@ def test_rates_and_other_rules():
 
 
 def test_classifier_has_the_rates_of_mmpretrain():
-    from mmpretrain.models import ImageClassifier
+    import mmpretrain.models  # noqa: F401
 
     backbone = dict(type='mmvmamba.VSSMBackbone', arch=ARCH, out_indices=(2,))
     head = dict(type='LinearClsHead', num_classes=3, in_channels=32)
-    model = ImageClassifier(backbone, neck=dict(type='GlobalAveragePooling'), head=head)
+    neck = dict(type='GlobalAveragePooling')
+    model = MODELS.build(dict(type='ImageClassifier', backbone=backbone, neck=neck, head=head, _scope_='mmpretrain'))
     theirs = rates(model, 'mmpretrain.LearningRateDecayOptimWrapperConstructor')
     ours = rates(model)
     assert theirs.keys() == ours.keys()
