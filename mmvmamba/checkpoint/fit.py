@@ -14,6 +14,8 @@ from .layouts import backbone_weights, select_weights, shorten
 
 _OPTIONS = dict(checkpoint=str, prefix=str, key=str, map_location=None, strict=bool, in_channels=str)
 
+_MASK = 'mask_token'  # only what pretrains by masks has one
+
 
 @dataclass
 class Fitted:
@@ -96,6 +98,11 @@ def fit_weights(expected: dict, content, name: str, options: dict, unused: Calla
         left_out.append(key)
     adapt(state)
     fresh = _match_outnorms(state, expected, left_out)
+    if _MASK in state and _MASK not in expected:
+        del state[_MASK]
+        left_out.append(_MASK)
+    elif _MASK in expected and _MASK not in state:
+        fresh.append(_MASK)
     first = 'patch_embed.0.weight'
     if options.get('in_channels') == 'adapt' and first in state and state[first].dim() == 4 == expected[first].dim():
         state[first] = adapt_channels(state[first], expected[first].shape[1])
@@ -169,8 +176,8 @@ def _drop_misfits(state: dict, expected: dict, whole: dict, place: str, left_out
     for key in [key for key, value in state.items() if not (key in expected and _alike(value, expected[key]))]:
         del state[key]
         left_out.append(key)
-    missing = [key for key in expected if key not in state and not key.startswith('outnorm')]
-    needed = sum(not key.startswith('outnorm') for key in expected)
+    missing = [key for key in expected if key not in state and not _is_optional(key)]
+    needed = sum(not _is_optional(key) for key in expected)
     if 2 * (needed - len(missing)) < needed:
         problems = f'fit in {needed - len(missing)} of {needed} places only, expected at least half for strict=False'
         raise MisfitError(
@@ -179,13 +186,17 @@ def _drop_misfits(state: dict, expected: dict, whole: dict, place: str, left_out
     return missing
 
 
+def _is_optional(key: str) -> bool:
+    return key.startswith('outnorm') or key == _MASK
+
+
 def _alike(value: torch.Tensor, expected: torch.Tensor) -> bool:
     kinds = value.is_floating_point() == expected.is_floating_point() and value.layout == torch.strided
     return kinds and value.shape == expected.shape
 
 
 def _check_fit(state: dict, expected: dict, whole: dict, place: str) -> None:
-    expected = {key: value for key, value in expected.items() if key in state or not key.startswith('outnorm')}
+    expected = {key: value for key, value in expected.items() if key in state or not _is_optional(key)}
     problems = []
     missing = [key for key in expected if key not in state]
     if missing:

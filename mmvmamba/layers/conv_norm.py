@@ -18,9 +18,13 @@ class ConvNorms(nn.Sequential):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run(x, 0, len(self))
+
+    def run(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Run the layers from one place to another, maps (B, C, H, W) in and out."""
         x = to_last(x)
         # the published changes of layout, which are parameter-free places here
-        layers = [layer for layer in self if not is_plain(layer, nn.Identity)]
+        layers = [layer for layer in list(self)[start:stop] if not is_plain(layer, nn.Identity)]
         while layers:
             x, taken = _first_layers(x, *(*layers, None, None)[:3])
             layers = layers[taken:]

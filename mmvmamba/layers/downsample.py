@@ -32,10 +32,10 @@ class PatchMerging(nn.Module):
 
 
 class StridedConv(ConvNorms):
-    """A convolution of stride 2 and its norm, (B, C, H, W) to (B, C_out, H', W')."""
+    """A convolution of stride 2, or 1, and its norm, (B, C, H, W) to (B, C_out, H', W')."""
 
 
-def build_downsample(downsample: str, channels: int, out_channels: int, norm_layer: str) -> nn.Module:
+def build_downsample(downsample: str, channels: int, out_channels: int, norm_layer: str, stride: int = 2) -> nn.Module:
     """Build the layer between two stages, (B, channels, H, W) to (B, out_channels, H', W').
 
     Places in the Sequential are the published keys; those of the published changes of layout have no parameters.
@@ -46,7 +46,14 @@ def build_downsample(downsample: str, channels: int, out_channels: int, norm_lay
         channels (int): Channels in.
         out_channels (int): Channels out.
         norm_layer (str): ``ln``, ``ln2d`` or ``bn``.
+        stride (int): 1 for a map that keeps its resolution, with the weights of a stride of 2; ``conv3`` alone can do
+            that. Default: 2.
+
+    Raises:
+        ValueError: If another kind has a stride of 1.
     """
+    if stride != 2 and downsample != 'conv3':
+        raise ValueError(f"strides ask for a stride of {stride}, which downsample {downsample!r} cannot; 'conv3' can")
     if downsample == 'none':
         return nn.Identity()
     if downsample == 'merge':
@@ -55,5 +62,5 @@ def build_downsample(downsample: str, channels: int, out_channels: int, norm_lay
     if downsample == 'conv2':
         place, conv = PadShortSides(), nn.Conv2d(channels, out_channels, kernel_size=2, stride=2)
     else:
-        place, conv = nn.Identity(), nn.Conv2d(channels, out_channels, kernel_size=3, stride=2, padding=1)
+        place, conv = nn.Identity(), nn.Conv2d(channels, out_channels, kernel_size=3, stride=stride, padding=1)
     return StridedConv(place, conv, nn.Identity(), build_norm(norm_layer, out_channels))

@@ -1,9 +1,28 @@
 """The stem: image to map, at a quarter of the resolution unless ``patch_size`` says otherwise."""
 
+from typing import Optional
+
+import torch
 from torch import nn
 
 from .conv_norm import ConvNorms
 from .norm import build_norm
+
+
+class Stem(ConvNorms):
+    """Two convolutions with their norms, whose map between them can be had too: that at half the resolution."""
+
+    BETWEEN = 5  # the place behind the first convolution, its norm and GELU
+
+    def first_half(self, x: torch.Tensor) -> torch.Tensor:
+        """The map between, (B, in_channels, H, W) to (B, channels / 2, H / 2, W / 2)."""
+        return self.run(x, 0, self.BETWEEN)
+
+    def forward(self, x: torch.Tensor, between: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """The stem's map, from the image or, if that is given, from the map between."""
+        if between is None:
+            return super().forward(x)
+        return self.run(between, self.BETWEEN, len(self))
 
 
 def build_stem(
@@ -35,7 +54,7 @@ def build_stem(
             norm(channels),
         )
     stride = patch_size // 2
-    return ConvNorms(
+    return Stem(
         nn.Conv2d(in_channels, channels // 2, kernel_size=stride + 1, stride=stride, padding=1),
         nn.Identity(),
         norm(channels // 2, autocast_output=True),

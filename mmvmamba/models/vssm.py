@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import re
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from mmengine.logging import print_log
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmvmamba.checkpoint import Fitted, MisfitError, fit_weights, load_pretrained, upgrade_hook
 from mmvmamba.layers import Stage, VSSBlock
 from mmvmamba.layers.downsample import build_downsample
+from mmvmamba.layers.masking import apply_mask
 from mmvmamba.layers.norm import build_norm, normalise
 from mmvmamba.layers.options import check_bool
 from mmvmamba.layers.position import add_position, build_position, resize_position
@@ -40,6 +41,12 @@ class VSSMBackbone(BaseModule):
         frozen_stages (int): -1 freezes nothing, k >= 0 the stem and the first k stages. Default: -1.
         with_cp (bool): Whether to recompute the activations of each block in backward. Default: False.
         norm_eval (bool): Whether batch norms stay in eval mode while training. Default: False.
+        strides (Sequence[int]): Of each stage, 2 or 1, behind the stem (so that the first is 1): (1, 2, 2, 1) gives an
+            output stride of 16, (1, 2, 1, 1) one of 8. Weights are those of a stride of 2. Archs that merge patches
+            cannot. Default: 2 from the second on.
+        out_stem (bool): Whether the first map returned is that between the two convolutions of the stem, (B,
+            dims[0] / 2, H / 2, W / 2), for decoders like that of U-Net; not for a ``patch4`` stem. Default: False.
+        mask_token (bool): Whether ``forward`` takes a ``mask``; makes the weight ``mask_token``. Default: False.
         in_channels (int, optional): Channels of an image. Weights of another number are refused, or converted by
             ``in_channels='adapt'`` in ``init_cfg``. Default: that of the arch, 3.
         init_cfg (dict, optional): ``dict(type='Pretrained', checkpoint=path_or_url)`` loads strictly, see
@@ -68,6 +75,9 @@ class VSSMBackbone(BaseModule):
         frozen_stages=-1,
         with_cp=False,
         norm_eval=False,
+        strides=None,
+        out_stem=False,
+        mask_token=False,
         in_channels=None,
         init_cfg=None,
     ):
@@ -78,10 +88,15 @@ class VSSMBackbone(BaseModule):
         self.out_indices = _check_out_indices(out_indices, stages)
         if isinstance(frozen_stages, bool) or not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= stages:
             raise ValueError(f'frozen_stages is {frozen_stages!r}, expected an integer from -1 to {stages}')
-        for name, value in (('with_cp', with_cp), ('norm_eval', norm_eval)):
+        switches = dict(with_cp=with_cp, norm_eval=norm_eval, out_stem=out_stem, mask_token=mask_token)
+        for name, value in switches.items():
             check_bool(name, value)
+        if out_stem and arch.stem == 'patch4':
+            raise ValueError("out_stem is True, but stem 'patch4' has one convolution only, expected 'conv3x2'")
+        strides = _check_strides(strides, stages)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.out_stem = out_stem
         self.num_features = list(arch.dims)
 
         self.patch_embed = build_stem(
@@ -90,6 +105,8 @@ class VSSMBackbone(BaseModule):
         self._smallest_side = smallest_side(arch.stem, arch.patch_size)
         if arch.pos_embed:
             self.pos_embed = build_position(arch.dims[0], arch.img_size // arch.patch_size)
+        if mask_token:
+            self.mask_token = build_position(arch.dims[0], 1)
         rates = torch.linspace(0, arch.drop_path_rate, sum(arch.depths), device='cpu').tolist()
         self.layers = nn.ModuleList()
         last = max(self.out_indices)
@@ -111,7 +128,9 @@ class VSSMBackbone(BaseModule):
             ]
             downsample: nn.Module = nn.Identity()
             if i < last:
-                downsample = build_downsample(arch.downsample, arch.dims[i], arch.dims[i + 1], arch.norm_layer)
+                downsample = build_downsample(
+                    arch.downsample, arch.dims[i], arch.dims[i + 1], arch.norm_layer, strides[i + 1]
+                )
             self.layers.append(Stage(blocks, downsample))
         for i in self.out_indices:
             self.add_module(f'outnorm{i}', build_norm(arch.norm_layer, arch.dims[i]))
@@ -122,24 +141,35 @@ class VSSMBackbone(BaseModule):
         self._register_load_state_dict_pre_hook(_leave_out_unused, with_module=True)
         self._register_load_state_dict_pre_hook(_fit_position, with_module=True)
 
-    def forward(self, x: torch.Tensor) -> tuple:
+    def forward(self, x: torch.Tensor, mask: Optional[torch.Tensor] = None) -> tuple:
         """Compute the feature maps of ``out_indices``.
 
         Args:
             x (Tensor): Images, (B, in_channels, H, W), at least 4 pixels a side, and more for a large ``patch_size``.
+            mask (Tensor, optional): (B, H / 4, W / 4), 1 for what the mask token replaces. Default: nothing.
 
         Returns:
             tuple[Tensor]: For stage i a contiguous map (B, dims[i], h, w), where h and w are about
-            H / patch_size / 2**i and W / patch_size / 2**i.
+            H / patch_size / 2**i and W / patch_size / 2**i, unless ``strides`` says otherwise; before them, with
+            ``out_stem``, that of the stem.
 
         Raises:
             ValueError: If ``x`` has the wrong shape.
         """
         self._check_input(x)
-        x = self.patch_embed(x)
+        outs = []
+        if self.out_stem:
+            outs.append(self.patch_embed.first_half(x))
+            x = self.patch_embed(x, outs[0])
+            outs[0] = outs[0].contiguous()
+        else:
+            x = self.patch_embed(x)
+        if mask is not None:
+            if not hasattr(self, 'mask_token'):
+                raise ValueError('mask is given, but the backbone has no mask_token; build it with mask_token=True')
+            x = apply_mask(x, mask, self.mask_token)
         if self.arch.pos_embed:
             x = add_position(x, self.pos_embed)
-        outs = []
         stage: Any
         for i, stage in enumerate(self.layers):
             x = stage(x)
@@ -186,7 +216,7 @@ class VSSMBackbone(BaseModule):
         depths = self.arch.depths[: len(self.layers)]
         layers = sum(depths) + 2
         name = param_name[len(prefix) :] if param_name.startswith(prefix) else ''
-        if name.startswith(('patch_embed.', 'pos_embed')):
+        if name.startswith(('patch_embed.', 'pos_embed', 'mask_token')):
             return 0, layers
         match = re.match(r'layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.', name)
         if match is None:
@@ -303,6 +333,15 @@ def _init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def _check_strides(strides, stages: int) -> tuple:
+    if strides is None:
+        return (1,) + (2,) * (stages - 1)
+    valid = isinstance(strides, (tuple, list)) and len(strides) == stages
+    if not valid or any(stride not in (1, 2) or isinstance(stride, bool) for stride in strides) or strides[0] != 1:
+        raise ValueError(f'strides is {strides!r}, expected 1 and then 1 or 2 for each of {stages - 1} stages')
+    return tuple(strides)
 
 
 def _check_out_indices(out_indices, stages: int) -> tuple:
