@@ -95,6 +95,8 @@ TABLE = {
     'pip install --no-build-isolation -e .': Row('installs', tests='tests/test_packaging.py'),
     'pip install onnx onnxruntime': Row('reduced', '--dry-run --no-index', says='already satisfied: onnxruntime'),
     'pip install imaug': Row('installs'),
+    'pip install huggingface_hub': Row('installs'),
+    'pip install safetensors': Row('installs'),
     'pip install seaborn': Row('installs'),
     'pip install --no-deps grad-cam==1.4.8 ttach': Row('installs'),
     'pip install --no-deps --require-hashes -r requirements/hashes.txt': Row('installs'),
@@ -147,6 +149,12 @@ TABLE = {
     TO_OFFICIAL: Row('whole', after=(TRAIN,), makes='official.pth'),
     'python tools/model_converters/vmamba2mm.py vssm1_tiny_0230s_ckpt_epoch_264.pth vmamba-tiny.pth': Row(
         'whole', changed=('vssm1_tiny_0230s_ckpt_epoch_264.pth', 'official.pth'), after=(TO_OFFICIAL,), says='wrote'
+    ),
+    'python tools/model_converters/clean_checkpoint.py TRAINED.pth CLEAN.pth': Row(
+        'whole',
+        changed=('TRAINED.pth CLEAN.pth', 'work_dirs/digits/epoch_20.pth clean.pth'),
+        after=(TRAIN,),
+        makes='clean.pth',
     ),
     'python tools/model_converters/publish_model.py work_dirs/digits/epoch_20.pth published.pth': Row(
         'whole', after=(TRAIN,), makes='published-*.pth'
