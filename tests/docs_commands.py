@@ -95,6 +95,8 @@ TABLE = {
     'pip install --no-build-isolation -e .': Row('installs', tests='tests/test_packaging.py'),
     'pip install onnx onnxruntime': Row('reduced', '--dry-run --no-index', says='already satisfied: onnxruntime'),
     'pip install imaug': Row('installs'),
+    'pip install mmvmamba[timm]': Row('installs', tests='tests/test_integrations/test_timm.py'),
+    'pip install mmvmamba[hub]': Row('installs', tests='tests/test_integrations/test_hub.py'),
     'pip install huggingface_hub': Row('installs'),
     'pip install safetensors': Row('installs'),
     'pip install seaborn': Row('installs'),
