@@ -9,15 +9,16 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from tests.test_configs.zoo import ROOT, TASKS, arch_of, config_paths, read
+from tests.test_configs.zoo import ROOT, TASKS, ablation_paths, arch_of, config_paths, read
 
-METAFILES = {folder: yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text()) for folder in TASKS}
+FOLDERS = (*TASKS, 'ablation')
+METAFILES = {folder: yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text()) for folder in FOLDERS}
 NO_WEIGHTS = 'none published/.'
 ROWS = [(folder, row) for folder, metafile in METAFILES.items() for row in metafile['Models']]
 
 
 def test_every_config_has_its_row_and_every_row_its_config():
-    paths = [f'configs/{path.parent.name}/{path.name}' for path in config_paths()]
+    paths = [f'configs/{path.parent.name}/{path.name}' for path in config_paths() + ablation_paths()]
     rows = [row['Config'] for _, row in ROWS]
     assert sorted(rows) == sorted(paths) and len(set(rows)) == len(rows)
     for folder, row in ROWS:
@@ -26,9 +27,9 @@ def test_every_config_has_its_row_and_every_row_its_config():
 
 def test_index_lists_the_metafiles():
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
-    assert index == dict(Import=[f'configs/{folder}/metafile.yml' for folder in TASKS])
+    assert index == dict(Import=[f'configs/{folder}/metafile.yml' for folder in FOLDERS])
     names = [entry['Name'] for metafile in METAFILES.values() for entry in metafile['Collections']]
-    assert len(set(names)) == len(names) == 3
+    assert len(set(names)) == len(names) == 4
     for metafile in METAFILES.values():
         (collection,) = metafile['Collections']
         assert (ROOT / collection['README']).is_file()
@@ -41,7 +42,7 @@ def test_row(folder, row, tables):
     metadata = row['Metadata']
     schedule = cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters'))
     assert metadata.get('Epochs', metadata.get('Iterations')) == schedule
-    if 'custom' in row['Name']:
+    if 'custom' in row['Name'] or folder == 'ablation':
         assert row['Weights'] == NO_WEIGHTS and 'Results' not in row
         return
     arch = arch_of(ROOT / row['Config'])
@@ -68,7 +69,7 @@ def test_row(folder, row, tables):
         assert metadata['Converted Name'] == f'{row["Name"]}.pth'
 
 
-@pytest.mark.parametrize('folder', TASKS)
+@pytest.mark.parametrize('folder', FOLDERS)
 def test_readme_tables(folder):
     """Each config stands in a table of its folder, with the figures of its row."""
     text = (ROOT / f'configs/{folder}/README.md').read_text()

@@ -28,6 +28,11 @@ def config_paths(pattern: str = '*') -> list:
     return sorted(path for folder in TASKS for path in (ROOT / 'configs' / folder).glob(f'{pattern}.py'))
 
 
+def ablation_paths() -> list:
+    """Paths of the ablations' configs."""
+    return sorted((ROOT / 'configs/ablation').glob('*.py'))
+
+
 def arch_of(path: Path) -> str:
     """The arch that a config's name stands for, such as tiny-s1l8."""
     size, family = re.search(r'vmamba-(tiny|small|base|t|s|b)-(v0|s\dl\d+)', path.name).groups()
