@@ -16,6 +16,7 @@ from tests.test_configs.zoo import ROOT, TASKS, ablation_paths, arch_of, baselin
 FOLDERS = (*TASKS, 'ablation')
 METAFILES = {folder: yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text()) for folder in FOLDERS}
 NO_WEIGHTS = 'none published/.'
+RELEASE = 'https://github.com/MzeroMiko/VMamba/'
 ROWS = [(folder, row) for folder, metafile in METAFILES.items() for row in metafile['Models']]
 
 
@@ -72,6 +73,9 @@ def test_row(folder, row, tables):
         assert 'amp' not in row['Name'] and 'fsdp' not in row['Name']
         assert row['Weights'] != NO_WEIGHTS
         assert all(20 < value < 100 for result in row['Results'] for value in result['Metrics'].values())
+        assert metadata['Training Log'].startswith(row['Weights'].rpartition('/')[0])
+        assert ('TTA Log' in metadata) == (folder == 'segmentation')
+        assert metadata.get('Best Epoch', metadata.get('Best Iteration')) <= schedule
     if row['Weights'] != NO_WEIGHTS:
         assert re.fullmatch(
             r'https://github\.com/MzeroMiko/VMamba/releases/download/%23\w+/\w[\w.-]*\.pth', row['Weights']
@@ -93,6 +97,12 @@ def test_readme_tables(folder):
         for result in row.get('Results', []):
             for value in result['Metrics'].values():
                 assert f' {value} ' in line
+        links = [row['Metadata'].get(key, '') for key in ('Published Config', 'Training Log', 'TTA Log')]
+        links = [link for link in links if link.startswith(RELEASE)]
+        assert line.count(f']({RELEASE}') == len(links) + (row['Weights'] != NO_WEIGHTS)
+        assert all(f'({link})' in line for link in links)
+        for key in ('Best Epoch', 'Best Iteration', 'Training Memory (MB)', 'Training Time (min/epoch)'):
+            assert key not in row['Metadata'] or f' {row["Metadata"][key]:,} ' in line
         assert (f'({row["Weights"]})' in line) if row['Weights'] != NO_WEIGHTS else ('[weights]' not in line)
     for scope, name in re.findall(r'`?(mmpretrain|mmdet|mmseg)::([\w./-]+\.py)', text):
         package = importlib.util.find_spec(scope)
