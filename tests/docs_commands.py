@@ -123,6 +123,9 @@ TABLE = {
         says='resumed epoch: 20',
     ),
     f'python tools/test.py {DIGITS} work_dirs/digits/epoch_20.pth': Row('whole', after=(TRAIN,), says='accuracy/top1'),
+    f'python tools/test.py {DIGITS} work_dirs/digits/epoch_20.pth --complexity': Row(
+        'reduced', '--cfg-options test_dataloader.batch_size=2', after=(TRAIN,), says='throughput: '
+    ),
     f'mim train mmpretrain {DIGITS} --gpus 0': Row('reduced', ONE_EPOCH, says='accuracy/top1'),
     f'tools/dist_train.sh {DIGITS} 2': Row('reduced', f'{ONE_EPOCH} work_dir=work_dirs/two', says='accuracy/top1'),
     TRAIN_MINE: Row('whole', makes='work_dirs/my_config/epoch_12.pth'),

@@ -1,12 +1,14 @@
 """Evaluate a checkpoint of a classifier, a detector or a segmentor; the config says which.
 
-python tools/test.py CONFIG CHECKPOINT [--tta] [--show-dir pictures]
+python tools/test.py CONFIG CHECKPOINT [--tta] [--complexity] [--show-dir pictures]
 """
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 
+from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 
 from mmvmamba.checkpoint import find_damage
@@ -31,6 +33,11 @@ def parse_args(arguments=None) -> argparse.Namespace:
     add_common_arguments(parser)
     parser.add_argument(
         '--tta', action='store_true', help='test-time augmentation (multi-scale and flip, see the config)'
+    )
+    parser.add_argument(
+        '--complexity',
+        action='store_true',
+        help='also report parameters, FLOPs and throughput (the batch size is that of test_dataloader)',
     )
     parser.add_argument('--show-dir', help='draw the predictions into this folder')
     parser.add_argument('--out', help='write all predictions to this .pkl file')
@@ -61,13 +68,40 @@ def prepare_config(args: argparse.Namespace):
     return cfg
 
 
+def report_complexity(runner, args: argparse.Namespace) -> None:
+    """Log what the model costs: by the rules of tools/analysis/get_flops.py and throughput.py."""
+    sys.path.append(str(Path(__file__).resolve().parent / 'analysis'))
+    import get_flops
+    import throughput
+
+    cfg, model = runner.cfg.copy(), getattr(runner.model, 'module', runner.model)  # of DDP, or of the augmentation
+    cfg.model = cfg.model.get('module', cfg.model)
+    shape, batch = get_flops.default_shape(cfg), cfg.test_dataloader.get('batch_size', 1)
+    size, device = f'{shape[0]}x{shape[1]}', next(model.parameters()).device
+    analysis = get_flops.count(cfg, shape)
+    settings = dict(batch_size=batch, warmup=10, steps=30, channels_last=False, compile=None, device=device)
+    precision = 'fp16' if args.amp and device.type == 'cuda' else 'fp32'
+    speed = throughput.Bench(model, precision, argparse.Namespace(**settings)).measure('inference', [shape])
+    what = f'images/s of {size} on {device}, {precision}, batches of {batch}'
+    if cfg.default_scope != 'mmpretrain':
+        what += ', backbone and neck'
+    runner.logger.info(f'parameters: {get_flops.count_parameters(model):,}')
+    runner.logger.info(f'FLOPs: {analysis.total() / 1e9:.2f} G for an image of {size}')
+    figure = speed['error'] if 'error' in speed else f'{speed["images_per_second"]:.1f}'
+    runner.logger.info(f'throughput: {figure} {what}')
+
+
 def run(args: argparse.Namespace) -> None:
     """Evaluate what the command line asks for."""
+    if args.complexity and importlib.util.find_spec('fvcore') is None:
+        raise UserError('--complexity needs fvcore, which is not installed: pip install fvcore')
     runner = build_runner(prepare_config(args))
     if args.out:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     with whole_models():
         runner.test()
+    if args.complexity and is_main_process():
+        report_complexity(runner, args)
 
 
 def main(arguments=None) -> int:

@@ -1,23 +1,27 @@
 """Metafiles, model index and folder READMEs agree with the configs, and mim reads them."""
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from mmengine.config import Config
 
-from tests.test_configs.zoo import ROOT, TASKS, arch_of, config_paths, read
+from tests.test_configs.zoo import ROOT, TASKS, ablation_paths, arch_of, baseline_paths, config_paths, read
 
-METAFILES = {folder: yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text()) for folder in TASKS}
+FOLDERS = (*TASKS, 'ablation')
+METAFILES = {folder: yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text()) for folder in FOLDERS}
 NO_WEIGHTS = 'none published/.'
+RELEASE = 'https://github.com/MzeroMiko/VMamba/'
 ROWS = [(folder, row) for folder, metafile in METAFILES.items() for row in metafile['Models']]
 
 
 def test_every_config_has_its_row_and_every_row_its_config():
-    paths = [f'configs/{path.parent.name}/{path.name}' for path in config_paths()]
+    paths = [f'configs/{path.parent.name}/{path.name}' for path in config_paths() + baseline_paths() + ablation_paths()]
     rows = [row['Config'] for _, row in ROWS]
     assert sorted(rows) == sorted(paths) and len(set(rows)) == len(rows)
     for folder, row in ROWS:
@@ -26,13 +30,15 @@ def test_every_config_has_its_row_and_every_row_its_config():
 
 def test_index_lists_the_metafiles():
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
-    assert index == dict(Import=[f'configs/{folder}/metafile.yml' for folder in TASKS])
+    assert index == dict(Import=[f'configs/{folder}/metafile.yml' for folder in FOLDERS])
     names = [entry['Name'] for metafile in METAFILES.values() for entry in metafile['Collections']]
-    assert len(set(names)) == len(names) == 3
+    assert len(set(names)) == len(names) == 6
     for metafile in METAFILES.values():
-        (collection,) = metafile['Collections']
-        assert (ROOT / collection['README']).is_file()
-        assert all(row['In Collection'] == collection['Name'] for row in metafile['Models'])
+        for collection in metafile['Collections']:
+            assert (ROOT / collection['README']).is_file()
+        for row in metafile['Models']:
+            (collection,) = [found for found in metafile['Collections'] if found['Name'] == row['In Collection']]
+            assert ('vmamba' in row['Name']) == ('VMamba' in collection['Name'])
 
 
 @pytest.mark.parametrize('folder, row', ROWS, ids=lambda value: value if isinstance(value, str) else value['Name'])
@@ -41,8 +47,15 @@ def test_row(folder, row, tables):
     metadata = row['Metadata']
     schedule = cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters'))
     assert metadata.get('Epochs', metadata.get('Iterations')) == schedule
-    if 'custom' in row['Name']:
+    if 'custom' in row['Name'] or folder == 'ablation':
         assert row['Weights'] == NO_WEIGHTS and 'Results' not in row
+        return
+    if 'vmamba' not in row['Name']:
+        published = metadata.get('Published')
+        if published:  # figures of the published tables, such as 69M and 354G
+            assert f'{metadata["Parameters"] / 1e6:.0f}M' == published['Parameters']
+            assert f'{metadata["FLOPs"] / 1e9:.0f}G' == published['FLOPs']
+        assert row['Weights'] == NO_WEIGHTS and ('Results' in row) == (published is not None)
         return
     arch = arch_of(ROOT / row['Config'])
     size, family = arch.split('-')
@@ -60,6 +73,9 @@ def test_row(folder, row, tables):
         assert 'amp' not in row['Name'] and 'fsdp' not in row['Name']
         assert row['Weights'] != NO_WEIGHTS
         assert all(20 < value < 100 for result in row['Results'] for value in result['Metrics'].values())
+        assert metadata['Training Log'].startswith(row['Weights'].rpartition('/')[0])
+        assert ('TTA Log' in metadata) == (folder == 'segmentation')
+        assert metadata.get('Best Epoch', metadata.get('Best Iteration')) <= schedule
     if row['Weights'] != NO_WEIGHTS:
         assert re.fullmatch(
             r'https://github\.com/MzeroMiko/VMamba/releases/download/%23\w+/\w[\w.-]*\.pth', row['Weights']
@@ -68,7 +84,7 @@ def test_row(folder, row, tables):
         assert metadata['Converted Name'] == f'{row["Name"]}.pth'
 
 
-@pytest.mark.parametrize('folder', TASKS)
+@pytest.mark.parametrize('folder', FOLDERS)
 def test_readme_tables(folder):
     """Each config stands in a table of its folder, with the figures of its row."""
     text = (ROOT / f'configs/{folder}/README.md').read_text()
@@ -81,7 +97,16 @@ def test_readme_tables(folder):
         for result in row.get('Results', []):
             for value in result['Metrics'].values():
                 assert f' {value} ' in line
+        links = [row['Metadata'].get(key, '') for key in ('Published Config', 'Training Log', 'TTA Log')]
+        links = [link for link in links if link.startswith(RELEASE)]
+        assert line.count(f']({RELEASE}') == len(links) + (row['Weights'] != NO_WEIGHTS)
+        assert all(f'({link})' in line for link in links)
+        for key in ('Best Epoch', 'Best Iteration', 'Training Memory (MB)', 'Training Time (min/epoch)'):
+            assert key not in row['Metadata'] or f' {row["Metadata"][key]:,} ' in line
         assert (f'({row["Weights"]})' in line) if row['Weights'] != NO_WEIGHTS else ('[weights]' not in line)
+    for scope, name in re.findall(r'`?(mmpretrain|mmdet|mmseg)::([\w./-]+\.py)', text):
+        package = importlib.util.find_spec(scope)
+        assert (Path(package.origin).parent / '.mim/configs' / name).is_file(), name
     for target in re.findall(r'\]\((?!https?:)([^)]+)\)', text):
         assert (ROOT / 'configs' / folder / target).exists(), target
 

@@ -5,7 +5,16 @@ import contextlib
 import pytest
 import torch
 
-from tests.test_configs.zoo import arch_of, build, build_optimizer, config_paths, load, synthetic_data
+from tests.test_configs.zoo import (
+    ablation_paths,
+    arch_of,
+    baseline_paths,
+    build,
+    build_optimizer,
+    config_paths,
+    load,
+    synthetic_data,
+)
 
 
 def _cases():
@@ -13,6 +22,10 @@ def _cases():
     for path in config_paths():
         quick = arch_of(path).startswith('tiny') and 'amp' not in path.name and '3x' not in path.name
         yield pytest.param(path, id=path.stem, marks=[] if quick else pytest.mark.slow)
+    for path in baseline_paths():
+        yield pytest.param(path, id=path.stem, marks=pytest.mark.slow)
+    for path in ablation_paths():
+        yield pytest.param(path, id=path.stem, marks=[] if 'posembed' in path.name else pytest.mark.slow)
 
 
 def mix_precision(model, scope) -> contextlib.AbstractContextManager:

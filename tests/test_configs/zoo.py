@@ -23,9 +23,19 @@ config_utils.load = functools.cache(config_utils.load)
 config_module.is_installed = functools.cache(config_module.is_installed)
 
 
-def config_paths(pattern: str = '*') -> list:
-    """Paths of the zoo's configs, without those in ``_base_``."""
+def config_paths(pattern: str = '*vmamba*') -> list:
+    """Paths of the zoo's configs of VMamba, without those in ``_base_``."""
     return sorted(path for folder in TASKS for path in (ROOT / 'configs' / folder).glob(f'{pattern}.py'))
+
+
+def baseline_paths() -> list:
+    """Paths of the configs of other backbones, which the installed packages lack."""
+    return sorted(path for path in config_paths('*') if 'vmamba' not in path.name)
+
+
+def ablation_paths() -> list:
+    """Paths of the ablations' configs."""
+    return sorted((ROOT / 'configs/ablation').glob('*.py'))
 
 
 def arch_of(path: Path) -> str:

@@ -1,6 +1,7 @@
 """Training, testing and resuming from a folder outside the repository, as a user does."""
 
 import json
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -51,6 +52,11 @@ def test_classification_through_mim():
         text = run(test, *QUICK)
         assert 'selective_scan' in text or 'ss2d_scan' in text  # the log says which backend runs
         assert 0 <= metrics(work / 'test')['accuracy/top1'] <= 100
+        test = f'python {ROOT}/tools/test.py {config} {checkpoint} --work-dir {work}/cost --tta --complexity'
+        text = run(test, *QUICK, 'test_dataloader.batch_size=2')
+        assert 'accuracy/top1' in text and re.search(r'parameters: 1,\d{3},\d{3}\n', text)
+        assert re.search(r'FLOPs: 0\.\d\d G for an image of 224x224\n', text)
+        assert re.search(r'throughput: [1-9][\d.]+ images/s of 224x224 on cpu, fp32, batches of 2\n', text)
         quick[quick.index('train_cfg.max_epochs=1')] = 'train_cfg.max_epochs=2'
         text = run(f'{train} --resume', *quick)
         assert 'resumed epoch: 1' in text and (work / 'epoch_2.pth').is_file()

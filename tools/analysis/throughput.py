@@ -77,10 +77,11 @@ class Bench:
     def _maps(self, x):
         return self.model.extract_feat(x)
 
-    def images(self, size: int) -> torch.Tensor:
-        """Random images of one size."""
-        generator = torch.Generator().manual_seed(size)
-        x = torch.randn(self.args.batch_size, cli.image_channels(self.model), size, size, generator=generator)
+    def images(self, size) -> torch.Tensor:
+        """Random images of one size: a side, or height and width."""
+        height, width = (size, size) if isinstance(size, int) else size
+        generator = torch.Generator().manual_seed(height)
+        x = torch.randn(self.args.batch_size, cli.image_channels(self.model), height, width, generator=generator)
         return x.to(self.device, memory_format=self.layout)
 
     def autocast(self):

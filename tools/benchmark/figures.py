@@ -211,6 +211,26 @@ def archs(root: Path = ROOT) -> str:
     return table(header, rows)
 
 
+def published_speed(root: Path = ROOT) -> str:
+    """Images a second as published, beside those of our run, on another machine."""
+    theirs, report = read('published.json', root)['throughput'], read('models.json', root)
+    header = ['model', 'inference, published', 'training, published']
+    header += [f'{mode}, measured here' for mode in MODES.values()]
+    rows = []
+    for row in theirs['rows']:
+        size = next((size for size in SIZES if row['model'] == f'Swin-{SIZES[size]}'), None)
+        ours = swin_beside(report, f'{size}-', 'eager') if size else row['model']
+        measured = [find(report, ours, 'eager', mode) for mode in MODES]
+        name = row['model'] if size else f'`{row["model"]}`'
+        figures = [number(row['inference']), number(row['training'])]
+        rows.append([name, *figures, *(number(found and found['images_per_second']) for found in measured)])
+    return (
+        f'{table(header, rows)}\n\nImages/s on different machines, not to be compared across. '
+        f'[Published]({theirs["source"]}): {theirs["machine"]}. Here: eager, fp16, batch 128 at 224. '
+        f'{caption(report, note=False)}'
+    )
+
+
 def versions(root: Path = ROOT) -> str:
     """The versions that are tested: the rows of matrix.json, or the pinned set."""
     path = root / 'benchmarks/results/matrix.json'
@@ -240,6 +260,7 @@ TABLES = {
     'mmcv-ops': lambda: mmcv_ops(read('mmcv-ops.json')),
     'earlier': earlier,
     'archs': archs,
+    'published-speed': published_speed,
     'tested': versions,
     **{name: functools.partial(lambda name: as_it_is(read(f'{name}.json')), name) for name in PLAIN},
 }

@@ -1,0 +1,3 @@
+_base_ = './_base_/vmamba-tiny-s1l8.py'
+
+model = dict(backbone=dict(ssm_conv=-1, depths=(2, 2, 5, 2), ssm_d_state=16, forward_type='v05'))

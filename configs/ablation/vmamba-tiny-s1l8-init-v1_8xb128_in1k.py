@@ -1,0 +1,3 @@
+_base_ = './_base_/vmamba-tiny-s1l8.py'
+
+model = dict(backbone=dict(ssm_init='v1'))

@@ -1,0 +1,1 @@
+_base_ = './_base_/vmamba-tiny-v0.py'
