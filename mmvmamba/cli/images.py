@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, Optional
 
-import mmcv
 import numpy as np
 import torch
 from torch import nn
@@ -37,6 +36,8 @@ def read_image(path, option: str, size: Optional[tuple] = None) -> np.ndarray:
     Raises:
         UserError: If it can't be read.
     """
+    import mmcv  # which the package itself does without
+
     image = mmcv.imread(str(path)) if Path(path).is_file() else None
     if image is None:
         state = 'is not an image that OpenCV reads' if Path(path).exists() else 'does not exist'

@@ -1,6 +1,7 @@
 """How ``mmcv.ops`` comes to the stand-in, and when it must not."""
 
 import ast
+import contextlib
 import importlib.machinery
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmvmamba import mmcv_ops
+from mmvmamba.cli import UserError, models
 from mmvmamba.mmcv_ops import __main__ as command
 from mmvmamba.mmcv_ops import finder, placing
 from mmvmamba.mmcv_ops.extension import FUNCTIONS
@@ -75,7 +77,7 @@ def test_without_either_there_are_none(bare, tmp_path):
     assert fails(run_python('import mmcv._ext', bare, cwd=tmp_path), "No module named 'mmcv._ext'")
     (bare / '_ext.py').write_text(placing.TEXT)
     off = run_python('import mmcv._ext', bare, cwd=tmp_path, env={finder.SWITCH: 'off'})
-    assert fails(off, "No module named 'mmcv._ext' (MMVMAMBA_MMCV_OPS=off)")
+    assert fails(off, "No module named 'mmcv._ext'", 'MMVMAMBA_MMCV_OPS=off disables', 'unset it', 'MMCV_WITH_OPS=1')
     alone = run([sys.executable, '-S', '-c', 'import mmcv._ext'], bare, cwd=tmp_path)  # without site-packages
     assert fails(alone, f'{bare}/_ext.py needs mmvmamba, which is not installed; delete it')
 
@@ -143,10 +145,20 @@ def test_the_switch_takes_two_words(monkeypatch):
     for value, off in (('', False), ('on', False), ('off', True)):
         monkeypatch.setenv(finder.SWITCH, value)
         assert finder.switched_off() is off
-        assert (finder.FINDER.find_spec(finder.NAME) is None) is off
+        with pytest.raises(ModuleNotFoundError, match='unset it, or compile') if off else contextlib.nullcontext():
+            assert finder.FINDER.find_spec(finder.NAME).loader is finder.FINDER
     monkeypatch.setenv(finder.SWITCH, 'no')
     with pytest.raises(ImportError, match="MMVMAMBA_MMCV_OPS is 'no', expected on or off"):
         finder.switched_off()
+
+
+def test_a_tool_says_that_a_codebase_does_not_import(monkeypatch):
+    def fail(name):
+        raise ModuleNotFoundError(f'{name} found no mmcv._ext\nmore')
+
+    monkeypatch.setattr(models, 'import_module', fail)
+    with pytest.raises(UserError, match='mmdet can not be imported: mmdet.models found no mmcv._ext; "python -m mmvm'):
+        models.require_codebase('mmdet')
 
 
 def test_the_finder_is_the_last_one_and_finds_one_name():
