@@ -56,7 +56,7 @@ def require_codebase(scope: str) -> None:
     """
     try:
         import_module(f'{scope}.models')
-    except Exception as error:  # a version that is refused is an AssertionError, a library that does not load an OSError
+    except Exception as error:  # a refused version is an AssertionError, a broken library an OSError
         raise UserError(
             f'{scope} can not be imported: {first_line(error)}; "python -m mmvmamba.doctor" says what to do'
         ) from error

@@ -38,8 +38,8 @@ def fill(namespace: dict) -> None:
 
 def _switched_off() -> ModuleNotFoundError:
     return ModuleNotFoundError(
-        f'No module named {NAME!r}: mmcv has no compiled ops, and {SWITCH}=off disables those of mmvmamba; unset it, or '
-        f'compile mmcv: {COMPILE}',
+        f'No module named {NAME!r}: mmcv has no compiled ops, and {SWITCH}=off disables those of mmvmamba; unset it, '
+        f'or compile mmcv: {COMPILE}',
         name=NAME,
     )
 

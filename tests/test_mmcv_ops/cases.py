@@ -20,7 +20,7 @@ STORED = Path(__file__).parents[1] / 'data/mmcv_ops.npz'
 KINDS = ('grid', 'dense', 'sparse', 'malformed')  # the first two have equal scores and overlaps
 
 
-@functools.lru_cache(maxsize=None)  # a second load would share, and crash on, what the first one freed
+@functools.cache  # a second load would share, and crash on, what the first one freed
 def load_compiled():
     """The installed compiled ``_ext`` under a name of its own; None without one."""
     folder = mmcv_folder()

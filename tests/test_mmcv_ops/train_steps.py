@@ -1,6 +1,6 @@
 """Training steps and one prediction on made-up images: ``python train_steps.py TASK [STEPS]`` prints what came out.
 
-Run in a process of its own, with compiled mmcv or without, to compare bit by bit; tools/benchmark/matrix.py runs a step.
+Run in a process of its own, with compiled mmcv or without, to compare bit by bit; ``make matrix`` runs one step.
 """
 
 import hashlib
