@@ -220,8 +220,7 @@ def versions(root: Path = ROOT) -> str:
         lines = [[str(row.get(key, '–')) for key in header] for row in report['rows']]
         failed = [row for row in report['rows'] if row.get('remarks')]
         remarks = [f'- Python {row["Python"]}, torch {row["torch"]}: {row["remarks"]}' for row in failed]
-        words = f'{report["machine"]}, commit {report["commit"]}.'
-        return '\n'.join([table(header, lines), '', *remarks, *([''] if remarks else []), words])
+        return '\n'.join([table(header, lines), '', *remarks, *([''] if remarks else []), f'{report["machine"]}.'])
     files = [root / f'requirements/{name}.txt' for name in ('tested', 'torch', 'mmcv-lite')]
     lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
     pins = dict(line.split('==') for line in lines if re.match(r'[\w-]+==', line))

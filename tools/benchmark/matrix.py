@@ -2,7 +2,7 @@
 
 Each environment is made in build/matrix/ with uv and removed again, about 5 GiB at a time; what is to be installed is
 fetched once for rows of one torch.  A row that fails says why and the next one is tried; a second run goes on where the
-first stopped, as long as the commit is the same.  Writes benchmarks/results/matrix.json, which README shows.
+first stopped, if the commit is the same or --keep is given.  Writes benchmarks/results/matrix.json, which README shows.
 """
 
 import argparse
@@ -74,7 +74,7 @@ ROWS = (
     Row('3.12', '2.7.1', '==1.26.4'),
     Row('3.11', '2.11.0', '>=2'),
     Row('3.12', '2.11.0', '>=2', 'onedl'),
-    Row('3.11', '2.14.1', '>=2', build='cpu'),
+    Row('3.11', '2.14.1', '>=2'),
     Row('3.13', '2.15.0', '>=2', build='cpu'),
     Row('3.13', '2.15.0', '>=2', 'onedl'),
     Row('3.14', '2.15.0', '>=2'),
@@ -242,6 +242,7 @@ def main(argv=None) -> int:
     parser.add_argument(
         '--out', type=Path, default=ROOT / 'benchmarks/results/matrix.json', help='default: %(default)s'
     )
+    parser.add_argument('--keep', action='store_true', help='keep what was found at earlier commits')
     parser.add_argument('--check-ops', action='store_true', help='compare the ops of this environment, and no more')
     args = parser.parse_args(argv)
     if args.check_ops:
@@ -252,7 +253,7 @@ def main(argv=None) -> int:
     for row in ROWS:
         name = f'Python {row.python}, torch {row.torch}, {row.openmmlab}'
         kept = PLACE / f'{"-".join(asdict(row).values())}.json'.replace('=', '').replace('>', '')
-        if not kept.exists() or json.loads(kept.read_text())['commit'] != report.commit():
+        if not kept.exists() or not (args.keep or json.loads(kept.read_text())['commit'] == report.commit()):
             if fetched != row.torch:
                 shutil.rmtree(PLACE / 'cache', ignore_errors=True)
             fetched, start = row.torch, time.time()
@@ -260,7 +261,8 @@ def main(argv=None) -> int:
             result = try_row(row, sdist)
             kept.write_text(json.dumps(dict(commit=report.commit(), row=result)))
             print(f'[matrix]   {time.time() - start:.0f} s: {result}', flush=True)
-        found.append(json.loads(kept.read_text())['row'])
+        result = json.loads(kept.read_text())
+        found.append(dict(result['row'], commit=result['commit']))
     report.write(args.out, 'cpu', found)
     shutil.rmtree(PLACE / 'cache', ignore_errors=True)
     return 0
