@@ -21,7 +21,7 @@ endif
 CXX_FILES = $(shell find ops/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = "$(ENV_PYTHON)" -c 'import clang_format; clang_format.clang_format()'
 
-.PHONY: help setup wheels demo gallery figures docs docs-test test test-all dist lint ruff clang-format codespell types format clean soak
+.PHONY: help setup wheels demo gallery figures matrix docs docs-test test test-all dist lint ruff clang-format codespell types format clean soak
 .DEFAULT_GOAL := help
 
 help:  ## Show this help
@@ -43,6 +43,9 @@ gallery: $(SETUP)  ## Make every picture of the documentation's gallery from wha
 
 figures: $(SETUP)  ## Render the tables and plots of README and docs from benchmarks/results/
 	"$(ENV_PYTHON)" tools/benchmark/figures.py
+
+matrix: $(SETUP)  ## Try eight environments, Python 3.10 to 3.14 and torch 2.4 to 2.15, and write benchmarks/results/matrix.json
+	"$(ENV_PYTHON)" tools/benchmark/matrix.py
 
 docs: $(SETUP)  ## Build the documentation into build/docs; a dead link fails
 	"$(ENV_PYTHON)" -m mkdocs build --strict

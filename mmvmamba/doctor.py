@@ -100,8 +100,14 @@ def release(version: str) -> tuple:
 
 
 def torchvision_for(versions: dict) -> tuple:
-    """The release of torchvision that is made for the installed torch: 0.26 for 2.11."""
-    return 0, release(versions['torch'])[1] + 15
+    """The release of torchvision that is made for the installed torch: 0.26 for 2.11, 0.29 for 2.14 and later."""
+    return 0, min(release(versions['torch'])[1] + 15, 29)
+
+
+def torchvision_fits(versions: dict) -> bool:
+    """Whether torchvision, if there is one, belongs to the installed torch; from 0.29 on it serves later ones too."""
+    found, wanted = release(versions.get('torchvision', '')), torchvision_for(versions)
+    return found in ((), wanted) or wanted == (0, 29) < found
 
 
 def find_traps(
@@ -216,7 +222,7 @@ def find_traps(
                 'install both from the same index: the CUDA build of torch runs on CPU too',
             )
         )
-    elif at_least('torch', 2) and release(versions.get('torchvision', '')) not in ((), torchvision_for(versions)):
+    elif at_least('torch', 2) and not torchvision_fits(versions):
         wanted = '.'.join(map(str, torchvision_for(versions)))
         traps.append(
             Trap(

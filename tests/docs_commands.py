@@ -79,6 +79,7 @@ TABLE = {
     'make figures': Row('whole', quick=True),
     'make docs-test': Row('checks'),
     'make dist': Row('checks'),
+    'make matrix': Row('checks'),
     'make docs': Row('whole', makes='build/docs/index.html'),
     'make test': Row('checks'),
     'make test-all': Row('checks'),

@@ -32,6 +32,7 @@ TRAPS = {
         '0.25.0 does not belong to torch 2.11',
         'torchvision==0.26.*',
     ),
+    'old_torchvision': (dict(torch='2.15.0', torchvision='0.28.0'), {}, 'to torch 2.15.0', 'torchvision==0.29.*'),
     'new_mmcv': (dict(mmcv='2.2.0'), {}, r'mmcv 2.2.0 is newer than mmdet', 'mmcv==2.1.0'),
     'no_mmcv': (dict(mmcv=None), {}, 'mmcv is not installed, which mmdet need', 'mmcv-lite==2.1.0'),
     'new_python': (dict(python='3.14.0'), {}, 'pkgutil.find_loader', 'Python 3.10 to 3.13'),
@@ -56,6 +57,8 @@ def find(versions, **flags):
 def test_a_good_set_has_no_traps():
     assert find({}) == []
     assert find(dict(transformers='4.57.0', mmpretrain='1.2.0', torchvision='0.26.0')) == []
+    for version in ('0.29.2', '0.30.0'):
+        assert find(dict(torch='2.15.0', torchvision=version)) == []
     assert find({}, ops=mmcv_ops.State('stand-in', 'placed', placed=True), mmcv_distributions=('mmcv-lite',)) == []
 
 

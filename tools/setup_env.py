@@ -14,14 +14,12 @@ import subprocess
 import sys
 import time
 import venv
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENTS = ROOT / 'requirements'
 DISK_GIB = 12
 PYTHONS = ((3, 11), (3, 14))  # the tested set has wheels for these
-PIPS = 2  # at a time: unpacking keeps one core busy, a second hides the waiting for the index
 
 
 class SetupError(Exception):
@@ -138,19 +136,32 @@ def package_files(mmcv: str, gpu: bool) -> list:
 
 
 def install_packages(env: Environment, files: list) -> None:
-    """Install the exact set, asking pip for nothing beyond it; Python compiles what it imports, when it does."""
-    options = ('install', '--no-deps', '--no-compile', '--no-build-isolation')
-    env.pip('installing requirements/build.txt', *options, '-r', str(REQUIREMENTS / 'build.txt'))
+    """Install the exact set, asking for nothing beyond it; Python compiles what it imports, when it does.
+
+    uv needs a third of pip's processor time.  pip goes on where uv can't, as with wheels that lie on a disk.
+    """
+    build = str(REQUIREMENTS / 'build.txt')
+    env.pip('installing requirements/build.txt', 'install', '--no-deps', '--no-compile', '-r', build)
     compiled = env.folder / '.done-mmcv'
     if compiled.exists() and 'mmcv-lite' in files:  # both write into one folder
         env.pip('removing compiled mmcv', 'uninstall', '-y', 'mmcv')
         compiled.unlink()
-    lines = [line for name in files for line in (REQUIREMENTS / f'{name}.txt').read_text().splitlines()]
-    pins = [line for line in lines if line and not line.startswith('#')]
-    with ThreadPoolExecutor(PIPS) as pool:
-        what = 'installing ' + ', '.join(f'requirements/{name}.txt' for name in files)
-        for job in [pool.submit(env.pip, what, *options, *pins[i::PIPS]) for i in range(PIPS)]:
-            job.result()
+    what = 'installing ' + ', '.join(f'requirements/{name}.txt' for name in files)
+    options = ['--no-deps', '--no-build-isolation']
+    options += [word for name in files for word in ('-r', str(REQUIREMENTS / f'{name}.txt'))]
+    command = [str(env.python), '-m', 'uv', 'pip', 'install', '--python', str(env.python), *options]
+    try:
+        run(what, command, 'See the messages above', **uv_settings(env))
+    except SetupError:
+        say('uv could not; pip goes on, which takes longer')
+        env.pip(what, 'install', '--no-compile', *options)
+
+
+def uv_settings(env: Environment) -> dict:
+    """The index that pip was told of, for uv, which does not read pip's settings."""
+    command = [env.python, '-m', 'pip', 'config', 'get', 'global.index-url']
+    asked = os.environ.get('PIP_INDEX_URL') or subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return {'UV_DEFAULT_INDEX': asked} if asked and 'UV_DEFAULT_INDEX' not in os.environ else {}
 
 
 def install_mmcv(env: Environment) -> None:
@@ -198,8 +209,9 @@ def install_package(env: Environment) -> None:
     """Install mmvmamba in place and compile its kernels; its stand-in for mmcv's ops yields to compiled ones."""
     command = ('-v', 'install', '--no-deps', '--no-build-isolation', '-e', '.')
     env.pip('installing mmvmamba', *command, watch=BuildProgress())
-    place = [str(env.python), '-m', 'mmvmamba.mmcv_ops', 'place']
-    run("placing the stand-in for mmcv's ops", place, 'See the messages above')
+    # by itself, since importing mmvmamba imports torch and mmengine
+    place, folder = [str(env.python), '-m', 'mmcv_ops', 'place'], str(ROOT / 'mmvmamba')
+    run("placing the stand-in for mmcv's ops", place, 'See the messages above', PYTHONPATH=folder)
 
 
 def main() -> int:

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, Optional
 
-import mmcv
 import numpy as np
 import torch
 from torch import nn
@@ -46,6 +45,8 @@ def read_image(path, option: str, size: Optional[tuple] = None, channels: int = 
     Raises:
         UserError: If it can't be read, or has another number of channels.
     """
+    import mmcv  # which the package itself does without
+
     kinds = {1: 'grayscale', 3: 'color'}
     image = mmcv.imread(str(path), flag=kinds.get(channels, 'unchanged')) if Path(path).is_file() else None
     if image is None:

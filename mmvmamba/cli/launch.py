@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmvmamba.checkpoint import fetch_checkpoint
 
 from .errors import UserError
-from .models import CODEBASES
+from .models import CODEBASES, require_codebase
 
 _PACK = dict(mmpretrain='PackInputs', mmdet='PackDetInputs', mmseg='PackSegInputs')
 _SEVERAL = (list, tuple)
@@ -245,7 +245,11 @@ def build_runner(cfg: Config) -> Runner:
     """Build the config's runner; several processes without a GPU talk through gloo.
 
     mmengine 0.10 gives each process a CUDA device, which fails without one, so that their group is made here.
+
+    Raises:
+        UserError: If the config's codebase can't be imported.
     """
+    require_codebase(cfg.default_scope)
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
         torch.distributed.init_process_group('gloo')
         wrapper = cfg.get('model_wrapper_cfg') or dict(

@@ -1,5 +1,6 @@
 """Configs and models as command lines name them."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Optional
 
@@ -47,6 +48,20 @@ def read_config(config: str) -> Config:
     return cfg
 
 
+def require_codebase(scope: str) -> None:
+    """Import a codebase's models, as building one does; there mmengine would go on and say that it knows no such model.
+
+    Raises:
+        UserError: If the codebase, mmcv or mmcv's ops can't be imported.
+    """
+    try:
+        import_module(f'{scope}.models')
+    except Exception as error:  # a refused version is an AssertionError, a broken library an OSError
+        raise UserError(
+            f'{scope} can not be imported: {first_line(error)}; "python -m mmvmamba.doctor" says what to do'
+        ) from error
+
+
 def load_model(config: str, checkpoint: Optional[str], device='cpu', seed: int = 0) -> nn.Module:
     """Build the model of a config with the weights of a checkpoint, in eval mode.
 
@@ -60,10 +75,11 @@ def load_model(config: str, checkpoint: Optional[str], device='cpu', seed: int =
         nn.Module: The classifier, detector or segmentor, with ``backbone`` and ``data_preprocessor``.
 
     Raises:
-        UserError: If the config can't be read, or the weights don't fit.
+        UserError: If the config can't be read, its codebase can't be imported, or the weights don't fit.
         CheckpointError: If the checkpoint is missing, can't be read, or is of another arch.
     """
     cfg = read_config(config)
+    require_codebase(cfg.default_scope)
     init_default_scope(cfg.default_scope)
     _forget_pretrained(cfg.model)
     torch.manual_seed(seed)

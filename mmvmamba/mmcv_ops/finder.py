@@ -30,10 +30,18 @@ def fill(namespace: dict) -> None:
         ImportError: If torchvision does not load beside this torch.
     """
     if switched_off():
-        raise ModuleNotFoundError(f'No module named {NAME!r} ({SWITCH}=off)', name=NAME)
+        raise _switched_off()
     from . import extension  # torch and torchvision, only where they are needed
 
     extension.fill(namespace)
+
+
+def _switched_off() -> ModuleNotFoundError:
+    return ModuleNotFoundError(
+        f'No module named {NAME!r}: mmcv has no compiled ops, and {SWITCH}=off disables those of mmvmamba; unset it, '
+        f'or compile mmcv: {COMPILE}',
+        name=NAME,
+    )
 
 
 class StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -44,8 +52,10 @@ class StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname != NAME or switched_off():
+        if fullname != NAME:
             return None
+        if switched_off():
+            raise _switched_off()
         return importlib.machinery.ModuleSpec(fullname, self, origin='mmvmamba.mmcv_ops.extension')
 
     def create_module(self, spec):

@@ -42,8 +42,8 @@ def _allow_checkpoint_classes() -> None:
     Loading with ``weights_only=True`` refuses any class that torch was not told of.  These hold numbers only; loading
     stays safe.
     """
-    numpy: Any = np  # which versions name differently
-    multiarray = numpy._core.multiarray if hasattr(np, '_core') else numpy.core.multiarray
+    numpy: Any = np  # numpy 1.26 has a _core too, which is empty
+    multiarray = numpy.core.multiarray if np.__version__ < '2' else numpy._core.multiarray
     dtypes = [type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'bool')]
     torch.serialization.add_safe_globals(
         [

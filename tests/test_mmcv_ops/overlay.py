@@ -20,7 +20,13 @@ def make_overlay(folder: Path) -> Path:
 
 def run(command: list, overlay: Path, **options) -> subprocess.CompletedProcess:
     """Run a command that finds the overlay's mmcv first; ``env`` adds to the environment."""
-    environment = {**os.environ, 'PYTHONPATH': str(overlay.parent), **options.pop('env', {})}
+    env = {'PYTHONPATH': str(overlay.parent), **options.pop('env', {})}
+    return run_installed(command, env=env, **options)
+
+
+def run_installed(command: list, env: dict, **options) -> subprocess.CompletedProcess:
+    """Run a command with the installed mmcv; ``env`` adds to the environment."""
+    environment = {**os.environ, **env}
     environment.pop('PYTEST_CURRENT_TEST', None)
     return subprocess.run(command, env=environment, capture_output=True, text=True, **options)
 

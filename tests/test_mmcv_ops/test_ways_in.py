@@ -1,18 +1,22 @@
 """How ``mmcv.ops`` comes to the stand-in, and when it must not."""
 
 import ast
+import contextlib
 import importlib.machinery
+import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 from mmvmamba import mmcv_ops
+from mmvmamba.cli import UserError, models
 from mmvmamba.mmcv_ops import __main__ as command
 from mmvmamba.mmcv_ops import finder, placing
 from mmvmamba.mmcv_ops.extension import FUNCTIONS
 from mmvmamba.mmcv_ops.state import State
-from tests.test_mmcv_ops.cases import load_compiled
 from tests.test_mmcv_ops.overlay import make_overlay, run, run_python
 
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
@@ -75,19 +79,24 @@ def test_without_either_there_are_none(bare, tmp_path):
     assert fails(run_python('import mmcv._ext', bare, cwd=tmp_path), "No module named 'mmcv._ext'")
     (bare / '_ext.py').write_text(placing.TEXT)
     off = run_python('import mmcv._ext', bare, cwd=tmp_path, env={finder.SWITCH: 'off'})
-    assert fails(off, "No module named 'mmcv._ext' (MMVMAMBA_MMCV_OPS=off)")
+    assert fails(off, "No module named 'mmcv._ext'", 'MMVMAMBA_MMCV_OPS=off disables', 'unset it', 'MMCV_WITH_OPS=1')
     alone = run([sys.executable, '-S', '-c', 'import mmcv._ext'], bare, cwd=tmp_path)  # without site-packages
     assert fails(alone, f'{bare}/_ext.py needs mmvmamba, which is not installed; delete it')
 
 
-@pytest.mark.skipif(load_compiled() is None, reason='mmcv is not compiled here')
+@pytest.mark.skipif(shutil.which('cc') is None, reason='there is no C compiler')
 def test_compiled_ops_win(bare, tmp_path):
     (bare / '_ext.py').write_text(placing.TEXT)
-    compiled = placing.compiled_file(placing.mmcv_folder())
-    (bare / compiled.name).symlink_to(compiled)
+    compiled, source = bare / f'_ext{SUFFIX}', tmp_path / '_ext.c'
+    source.write_text(
+        '#include <Python.h>\nstatic struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_ext", NULL, -1};\n'
+        'PyMODINIT_FUNC PyInit__ext(void) { return PyModule_Create(&module); }\n'
+    )
+    include = sysconfig.get_path('include')
+    subprocess.run(['cc', '-shared', '-fPIC', f'-I{include}', str(source), '-o', str(compiled)], check=True)
     code = 'import torch, mmcv._ext, sys; from mmvmamba.mmcv_ops import install; install(); print(mmcv._ext.__file__)'
     result = run_python(code, bare, cwd=tmp_path)
-    assert result.stdout.strip() == str(bare / compiled.name), result.stderr
+    assert result.stdout.strip() == str(compiled), result.stderr
 
 
 def test_compiled_ops_that_fail_to_load_stay_an_error(bare, tmp_path):
@@ -143,10 +152,20 @@ def test_the_switch_takes_two_words(monkeypatch):
     for value, off in (('', False), ('on', False), ('off', True)):
         monkeypatch.setenv(finder.SWITCH, value)
         assert finder.switched_off() is off
-        assert (finder.FINDER.find_spec(finder.NAME) is None) is off
+        with pytest.raises(ModuleNotFoundError, match='unset it, or compile') if off else contextlib.nullcontext():
+            assert finder.FINDER.find_spec(finder.NAME).loader is finder.FINDER
     monkeypatch.setenv(finder.SWITCH, 'no')
     with pytest.raises(ImportError, match="MMVMAMBA_MMCV_OPS is 'no', expected on or off"):
         finder.switched_off()
+
+
+def test_a_tool_says_that_a_codebase_does_not_import(monkeypatch):
+    def fail(name):
+        raise ModuleNotFoundError(f'{name} found no mmcv._ext\nmore')
+
+    monkeypatch.setattr(models, 'import_module', fail)
+    with pytest.raises(UserError, match=r'mmdet can not be imported: mmdet\.models found no mmcv\._ext; "python -m'):
+        models.require_codebase('mmdet')
 
 
 def test_the_finder_is_the_last_one_and_finds_one_name():

@@ -1,6 +1,6 @@
-"""Twenty training steps and one prediction on made-up images: ``python train_steps.py TASK`` prints what came out.
+"""Training steps and one prediction on made-up images: ``python train_steps.py TASK [STEPS]`` prints what came out.
 
-Run in a process of its own, with compiled mmcv or without, to compare bit by bit.
+Run in a process of its own, with compiled mmcv or without, to compare bit by bit; ``make matrix`` runs one step.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ def digest(tensors) -> str:
     return hashlib.sha256(b''.join(value.detach().contiguous().numpy().tobytes() for value in tensors)).hexdigest()
 
 
-def main(task: str) -> None:
+def main(task: str, steps: int = STEPS) -> None:
     """Train, predict, print."""
     codebase, config, size = TASKS[task]
     torch.set_num_threads(1)
@@ -77,7 +77,7 @@ def main(task: str) -> None:
         model = MODELS.build(Config.fromfile(DEMO / config).model)
         model.init_weights()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-        for _ in range(STEPS):
+        for _ in range(steps):
             images, samples = zip(*(make_sample(task, size, random) for _ in range(BATCH)))
             data = model.data_preprocessor(
                 dict(inputs=[torch.from_numpy(image) for image in images], data_samples=list(samples)), training=True
@@ -110,4 +110,4 @@ def main(task: str) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))

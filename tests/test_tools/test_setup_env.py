@@ -35,6 +35,27 @@ def test_what_is_installed(setup_env):
             assert ('mmcv-lite' in names) == (mmcv == 'lite')
 
 
+def test_uv_installs_from_the_index_of_pip_and_pip_goes_on_where_uv_can_not(setup_env, monkeypatch, tmp_path, capsys):
+    env, done = setup_env.Environment(tmp_path), []
+
+    def run(step, command, advice, **environment):
+        done.append((command[2], *command[3:], environment))
+        if command[2] == 'uv' and not works:
+            raise setup_env.SetupError('installing failed')
+
+    monkeypatch.setattr(setup_env, 'run', run)
+    monkeypatch.setenv('PIP_INDEX_URL', 'https://index.example/simple')
+    monkeypatch.delenv('UV_DEFAULT_INDEX', raising=False)
+    for works in (True, False):
+        done.clear()
+        setup_env.install_packages(env, ['torch', 'dev'])
+        assert [program for program, *_ in done] == ['pip', 'uv', *([] if works else ['pip'])]
+        assert done[1][-1] == {'UV_DEFAULT_INDEX': 'https://index.example/simple'}
+        for _, *arguments, _ in done[1:]:
+            assert '--no-deps' in arguments and str(setup_env.REQUIREMENTS / 'dev.txt') in arguments
+        assert ('pip goes on' in capsys.readouterr().out) is not works
+
+
 def test_the_build_says_how_far_it_is(setup_env, monkeypatch, capsys):
     clock = iter([0.0, 4.0, 5.0, 20.0])
     monkeypatch.setattr(setup_env.time, 'time', lambda: next(clock))

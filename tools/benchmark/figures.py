@@ -235,9 +235,12 @@ def versions(root: Path = ROOT) -> str:
     """The versions that are tested: the rows of matrix.json, or the pinned set."""
     path = root / 'benchmarks/results/matrix.json'
     if path.exists():
-        rows = json.loads(path.read_text())['rows']
-        header = list(dict.fromkeys(key for row in rows for key in row))
-        return table(header, [[str(row.get(key, '–')) for key in header] for row in rows])
+        report = json.loads(path.read_text())
+        header = [key for key in dict.fromkeys(key for row in report['rows'] for key in row) if key != 'remarks']
+        lines = [[str(row.get(key, '–')) for key in header] for row in report['rows']]
+        failed = [row for row in report['rows'] if row.get('remarks')]
+        remarks = [f'- Python {row["Python"]}, torch {row["torch"]}: {row["remarks"]}' for row in failed]
+        return '\n'.join([table(header, lines), '', *remarks, *([''] if remarks else []), f'{report["machine"]}.'])
     files = [root / f'requirements/{name}.txt' for name in ('tested', 'torch', 'mmcv-lite')]
     lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
     pins = dict(line.split('==') for line in lines if re.match(r'[\w-]+==', line))
