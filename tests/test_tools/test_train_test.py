@@ -9,7 +9,7 @@ import pytest
 
 from mmvmamba.checkpoint import read_checkpoint
 
-from .conftest import ROOT, place_of_its_own
+from .conftest import ROOT, load_tool, place_of_its_own
 from .test_launch import DEMO
 
 QUICK = [
@@ -42,16 +42,25 @@ def metrics(folder):
     return json.loads(newest.read_text())
 
 
+def scalars(folder):
+    """The last line of a training run's figures."""
+    (path,) = folder.glob('2*/vis_data/scalars.json')
+    return json.loads(path.read_text().splitlines()[-1])
+
+
 def test_classification_through_mim():
     with place_of_its_own() as (folder, run):
         config, work = ROOT / DEMO['mmpretrain'], folder / 'classification'
         checkpoint, quick = work / 'epoch_1.pth', [*QUICK, *BY_EPOCH, *SMALL_CLASSES]
         train = f'python -m mim train mmpretrain {config} --gpus 0 --work-dir {work}'
         run(train, *quick)
-        test = f'python -m mim test mmpretrain {config} --checkpoint {checkpoint} --gpus 0 --work-dir {work}/test'
+        validated = scalars(work)['accuracy/top1']
+        official = folder / 'official.pth'  # the published code's layout and names
+        assert load_tool('model_converters/mm2vmamba.py').main([str(checkpoint), str(official)]) == 0
+        test = f'python -m mim test mmpretrain {config} --checkpoint {official} --gpus 0 --work-dir {work}/test'
         text = run(test, *QUICK)
         assert 'selective_scan' in text or 'ss2d_scan' in text  # the log says which backend runs
-        assert 0 <= metrics(work / 'test')['accuracy/top1'] <= 100
+        assert metrics(work / 'test')['accuracy/top1'] == validated
         test = f'python {ROOT}/tools/test.py {config} {checkpoint} --work-dir {work}/cost --tta --complexity'
         text = run(test, *QUICK, 'test_dataloader.batch_size=2')
         assert 'accuracy/top1' in text and re.search(r'parameters: 1,\d{3},\d{3}\n', text)
