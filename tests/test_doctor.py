@@ -33,7 +33,7 @@ TRAPS = {
         'torchvision==0.26.*',
     ),
     'old_torchvision': (dict(torch='2.15.0', torchvision='0.28.0'), {}, 'to torch 2.15.0', 'torchvision==0.29.*'),
-    'new_mmcv': (dict(mmcv='2.2.0'), {}, r'mmcv 2.2.0 is newer than mmdet', 'mmcv==2.1.0'),
+    'new_mmcv': (dict(mmcv='2.2.0'), {}, r'mmcv 2.2.0 is newer than mmdet', 'mmcv-lite==2.1.0'),
     'no_mmcv': (dict(mmcv=None), {}, 'mmcv is not installed, which mmdet need', 'mmcv-lite==2.1.0'),
     'new_python': (dict(python='3.14.0'), {}, 'pkgutil.find_loader', 'Python 3.10 to 3.13'),
     'imgaug': (dict(imgaug='0.4.0', numpy='2.4.6'), {}, 'imgaug 0.4.0 breaks at import', 'imaug'),

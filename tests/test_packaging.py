@@ -88,11 +88,18 @@ def test_without_torch_at_build_time(tree):
     assert '--no-build-isolation' in info['reason'] and 'naive' in use(target)
 
 
-def test_a_failed_build_leaves_a_working_install(tree):
+def test_a_failed_build_went_through_ccache_and_leaves_a_working_install(tree, monkeypatch):
+    ccache, log = tree.parent / 'bin/ccache', tree.parent / 'compiled'
+    ccache.parent.mkdir()
+    ccache.write_text(f'#!/bin/sh\ncase "$1" in -*) exit 0;; esac\necho "$@" >> {log}\nexec "$@"\n')
+    ccache.chmod(0o755)
+    monkeypatch.delenv('CXX', raising=False)
     shutil.rmtree(tree / 'ops/csrc')
     (tree / 'ops/csrc').mkdir()
     (tree / 'ops/csrc/registration.cpp').write_text('#error "does not compile"\n')
-    target, info, _ = install(tree, MMVMAMBA_BUILD='cpu')
+    folders = f'{ccache.parent}{os.pathsep}{os.environ["PATH"]}'
+    target, info, _ = install(tree, MMVMAMBA_BUILD='cpu', PATH=folders)
+    assert any(line.startswith('c++ ') and 'registration.cpp' in line for line in log.read_text().splitlines())
     assert info['built'] == 'none' and info['reason'].startswith('compilation failed') and 'naive' in use(target)
     assert 'run pip with -v' in info['reason'] and info['arches'] == []
 
