@@ -18,6 +18,7 @@ _VERSIONS = dict(
     v052dc=('cascade2d', False),
     v2=('cross2d', True),
     v3=('cross2d', False),
+    m0=('cross2d', False),
 )
 _POSTFIXES = dict(
     no32=('force_fp32', False),
@@ -39,10 +40,10 @@ def parse_forward_type(forward_type: str) -> dict:
     """Translate a ``forward_type`` of the published code, such as ``v05_noz``; postfixes may stand in any order.
 
     Args:
-        forward_type (str): A version (v0, v01 to v05, v051d, v052d, v052dc, v2, v3) and postfixes, joined by ``_``.
+        forward_type (str): A version (v0, v01 to v05, v051d, v052d, v052dc, v2, v3, m0) and postfixes, joined by ``_``.
 
     Returns:
-        dict: ``scan_mode``, ``gate``, ``out_norm``, ``out_act`` and ``force_fp32`` for an arch dict.
+        dict: ``scan_mode``, ``gate``, ``out_norm``, ``out_act`` and ``force_fp32`` for an arch dict, and ``core`` of m0.
 
     Raises:
         TypeError: If ``forward_type`` is not a string.
@@ -57,6 +58,8 @@ def parse_forward_type(forward_type: str) -> dict:
         )
     scan_mode, force_fp32 = _VERSIONS[version]
     options = dict(scan_mode=scan_mode, gate='silu', out_norm='ln', out_act=False, force_fp32=force_fp32)
+    if version == 'm0':
+        options['core'] = 'ssd'
     given: dict = {}
     for postfix in postfixes:
         if postfix not in _POSTFIXES:
