@@ -27,8 +27,8 @@ class SS2DOptions:
     """Options of :class:`mmvmamba.layers.SS2D`.
 
     Attributes:
-        core (str): The scan: ``s6``, the selective scan of Mamba, or ``ssd``, that of Mamba-2, with R heads of d_inner / R
-            channels.
+        core (str): The scan: ``s6``, the selective scan of Mamba, or ``ssd``, that of Mamba-2, with R
+            heads of d_inner / R channels.
         d_state (int): State size N of each channel.
         ssm_ratio (float): d_inner = ssm_ratio * d_model.
         dt_rank (int | str): Rank R of the step-size projection, or number R of heads; ``auto`` is ceil(d_model / 16).
@@ -79,7 +79,7 @@ class SS2DOptions:
         if self.core == 'ssd' and self.scan_mode == 'cascade2d':
             raise ValueError("scan_mode is 'cascade2d', expected cross2d, unidi or bidi for core 'ssd'")
         if self.with_initial_state and self.core != 'ssd':
-            raise ValueError(f"with_initial_state is True, expected False for core {self.core!r}, which keeps no state")
+            raise ValueError(f'with_initial_state is True, expected False for core {self.core!r}, which keeps no state')
 
 
 def check_choice(name: str, value) -> None:

@@ -44,7 +44,9 @@ class VSSBlock(nn.Module):
     ):
         super().__init__()
         if with_cp and ssm.with_initial_state:
-            raise ValueError('with_cp is True, expected False with_initial_state: the repeated call would change the state')
+            raise ValueError(
+                'with_cp is True, expected False with_initial_state: a repeated call would change the state'
+            )
         self.with_cp = with_cp
         self.norm = build_norm(norm_layer, channels, autocast_output=True)
         self.op = SS2D(channels, ssm)

@@ -46,7 +46,7 @@ ARCHS = {
     'small-m2': dict(_M2, dims=96, depths=(2, 2, 12, 2), drop_path_rate=0.3),
     'base-m2': dict(_M2, dims=128, depths=(2, 2, 12, 2), drop_path_rate=0.3),
 }
-"""Options of the archs; v2 is VMamba's final design, v0 the vanilla one of the paper's first version, m2 with Mamba-2."""
+"""Options of the archs; v2 is VMamba's final design, v0 the vanilla one of the first paper, m2 the one with Mamba-2."""
 
 
 @dataclass(frozen=True)

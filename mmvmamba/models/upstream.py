@@ -43,7 +43,7 @@ def parse_forward_type(forward_type: str) -> dict:
         forward_type (str): A version (v0, v01 to v05, v051d, v052d, v052dc, v2, v3, m0) and postfixes, joined by ``_``.
 
     Returns:
-        dict: ``scan_mode``, ``gate``, ``out_norm``, ``out_act`` and ``force_fp32`` for an arch dict, and ``core`` of m0.
+        dict: ``scan_mode``, ``gate``, ``out_norm``, ``out_act`` and ``force_fp32`` for an arch dict; of m0 ``core``.
 
     Raises:
         TypeError: If ``forward_type`` is not a string.

@@ -137,9 +137,9 @@ def ssd_scan_backward(dout, dlast, x, dt, A, B, C, D, dt_bias, initial_state, dt
     # s < u gave to the state after, and in what is left of the one in the other
     inside = (inside * pairs).tril(-1)
     to_later = (dB_state * B).sum(-1)
-    along = inside.sum(-1) - inside.sum(-2) + (dC_state * C).sum(-1) - to_later
+    along = inside.sum(-1) - inside.sum(-2) + (dC_state * C).sum(-1)
     through = total.squeeze(-1) * (flows * states).sum((-1, -2)).unsqueeze(-1)
-    dlog = along.flip(-1).cumsum(-1).flip(-1) + to_later.sum(-1, keepdim=True) + through  # of log decay
+    dlog = along.flip(-1).cumsum(-1).flip(-1) + to_later.cumsum(-1) - to_later + through  # of log decay
     ddt = (x * ddrive).sum(-1) + A.unsqueeze(-1) * dlog
     if chunks.slope is not None:
         ddt = ddt * chunks.slope

@@ -53,7 +53,7 @@ def ssd_scan(
     With ``size``, the L steps are the pixels of a map, row by row, and are scanned along the K = 4 routes of
     :func:`mmvmamba.ops.cross_scan`: x is one for all routes; the heads of dt, A, D and the states, and the groups of B
     and C, are those of route 0, 1, 2, 3; and the four outputs are added at their pixels.  Everything stays in the order
-    of the pixels; no route is laid out in memory on a GPU.
+    of the pixels: on a GPU no route is laid out in memory.
 
     Args:
         x (Tensor): Input, (batch, L, H, P), or (batch, L, H / K, P) with ``size``; float32, float16, bfloat16 or
@@ -84,7 +84,7 @@ def ssd_scan(
 
     Note:
         On a GPU the products of float16 and bfloat16 inputs round their operands to 11 and 8 bits, as tensor cores do,
-        and add in float32; those of float32 follow ``torch.backends.cuda.matmul.allow_tf32``.  A value that is not
+        and add in float32; those of float32 follow ``torch.set_float32_matmul_precision``.  A value that is not
         finite can reach all steps of its chunk.
     """
     op = 'ssd_scan'
@@ -110,7 +110,7 @@ def ssd_scan(
     out_dtype = check_out_dtype(op, out_dtype, x.dtype)
 
     training = records_gradients(x, dt, B, C, *weights.values())
-    backend = resolve(op, x.device.type, backend, training, B.shape[3], x.dtype == torch.float64)
+    backend = resolve(op, x.device.type, backend, training, double=x.dtype == torch.float64)
     if backend == 'naive':
         xs, dts, Bs, Cs = routes.scan_inputs(x, dt, B, C, size, scan_mode) if size else (x, dt, B, C)
         out, last = naive.ssd_scan(xs, dts, A, Bs, Cs, D, dt_bias, initial_state, dt_softplus)
@@ -131,7 +131,9 @@ def _check_size(op: str, size, scan_mode, x: torch.Tensor) -> None:
         raise ValueError(f"{op}: scan_mode is 'cascade2d', expected cross2d, unidi or bidi")
     if size is None:
         return
-    if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, (int, torch.SymInt)) for n in size)):
+    if not (
+        isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, (int, torch.SymInt)) for n in size)
+    ):
         raise ValueError(f'{op}: size is {size!r}, expected (H, W), two integers')
     if size[0] < 1 or size[0] * size[1] != x.shape[1]:
         raise ValueError(f'{op}: size is {tuple(size)}, expected a map of the {x.shape[1]} steps of x')

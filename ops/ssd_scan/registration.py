@@ -4,12 +4,17 @@
 are 0, 0 and -1.  Forward keeps nothing: backward makes the states between chunks again, which are larger than x.
 """
 
+import functools
+
 import torch
 
+from ..backend import logger
 from ..checks import promote, state_dtype
 from ..cross_scan.registration import SCAN_MODES
 from ..registration import define, define_kernels, define_triton
 from . import chunked, routes
+
+MAX_CHANNELS, MAX_STATE = 64, 128  # P and N whose state a Triton program holds
 
 
 def _fake(x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus, float_output, keep_state, height, width, scan_mode):
@@ -21,11 +26,12 @@ def _fake(x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus, float_output, 
 def _fake_backward(
     dout, dlast_state, x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus, height, width, scan_mode
 ):  # fmt: skip
-    return tuple(A.new_empty(0) if t is None else t.new_empty(t.shape) for t in (x, dt, A, B, C, D, dt_bias, initial_state))
+    inputs = (x, dt, A, B, C, D, dt_bias, initial_state)
+    return tuple(A.new_empty(0) if value is None else value.new_empty(value.shape) for value in inputs)
 
 
-# ---- CPU ------------------------------------------------------------------------------------------------------------
-def _run_cpu(
+# ---- matrix products of torch ---------------------------------------------------------------------------------------
+def _run_products(
     x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus, float_output, keep_state, height, width, scan_mode
 ):  # fmt: skip
     route = (height, width), SCAN_MODES[scan_mode]
@@ -34,11 +40,11 @@ def _run_cpu(
     out, last = chunked.ssd_scan(xs, dts, A, Bs, Cs, D, dt_bias, initial_state, dt_softplus)
     if scan_mode >= 0:
         out = routes.merge(out, *route)
-    out = out.to(torch.float32 if float_output else x.dtype, memory_format=torch.contiguous_format)
+    out = out.to(torch.float32 if float_output else x.dtype).contiguous()
     return out, last.contiguous() if keep_state else A.new_empty(0)
 
 
-def _run_cpu_backward(
+def _run_products_backward(
     dout, dlast_state, x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus, height, width, scan_mode
 ):  # fmt: skip
     inputs = (x, dt, A, B, C, D, dt_bias, initial_state)
@@ -55,22 +61,37 @@ def _run_cpu_backward(
         dB, dC = (routes.restore_pixels(value, *route) for value in (dB, dC))
         grads = (routes.merge(dx, *route), ddt, dA, dB, dC, *others)
     return tuple(
-        A.new_empty(0) if grad is None else grad.to(value.dtype, memory_format=torch.contiguous_format)
-        for grad, value in zip(grads, inputs)
+        A.new_empty(0) if grad is None else grad.to(value.dtype).contiguous() for grad, value in zip(grads, inputs)
     )
 
 
 # ---- Triton ---------------------------------------------------------------------------------------------------------
-def _run(*arguments):
+@functools.cache
+def _announce_products(channels: int, d_state: int) -> None:
+    logger.info(
+        f"ssd_scan on triton runs as torch's matrix products for {channels} channels a head and {d_state} states: the "
+        f'kernels hold {MAX_CHANNELS} and {MAX_STATE}'
+    )
+
+
+def _choose(x, B, kernel: str, products):
+    """The Triton kernel, or for a state that no program can hold the products."""
+    channels, d_state = x.shape[3], B.shape[3]
+    if channels > MAX_CHANNELS or d_state > MAX_STATE:
+        _announce_products(channels, d_state)
+        return products
     from . import triton
 
-    return triton.ssd_scan(*arguments)
+    return getattr(triton, kernel)
 
 
-def _run_backward(*arguments):
-    from . import triton
+def _run(x, dt, A, B, *others):
+    return _choose(x, B, 'ssd_scan', _run_products)(x, dt, A, B, *others)
 
-    return triton.ssd_scan_backward(*arguments)
+
+def _run_backward(dout, dlast_state, x, dt, A, B, *others):
+    run = _choose(x, B, 'ssd_scan_backward', _run_products_backward)
+    return run(dout, dlast_state, x, dt, A, B, *others)
 
 
 def _save(ctx, arguments, _):
@@ -93,7 +114,7 @@ def _autocast(x, dt, A, B, C, D, dt_bias, initial_state, *others):
 
 
 define(__file__, ('naive', 'cpu', 'triton'), ssd_scan=_fake, ssd_scan_backward=_fake_backward)
-define_kernels('CPU', ssd_scan=_run_cpu, ssd_scan_backward=_run_cpu_backward)
+define_kernels('CPU', ssd_scan=_run_products, ssd_scan_backward=_run_products_backward)
 define_triton(
     __file__,
     'ssd_scan',

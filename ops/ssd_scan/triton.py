@@ -15,20 +15,14 @@ import triton.language as tl
 from ..cross_scan.triton import _COLUMN, _REVERSE
 from .triton_kernels import add_routes, gradients, outputs, walk
 
-CHUNK = 64
-# whether products round to the dtype of x what was computed from it: float16 has no room for states and gradients, so
-# it is kept as float32, of which tensor cores take as many digits
-NARROW = {torch.float32: False, torch.float16: False, torch.bfloat16: True}
+CHUNKS = dict(forward=64, backward=32)  # steps; longer ones have fewer states, and more pairs of steps
+# whether products round to the dtype of x what was computed from it, the states too, as Mamba-2's own kernels do;
+# where not, they take it as float32, or of float16 as TF32, which has float16's digits and float32's range
+NARROW = {torch.float32: False, torch.float16: True, torch.bfloat16: True}
 PROGRAMS = 1024  # so many at least, if there are heads to share out
 WALK_ROWS = 64  # of the state that a program of walk carries
 ROUTES = 4
-MAX_STATE, MAX_CHANNELS = 128, 64  # N and P that registers hold
-WARPS = dict(walk=4, outputs=4, gradients=8)
-
-
-def fits(x: torch.Tensor, d_state: int) -> bool:
-    """Whether the kernels take a problem."""
-    return d_state <= MAX_STATE and x.shape[3] <= MAX_CHANNELS
+LAUNCH = dict(walk=dict(num_warps=4), outputs=dict(num_warps=4), gradients=dict(num_warps=4))
 
 
 def _block(size: int) -> int:
@@ -47,13 +41,14 @@ def _last_dense(value: torch.Tensor) -> torch.Tensor:
 class _Problem:
     """What the two directions share: sizes, tensors as the kernels read them, and options of every kernel."""
 
-    def __init__(self, x, dt, A, B, C, D, dt_bias, dt_softplus, height, width, scan_mode):
+    def __init__(self, direction, x, dt, A, B, C, D, dt_bias, dt_softplus, height, width, scan_mode):
         self.x, self.dt, self.B, self.C = _heads_dense(x), _last_dense(dt), _last_dense(B), _last_dense(C)
         self.A, self.D, self.bias = (None if t is None else t.contiguous() for t in (A, D, dt_bias))
         self.batch, self.length, self.shared, self.channels = x.shape
         self.all_heads, self.groups, self.d_state = dt.shape[2], B.shape[2], B.shape[3]
         self.heads = self.all_heads // self.groups
-        self.chunks = triton.cdiv(self.length, CHUNK)
+        chunk = min(CHUNKS[direction], _block(self.length))
+        self.chunks = triton.cdiv(self.length, chunk)
         self.routed = scan_mode >= 0
         self.place = (height, width, self.length, self.chunks)
         exact = x.dtype == torch.float32
@@ -67,7 +62,7 @@ class _Problem:
             ACC=tl.float64 if exact else tl.float32,
             NARROW=self.narrow,
             PRECISION='ieee' if exact and torch.get_float32_matmul_precision() == 'highest' else 'tf32',
-            Q=CHUNK,
+            Q=chunk,
             P=_block(self.channels),
             N=_block(self.d_state),
         )
@@ -88,7 +83,7 @@ class _Problem:
             *value.stride()[:2], *matrix.stride()[:3], *self.dt.stride()[:2],
             self.groups, self.heads, self.channels, self.d_state, *self.place,
             BACKWARD=backward, HAS_FIRST=first is not None, HAS_LAST=last is not None, HEADS=heads,
-            num_warps=WARPS['walk'], **self.options,
+            **LAUNCH['walk'], **self.options,
         )  # fmt: skip
         return states
 
@@ -111,26 +106,25 @@ def ssd_scan(
     x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus, float_output, keep_state, height, width, scan_mode
 ):  # fmt: skip
     """Forward; arguments and results as in the schema of the op."""
-    problem = _Problem(x, dt, A, B, C, D, dt_bias, dt_softplus, height, width, scan_mode)
+    p = _Problem('forward', x, dt, A, B, C, D, dt_bias, dt_softplus, height, width, scan_mode)
     first = None if initial_state is None else initial_state.contiguous()
-    last = A.new_empty(problem.state_shape if keep_state else (0,))
+    last = A.new_empty(p.state_shape if keep_state else (0,))
     out = torch.empty(x.shape, dtype=torch.float32 if float_output else x.dtype, device=x.device)
-    parts = out.new_empty((*x.shape[:2], problem.all_heads, x.shape[3])) if problem.routed else out
+    parts = out.new_empty((*x.shape[:2], p.all_heads, x.shape[3])) if p.routed else out
     states = None
     with _device_of(x):
-        if problem.chunks > 1 or first is not None or keep_state:
-            states = problem.walk(problem.x, problem.B, first, last if keep_state else None, backward=False)
-        has_state = problem.chunks > 1 or first is not None
-        grid, turns = problem.grid()
-        p = problem
+        if p.chunks > 1 or first is not None or keep_state:
+            states = p.walk(p.x, p.B, first, last if keep_state else None, backward=False)
+        has_state = p.chunks > 1 or first is not None
+        grid, turns = p.grid()
         outputs[grid](
             p.x, p.dt, p.A, p.B, p.C, p.D, p.bias, states, parts,
             *p.x.stride()[:2], *p.dt.stride()[:2], *p.B.stride()[:3], *p.C.stride()[:3],
             p.groups, p.heads, turns, p.channels, p.d_state, *p.place,
-            HAS_STATE=has_state, HAS_D=D is not None, num_warps=WARPS['outputs'], **p.options,
+            HAS_STATE=has_state, HAS_D=D is not None, **LAUNCH['outputs'], **p.options,
         )  # fmt: skip
-        if problem.routed:
-            problem.merge(parts, out)
+        if p.routed:
+            p.merge(parts, out)
     return out, last
 
 
@@ -138,7 +132,7 @@ def ssd_scan_backward(
     dout, dlast_state, x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus, height, width, scan_mode
 ):  # fmt: skip
     """Gradients of :func:`ssd_scan` for its tensors, empty where they are absent."""
-    p = _Problem(x, dt, A, B, C, D, dt_bias, dt_softplus, height, width, scan_mode)
+    p = _Problem('backward', x, dt, A, B, C, D, dt_bias, dt_softplus, height, width, scan_mode)
     first, flow = (None if t is None else t.contiguous() for t in (initial_state, dlast_state))
     dy = torch.zeros(x.shape, dtype=x.dtype, device=x.device) if dout is None else _heads_dense(dout)
     grid, turns = p.grid()
@@ -162,7 +156,7 @@ def ssd_scan_backward(
             dy, p.x, p.dt, p.A, p.B, p.C, p.D, p.bias, states, flows, parts, ddt, dB, dC, sums, dD,
             *dy.stride()[:2], *p.x.stride()[:2], *p.dt.stride()[:2], *p.B.stride()[:3], *p.C.stride()[:3],
             p.batch * p.groups, p.groups, p.heads, turns, p.channels, p.d_state, *p.place,
-            HAS_STATE=has_state, HAS_FLOW=has_flow, HAS_D=D is not None, num_warps=WARPS['gradients'], **p.options,
+            HAS_STATE=has_state, HAS_FLOW=has_flow, HAS_D=D is not None, **LAUNCH['gradients'], **p.options,
         )  # fmt: skip
         if p.routed:
             p.merge(parts, dx)

@@ -159,9 +159,9 @@ def gradients(
     dy, x, dt, A, B, C, D, bias, states, flows, dx, ddt, dB, dC, sums, dD,
     dy_b, dy_l, x_b, x_l, dt_b, dt_l, B_b, B_l, B_g, C_b, C_l, C_g,
     sequences, groups, heads, turns, channels, d_state, height, width, length, chunks,
-    SHARED: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, HAS_STATE: tl.constexpr, HAS_FLOW: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
-    Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
+    SHARED: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, HAS_STATE: tl.constexpr, HAS_FLOW: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr, NARROW: tl.constexpr,
+    PRECISION: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """One program: a chunk of a group, ``turns`` heads one after the other; the formulas of chunked.py.
 
@@ -208,7 +208,7 @@ def gradients(
         pulled = tl.where(q[:, None] > q[None, :], pulled * pairs, 0.0)
         along = tl.sum(pulled, axis=1) - tl.sum(pulled, axis=0)
         at = ((batch * chunks + chunk) * groups * heads + own) * channels
-        through = 0.0
+        through = tl.zeros([Q], tl.float32)
         if HAS_STATE:
             h = tl.load(states + (at + p[:, None]) * d_state + n[None, :], state_mask, 0.0)
             dC_state = _dot(g, h, NARROW, PRECISION, RAW) * tl.exp2(cum.to(tl.float32))[:, None]
@@ -221,8 +221,7 @@ def gradients(
             dB_state = _dot(v, flow, NARROW, PRECISION, RAW) * (rest * steps)[:, None]
             sum_B += dB_state
             later = tl.sum(dB_state * b.to(tl.float32), axis=1)
-            along -= later
-            through += tl.sum(later, axis=0)
+            through += tl.cumsum(later, axis=0) - later
             if HAS_STATE:
                 kept = tl.sum(tl.sum(flow.to(tl.float32) * h.to(tl.float32), axis=1), axis=0)
                 through += tl.exp2(total.to(tl.float32)) * kept
