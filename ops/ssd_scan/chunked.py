@@ -30,12 +30,11 @@ class _Chunks(NamedTuple):
     L: torch.Tensor  # b c g r q q
     decay: torch.Tensor  # b c g r q 1: from the state before the chunk to a step
     rest: torch.Tensor  # b c g r q 1: from a step to the end of the chunk
-    total: torch.Tensor  # b c g r 1 1: over the whole chunk
+    log_total: torch.Tensor  # b c g r 1 1, float64: over the whole chunk, its logarithm
 
 
-def _cut(value: torch.Tensor) -> torch.Tensor:
+def _cut(value: torch.Tensor, missing: int) -> torch.Tensor:
     """(b, L, ...) to (b, c, q, ...), padded with zeros."""
-    missing = -value.shape[1] % CHUNK
     value = F.pad(value, (*(0, 0) * (value.dim() - 2), 0, missing))
     return value.unflatten(1, (-1, CHUNK))
 
@@ -45,24 +44,29 @@ def _join(value: torch.Tensor, length: int) -> torch.Tensor:
     return value.movedim(4, 2).flatten(1, 2).flatten(2, 3)[:, :length]
 
 
-def _prepare(x, dt, A, B, C, dt_bias, dt_softplus) -> _Chunks:
-    dtype, groups = state_dtype(x.dtype), B.shape[2]
+def _prepare(length, x, dt, A, B, C, dt_bias, dt_softplus) -> _Chunks:
+    dtype, groups, missing = state_dtype(x.dtype), B.shape[2], -length % CHUNK
     dt, slope = dt.to(dtype), None
     if dt_bias is not None:
         dt = dt + dt_bias
     if dt_softplus:
-        slope = _by_head(_cut(dt.sigmoid()), groups)
+        slope = _by_head(_cut(dt.sigmoid(), missing), groups)
         dt = F.softplus(dt, threshold=EXACT)
-    dt = _by_head(_cut(dt), groups)  # b c g r q
+    dt = _by_head(_cut(dt, missing), groups)  # b c g r q
     A = A.unflatten(0, (groups, -1))
-    x = _by_head(_cut(x.to(dtype)), groups)
-    B, C = (_cut(value.to(dtype)).transpose(2, 3).unsqueeze(3) for value in (B, C))
+    x = _by_head(_cut(x.to(dtype), missing), groups)
+    B, C = (_cut(value.to(dtype), missing).transpose(2, 3).unsqueeze(3) for value in (B, C))
     cum = torch.cumsum(dt.double() * A.double().unsqueeze(-1), dim=-1)
     total = cum[..., -1:]
-    later = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=x.device).triu(1)
-    L = torch.exp((cum.unsqueeze(-1) - cum.unsqueeze(-2)).to(dtype).masked_fill(later, float('-inf')))
-    decay, rest, total = (torch.exp(value.to(dtype)).unsqueeze(-1) for value in (cum, total - cum, total))
-    return _Chunks(x, dt.unsqueeze(-1), slope, A, B, C, L, decay, rest, total)
+    decay, rest = (torch.exp(value.to(dtype)).unsqueeze(-1) for value in (cum, total - cum))
+    return _Chunks(x, dt.unsqueeze(-1), slope, A, B, C, _decays(cum, dtype), decay, rest, total.unsqueeze(-1))
+
+
+def _decays(cum: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """L of sums (..., q): exp(cum_t - cum_s) for t >= s, else 0."""
+    step = torch.arange(cum.shape[-1], device=cum.device)
+    later = step > step.unsqueeze(1)
+    return torch.exp((cum.unsqueeze(-1) - cum.unsqueeze(-2)).to(dtype).masked_fill(later, float('-inf')))
 
 
 def _by_head(value: torch.Tensor, groups: int) -> torch.Tensor:
@@ -70,69 +74,84 @@ def _by_head(value: torch.Tensor, groups: int) -> torch.Tensor:
     return value.unflatten(3, (groups, -1)).movedim(2, 4)
 
 
-def carry(states: torch.Tensor, total: torch.Tensor, first: torch.Tensor) -> tuple:
+def carry(states: torch.Tensor, log_total: torch.Tensor, first: Optional[torch.Tensor]) -> tuple:
     """Carry a state through the chunks.
 
     Args:
         states (Tensor): (b, c, g, r, p, n), what each chunk adds.
-        total (Tensor): (b, c, g, r, 1, 1), what each chunk leaves of the state before it.
-        first (Tensor): (b, g, r, p, n), the state before the first.
+        log_total (Tensor): (b, c, g, r, 1, 1), of what each chunk leaves of the state before it.
+        first (Tensor, optional): (b, g, r, p, n), the state before the first; None for zeros.
 
     Returns:
         tuple[Tensor, Tensor]: The states before each chunk, and the one after the last.
     """
-    before = []
-    for state, decay in zip(states.unbind(1), total.unbind(1)):
+    first, before = torch.zeros_like(states[:, 0]) if first is None else first, []
+    for state, decay in zip(states.unbind(1), log_total.to(states.dtype).exp().unbind(1)):
         before.append(first)
         first = decay * first + state
     return torch.stack(before, dim=1), first
 
 
-def _first_state(state: Optional[torch.Tensor], chunks: _Chunks) -> torch.Tensor:
-    batch, _, groups, heads, _, channels = chunks.x.shape
-    if state is None:
-        return chunks.x.new_zeros(batch, groups, heads, channels, chunks.B.shape[-1])
-    return state.unflatten(1, (groups, heads))
+def carry_at_once(states: torch.Tensor, log_total: torch.Tensor, first: Optional[torch.Tensor]) -> tuple:
+    """:func:`carry` as one matrix product over the chunks, for exporters that can't loop; quadratic in their number."""
+    cum = torch.cumsum(log_total.flatten(2), dim=1).transpose(1, 2)  # b gr c
+    weights = _decays(F.pad(cum, (1, 0)), states.dtype)
+    # an exporter would take the batch of zeros for a constant, so they are padding
+    items = F.pad(states, (*(0, 0) * 4, 1, 0)) if first is None else torch.cat([first.unsqueeze(1), states], dim=1)
+    items = items.flatten(2, 3).flatten(3).transpose(1, 2)  # b gr c+1 pn
+    after = (weights @ items).transpose(1, 2).unflatten(2, states.shape[2:4]).unflatten(4, states.shape[4:])
+    return after[:, :-1], after[:, -1]
 
 
-def ssd_scan(x, dt, A, B, C, D=None, dt_bias=None, initial_state=None, dt_softplus=False, carry: Any = carry) -> tuple:
+def _first(state: Optional[torch.Tensor], states: torch.Tensor) -> Optional[torch.Tensor]:
+    """A state (b, H, p, n) in the form of one of ``states``."""
+    return None if state is None else state.unflatten(1, states.shape[2:4])
+
+
+def ssd_scan(
+    x, dt, A, B, C, D=None, dt_bias=None, initial_state=None, dt_softplus=False, carry: Any = carry, length: Any = None
+) -> tuple:
     """The scan of plain sequences; arguments as in :func:`mmvmamba.ops.ssd_scan`.
 
     Args:
         carry (Callable): Carries the state through the chunks, as :func:`carry` does, which loops.
+        length (int, optional): L, for an exporter that would take the one of ``x`` for a constant.
 
     Returns:
         tuple[Tensor, Tensor]: ``out`` (batch, L, H, P) and the last state (batch, H, P, N), in the dtype of the state.
     """
-    chunks = _prepare(x, dt, A, B, C, dt_bias, dt_softplus)
+    length = x.shape[1] if length is None else length
+    chunks = _prepare(length, x, dt, A, B, C, dt_bias, dt_softplus)
     x, B, C = chunks.dt * chunks.x, chunks.B, chunks.C
-    states, last = carry((chunks.rest * x).mT @ B, chunks.total, _first_state(initial_state, chunks))
-    y = (chunks.L * (C @ B.mT)) @ x + chunks.decay * (C @ states.mT)
+    states = (chunks.rest * x).transpose(-1, -2) @ B
+    states, last = carry(states, chunks.log_total, _first(initial_state, states))
+    y = (chunks.L * (C @ B.transpose(-1, -2))) @ x + chunks.decay * (C @ states.transpose(-1, -2))
     if D is not None:
         y = y + D.unflatten(0, (B.shape[2], -1)).unsqueeze(-2) * chunks.x
-    return _join(y, dt.shape[1]), last.flatten(1, 2)
+    return _join(y, length), last.flatten(1, 2)
 
 
 def ssd_scan_backward(dout, dlast, x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus) -> tuple:
     """Gradients of :func:`ssd_scan` for its tensors, in the dtype of the state; None for those that are absent."""
     length, groups = x.shape[1], B.shape[2]
-    chunks = _prepare(x, dt, A, B, C, dt_bias, dt_softplus)
-    _, dt, _, A, B, C, L, decay, rest, total = chunks
-    x = chunks.x
-    dy = torch.zeros_like(x) if dout is None else _by_head(_cut(dout.to(x.dtype)), groups)
-    first = _first_state(initial_state, chunks)
-    states, _ = carry((rest * dt * x).mT @ B, total, first)  # before each chunk
-    flows, dinitial = carry(((decay * dy).mT @ C).flip(1), total.flip(1), _first_state(dlast, chunks))
+    chunks = _prepare(length, x, dt, A, B, C, dt_bias, dt_softplus)
+    _, dt, _, A, B, C, L, decay, rest, log_total = chunks
+    x, total = chunks.x, log_total.to(chunks.x.dtype).exp()
+    dy = torch.zeros_like(x) if dout is None else _by_head(_cut(dout.to(x.dtype), -length % CHUNK), groups)
+    states = (rest * dt * x).transpose(-1, -2) @ B
+    states, _ = carry(states, log_total, _first(initial_state, states))  # before each chunk
+    flows = ((decay * dy).transpose(-1, -2) @ C).flip(1)
+    flows, dinitial = carry(flows, log_total.flip(1), _first(dlast, flows))
     flows = flows.flip(1)  # the gradient of the state after each chunk
 
-    pairs = C @ B.mT  # C_t . B_s
-    inside = L * (dy @ x.mT) * dt.mT
+    pairs = C @ B.transpose(-1, -2)  # C_t . B_s
+    inside = L * (dy @ x.transpose(-1, -2)) * dt.transpose(-1, -2)
     dpairs = inside.sum(3, keepdim=True)
     dC_state = decay * (dy @ states)
     dB_state = rest * dt * (x @ flows)
     dC = dpairs @ B + dC_state.sum(3, keepdim=True)
-    dB = dpairs.mT @ C + dB_state.sum(3, keepdim=True)
-    ddrive = (L * pairs).mT @ dy + rest * (B @ flows.mT)  # of dt x
+    dB = dpairs.transpose(-1, -2) @ C + dB_state.sum(3, keepdim=True)
+    ddrive = (L * pairs).transpose(-1, -2) @ dy + rest * (B @ flows.transpose(-1, -2))  # of dt x
     # of the decays: step u takes part in every pair t >= u > s, in what the state before gave to t >= u, in what
     # s < u gave to the state after, and in what is left of the one in the other
     inside = (inside * pairs).tril(-1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmvmamba.ops import BackendError, backend_report, cross_merge, cross_scan, ssd_scan, use_backend
+from mmvmamba.ops.ssd_scan import chunked
 from tests.test_ops.scan_inputs import relative_error
 from tests.test_ops.ssd_inputs import assert_ssd_close, draw_gradients, make_ssd_inputs, run_ssd, run_truth
 
@@ -225,3 +226,14 @@ def test_a_choice_for_all_ops_that_it_lacks_leaves_the_choice(monkeypatch):
         torch.testing.assert_close(ssd_scan(**inputs), naive)
     finally:
         backend._requested.reset(token)
+
+
+def test_states_carried_at_once_are_those_of_the_loop():
+    """A chunk that leaves nothing of the state before it, others that leave it whole, and growth."""
+    states, first = torch.randn(2, 5, 2, 3, 4, 6), torch.randn(2, 2, 3, 4, 6)
+    log_total = 3 * torch.randn(2, 5, 2, 3, 1, 1, dtype=torch.float64)
+    log_total[:, 1], log_total[:, 3] = -1e4, 0.0
+    for found, expected in zip(
+        chunked.carry_at_once(states, log_total, first), chunked.carry(states, log_total, first)
+    ):
+        torch.testing.assert_close(found, expected)
