@@ -10,6 +10,7 @@ from .fused.linear.interface import linear
 from .fused.mlp.interface import mlp
 from .selective_scan.interface import selective_scan
 from .ss2d.interface import ss2d_scan
+from .ssd_scan.interface import ssd_scan
 
 register_flops()
 
@@ -28,5 +29,6 @@ __all__ = [
     'mlp',
     'selective_scan',
     'ss2d_scan',
+    'ssd_scan',
     'use_backend',
 ]

@@ -10,7 +10,8 @@ which the GPU's scans don't have, goes to ``naive``, the reference; and tensors 
 
 The fused layers (norms, linear, MLP, convolutions) have ``naive``, torch's own layers on every device, and ``cuda``.
 For them a choice made for all ops that they lack, or that their kernels can't serve, means torch's layers; only a
-call's own ``backend`` raises.  ``auto`` takes the kernels where they can serve.
+call's own ``backend`` raises.  ``auto`` takes the kernels where they can serve.  ``ssd_scan`` has no ``cuda``: a choice
+of it for all ops means ``auto`` there.
 """
 
 import logging
@@ -280,9 +281,15 @@ def resolve(
         BackendError: If a named backend can't serve this device, or training on a GPU would fall to ``naive``.
     """
     chosen = _requested_for(op) if name is None else _check_name(name, 'backend')
+    has = OP_BACKENDS.get(op, BACKENDS)
+    if name is None and chosen not in (*has, 'auto'):  # a choice for all ops, of which this one lacks it
+        _check_can_run(op, chosen, device_type)
+        chosen = 'auto'
     if chosen == 'auto':
         chosen = 'naive' if double and device_type != 'cpu' else _choose(op, device_type, training, d_state, steps)
     else:
+        if chosen not in has:
+            raise BackendError(f'{op}: there is no backend {chosen!r}, expected one of {", ".join(has)}, auto')
         _check_can_run(op, chosen, device_type)
         if double and chosen in ('cuda', 'triton'):
             raise BackendError(f'{op}: backend {chosen!r} takes float32, float16 and bfloat16, got float64')
@@ -292,7 +299,7 @@ def resolve(
 
 def _choose(op: str, device_type: str, training: bool, d_state: int, steps: str) -> str:
     for name in _preference(op, device_type, training, d_state, steps):
-        if _status(name).available:
+        if name in OP_BACKENDS.get(op, BACKENDS) and _status(name).available:
             return name
     if device_type == 'cuda' and training:
         raise BackendError(

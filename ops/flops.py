@@ -1,9 +1,10 @@
 """FLOPs of the compiled ops for torch's own counter, :class:`torch.utils.flop_counter.FlopCounterMode`.
 
 That counter takes a multiply-add of a product or a convolution for two, and norms and activations for nothing; so do
-these formulas.  A selective scan with skip connection counts 9 B L D N + B D L, as its authors count it, and backward
-twice what forward does.  The published tables count a multiply-add once, see ``tools/analysis/get_flops.py``.  Of the
-naive backend torch counts the products, and nothing of the recurrence.
+these formulas.  A selective scan with skip connection counts 9 B L D N + B D L, as its authors count it; the scan of
+Mamba-2 the products of its chunks of 64 steps; and backward twice what forward does.  The published tables count a
+multiply-add once, see ``tools/analysis/get_flops.py``.  Of the naive backend torch counts the products, and nothing of
+the recurrence.
 """
 
 from math import prod
@@ -22,6 +23,15 @@ def ss2d_scan(x, x_proj_weight, dt_projs_weight, *_, **__) -> int:
     routes, _, dt_rank = dt_projs_weight
     d_state = (x_proj_weight[1] - dt_rank) // 2
     return routes * prod(x) * (2 * x_proj_weight[1] + 2 * dt_rank + 9 * d_state + 1)
+
+
+def ssd_scan(x, dt, A, B, C, *_, **__) -> int:
+    """FLOPs of C B^T of each group, and of three products and the skip connection of each head of P channels.
+
+    x (batch, L, H, P), dt (batch, L, heads of all routes), B (batch, L, G, N).
+    """
+    steps, chunk, (groups, d_state) = B[0] * B[1], min(B[1], 64), B[2:]
+    return steps * (2 * groups * chunk * d_state + dt[2] * x[3] * (2 * chunk + 4 * d_state + 1))
 
 
 def linear(x, weight, *_, **__) -> int:
@@ -55,6 +65,7 @@ def register_flops() -> None:
     """Register the formulas of all ops that are defined."""
     _register('selective_scan', selective_scan, _twice(selective_scan))
     _register('ss2d_scan', ss2d_scan, _twice(ss2d_scan))
+    _register('ssd_scan', ssd_scan, lambda dout, dlast_state, *inputs, **_: 2 * ssd_scan(*inputs))
     _register('linear', linear, _twice(linear))
     _register('mlp', mlp, lambda dy, x, hidden, weight1, weight2, **_: 2 * mlp(x, weight1, None, weight2))
     _register('depthwise_conv_silu', convolution, _twice(convolution))

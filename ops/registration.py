@@ -49,6 +49,12 @@ def _define(schema: str) -> bool:
     return True
 
 
+def define_kernels(key: str, **kernels: Callable) -> None:
+    """Give ops that are defined kernels in Python, for a dispatch key such as ``CPU``."""
+    for op, kernel in kernels.items():
+        _library.impl(op, kernel, key)
+
+
 def check_absent(op: str, **arguments) -> None:
     """Refuse arguments that a schema foresees and the Triton kernels do not take yet."""
     for name, value in arguments.items():

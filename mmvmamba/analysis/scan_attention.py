@@ -6,7 +6,8 @@ Unrolling the recurrence h_i = exp(delta_i A) h_{i-1} + delta_i B_i u_i, y_i = C
 
     y_i = sum_{j <= i} w_ij u_j + D u_i,    w_ij = C_i^T exp(A sum_{j < t <= i} delta_t) B_j delta_j
 
-Each channel has its own weights. The merged map of SS2D is the sum over the four routes, so its weights are too.
+Each channel has its own weights; those of a head of Mamba-2 share A and delta. The merged map of SS2D is the sum over
+the four routes, so its weights are too.
 """
 
 import copy
@@ -132,14 +133,11 @@ def scan_attention(call: dict, row: int, column: int) -> ScanAttention:
     _, channels, height, width = x.shape
     if not (0 <= row < height and 0 <= column < width):
         raise ValueError(f'pixel ({row}, {column}) lies outside the map of {height} rows and {width} columns')
-    dt_rank, d_state = call['dt_projs_weight'].shape[2], call['A_logs'].shape[1]
     numbers = torch.arange(height * width, dtype=x.dtype, device=x.device).view(1, 1, height, width)
     order = cross_scan(numbers, call['scan_mode'])[0, :, 0].long()  # (K, L): the pixel at each step of a route
 
     u = x[0].flatten(1)[:, order].transpose(0, 1)  # (K, D, L)
-    dts, B, C = (call['x_proj_weight'] @ u).split([dt_rank, d_state, d_state], dim=1)
-    delta = F.softplus(call['dt_projs_weight'] @ dts + call['dt_projs_bias'].unsqueeze(-1))
-    A = -call['A_logs'].exp().view(-1, channels, d_state)
+    delta, B, C, A = _parameters(call, u)
 
     weights = torch.zeros_like(u)
     for route, pixels in enumerate(order):
@@ -147,15 +145,31 @@ def scan_attention(call: dict, row: int, column: int) -> ScanAttention:
         steps = delta[route, :, : i + 1]
         elapsed = steps.cumsum(dim=-1)
         elapsed = elapsed[:, -1:] - elapsed  # sum of delta_t over j < t <= i
-        read = torch.einsum('n,nj,dnj->dj', C[route, :, i], B[route, :, : i + 1], _decay(A[route], elapsed)) * steps
+        pairs = C[route, :, i : i + 1] * B[route, :, : i + 1]
+        pairs = pairs.sum(0, keepdim=True) if A.shape[2] == 1 else pairs  # all states decay alike
+        read = torch.einsum('nj,dnj->dj', pairs, _decay(A[route], elapsed)) * steps
         weights[route][:, pixels[: i + 1]] = read
     return ScanAttention(
         position=(row, column),
         weights=weights.view(-1, channels, height, width),
-        skip=call['Ds'].view(-1, channels).sum(dim=0),
+        skip=call['Ds'].reshape(-1, channels).sum(dim=0),
         x=x[0],
         y=call['output'][0, :, row, column],
     )
+
+
+def _parameters(call: dict, u: torch.Tensor) -> tuple:
+    """delta (K, D, L), B and C (K, N, L) and A (K, D, N) of what each route reads, (K, D, L); A (K, D, 1) of heads."""
+    maps, bias, A = call['x_proj_weight'] @ u, call['dt_projs_bias'].unsqueeze(-1), -call['A_logs'].exp()
+    if call['dt_projs_weight'] is None:
+        heads, channels = call['Ds'].shape[1:]
+        d_state = (maps.shape[1] - heads) // 2
+        dts, B, C = maps.split([heads, d_state, d_state], dim=1)
+        delta = F.softplus(dts + bias).repeat_interleave(channels, dim=1)
+        return delta, B, C, A.repeat_interleave(channels, dim=1).unsqueeze(-1)
+    d_state = A.shape[1]
+    dts, B, C = maps.split([maps.shape[1] - 2 * d_state, d_state, d_state], dim=1)
+    return F.softplus(call['dt_projs_weight'] @ dts + bias), B, C, A.view(-1, u.shape[1], d_state)
 
 
 def _decay(A: torch.Tensor, elapsed: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ ONNX has no selective scan, and its Scan operator takes one step at a time: too 
 image.  The recurrence h_t = a_t h_{t-1} + b_t is associative, so here the steps are cut into about sqrt(L) chunks: one
 Scan walks through all chunks side by side, a second one carries the states from chunk to chunk, and each step adds the
 product of its chunk's decays so far times the state before the chunk.  That is exact algebra; as every decay lies in
-(0, 1], no product can overflow.
+(0, 1], no product can overflow.  The scan of Mamba-2 needs no loop, see :mod:`mmvmamba.export.onnx_heads`.
 """
 
 import warnings
@@ -17,6 +17,8 @@ from torch import nn
 from mmvmamba.layers import SS2D, intercept_scan
 from mmvmamba.ops import use_backend
 from mmvmamba.ops.cross_scan.naive import cross_merge, cross_scan
+
+from .onnx_heads import ANY_SIZE, AnySize, traceable_heads
 
 OPSET = 17
 _DOMAIN = 'mmvmamba'
@@ -104,20 +106,10 @@ class _ChunkedScan(torch.autograd.Function):
         return g.op(f'{_DOMAIN}::ChunkedScan', a, b).setType(type_)
 
 
-class _AnySize(torch.autograd.Function):
-    """A map as it is, whose traced sizes the exporter must not take for the only ones."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def symbolic(g, x):
-        return g.op('Identity', x).setType(x.type().with_sizes([None] * 4))
-
-
 def _traceable_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode):
     """The scan of a map in plain PyTorch, its loop over time as one node; see :func:`mmvmamba.layers.scan_routes`."""
+    if dt_projs_weight is None:
+        return traceable_heads(x, x_proj_weight, dt_projs_bias, A_logs, Ds, scan_mode)
     routes, channels, dt_rank = dt_projs_weight.shape
     d_state = A_logs.shape[1]
     u = cross_scan(x, scan_mode, channel_last=False)  # (B, K, D, L)
@@ -131,7 +123,7 @@ def _traceable_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds
     h = h.unflatten(1, (-1, int(routes), int(channels), int(d_state)))  # (L, B, K, D, N)
     y = (h.permute(1, 2, 3, 4, 0) * C.unsqueeze(2)).sum(dim=3)
     y = y + Ds.unflatten(0, (int(routes), int(channels))).unsqueeze(-1) * u
-    return _AnySize.apply(cross_merge(y, x.shape[2:], scan_mode, channel_last=False))
+    return AnySize.apply(cross_merge(y, x.shape[2:], scan_mode, channel_last=False))
 
 
 def export_onnx(graph: nn.Module, example: torch.Tensor, output_names: tuple, path: Path, metadata: dict) -> None:
@@ -146,12 +138,16 @@ def export_onnx(graph: nn.Module, example: torch.Tensor, output_names: tuple, pa
         metadata (dict): Texts to keep in the file's ``metadata_props``.
 
     Raises:
-        ValueError: If a scan has the mode cascade2d, whose lines become batches: the tracer fixes their number.
+        ValueError: If a scan has the mode cascade2d, whose lines become batches: the tracer fixes their number; or if
+            it carries its state between calls, which a graph can't.
     """
     import onnx
     from onnx import inliner, parser
 
-    if any(isinstance(module, SS2D) and module.options.scan_mode == 'cascade2d' for module in graph.modules()):
+    options = [module.options for module in graph.modules() if isinstance(module, SS2D)]
+    if any(option.with_initial_state for option in options):
+        raise ValueError('with_initial_state is True, expected False: a graph carries no state between calls')
+    if any(option.scan_mode == 'cascade2d' for option in options):
         raise ValueError('scan_mode is cascade2d, which cannot be exported to ONNX; expected cross2d, unidi or bidi')
     axes = {0: 'batch', 2: 'height', 3: 'width'}
     dynamic = dict(images=axes)
@@ -176,7 +172,7 @@ def export_onnx(graph: nn.Module, example: torch.Tensor, output_names: tuple, pa
                 dynamo=False,
             )
     model = onnx.load(str(path))
-    model.functions.append(parser.parse_function(_CHUNKED_SCAN))
+    model.functions.extend(parser.parse_function(text) for text in (_CHUNKED_SCAN, ANY_SIZE))
     model = inliner.inline_local_functions(model)
     for entry in [entry for entry in model.opset_import if entry.domain == _DOMAIN]:
         model.opset_import.remove(entry)

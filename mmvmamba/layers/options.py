@@ -8,6 +8,7 @@ from torch import nn
 
 ACTIVATIONS = dict(silu=nn.SiLU, gelu=nn.GELU, relu=nn.ReLU, sigmoid=nn.Sigmoid)
 CHOICES = dict(
+    core=('s6', 'ssd'),
     scan_mode=('cross2d', 'unidi', 'bidi', 'cascade2d'),
     gate=('silu', 'linear', 'none'),
     out_norm=('ln', 'none', 'dwconv3', 'cnorm', 'softmax', 'sigmoid'),
@@ -26,22 +27,27 @@ class SS2DOptions:
     """Options of :class:`mmvmamba.layers.SS2D`.
 
     Attributes:
+        core (str): The scan: ``s6``, the selective scan of Mamba, or ``ssd``, that of Mamba-2, with R
+            heads of d_inner / R channels.
         d_state (int): State size N of each channel.
         ssm_ratio (float): d_inner = ssm_ratio * d_model; 0 for a block without token mixer.
-        dt_rank (int | str): Rank R of the step-size projection; ``auto`` is ceil(d_model / 16).
+        dt_rank (int | str): Rank R of the step-size projection, or number R of heads; ``auto`` is ceil(d_model / 16).
         d_conv (int): Kernel size of the depthwise convolution before the scan, odd; 1 for none.
         conv_bias (bool): Whether that convolution has a bias.
-        act (str): Activation after it: silu, gelu, relu or sigmoid.
+        act (str): Activation after it: silu, gelu, relu or sigmoid. An arch dict with core ``ssd`` has gelu by default.
         dropout (float): Dropout after the output projection.
-        scan_mode (str): cross2d, unidi, bidi or cascade2d.
+        scan_mode (str): cross2d, unidi, bidi or, with core ``s6``, cascade2d.
         gate (str): What multiplies the scan's output: ``silu`` (an activated branch of in_proj), ``linear`` (the
             branch as it is) or ``none``.
         out_norm (str): Normalisation of the scan's output: ln, none, dwconv3, cnorm, softmax or sigmoid.
         out_act (bool): Whether a GELU follows ``out_norm``.
         force_fp32 (bool): Whether the projections and the scan run in float32 under autocast.
         ssm_init (str): Initialisation of A, D and dt: mamba, randn or zeros.
+        with_initial_state (bool): Whether each call begins with the state that the last one left, added up over its
+            batch; with core ``ssd``.
     """
 
+    core: str = 's6'
     d_state: int = 1
     ssm_ratio: float = 1.0
     dt_rank: Union[int, str] = 'auto'
@@ -55,9 +61,10 @@ class SS2DOptions:
     out_act: bool = False
     force_fp32: bool = False
     ssm_init: str = 'mamba'
+    with_initial_state: bool = False
 
     def __post_init__(self):
-        for name in ('scan_mode', 'gate', 'out_norm', 'ssm_init', 'act'):
+        for name in ('core', 'scan_mode', 'gate', 'out_norm', 'ssm_init', 'act'):
             check_choice(name, getattr(self, name))
         check_int('d_state', self.d_state, 1, 256)
         check_number('ssm_ratio', self.ssm_ratio, low=0, high=64)
@@ -67,8 +74,12 @@ class SS2DOptions:
         check_int('d_conv', self.d_conv, 1, 255)
         if self.d_conv % 2 == 0:
             raise ValueError(f'd_conv is {self.d_conv}, expected an odd kernel size')
-        for name in ('conv_bias', 'out_act', 'force_fp32'):
+        for name in ('conv_bias', 'out_act', 'force_fp32', 'with_initial_state'):
             check_bool(name, getattr(self, name))
+        if self.core == 'ssd' and self.scan_mode == 'cascade2d':
+            raise ValueError("scan_mode is 'cascade2d', expected cross2d, unidi or bidi for core 'ssd'")
+        if self.with_initial_state and self.core != 'ssd':
+            raise ValueError(f'with_initial_state is True, expected False for core {self.core!r}, which keeps no state')
 
 
 def check_choice(name: str, value) -> None:

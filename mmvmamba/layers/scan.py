@@ -3,13 +3,14 @@
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Callable
+from typing import Any, Callable, Optional
 
 import torch
 
 from mmvmamba.ops import ss2d_scan
 
 from .cascade import cascade_scan
+from .heads import scan_heads
 
 _functions: ContextVar = ContextVar('mmvmamba_scan_functions', default=())  # the innermost interception is the last
 _lock = threading.Lock()
@@ -19,12 +20,13 @@ _active = 0  # interceptions in the whole process; torch.compile guards on a num
 def scan_routes(
     x: torch.Tensor,
     x_proj_weight: torch.Tensor,
-    dt_projs_weight: torch.Tensor,
+    dt_projs_weight: Optional[torch.Tensor],
     dt_projs_bias: torch.Tensor,
     A_logs: torch.Tensor,
     Ds: torch.Tensor,
     scan_mode: str,
-) -> torch.Tensor:
+    initial_state: Optional[torch.Tensor] = None,
+) -> Any:
     """Scan a map along its four routes, in any of the four modes; all of SS2D between convolution and norm.
 
     Args:
@@ -35,19 +37,26 @@ def scan_routes(
         A_logs (Tensor): (4 D, N).
         Ds (Tensor): (4 D,).
         scan_mode (str): ``cross2d``, ``unidi``, ``bidi`` or ``cascade2d``.
+        initial_state (Tensor, optional): The state before the first pixel, with core ``ssd``. Default: zeros.
+
+    With core ``ssd`` ``dt_projs_weight`` is None, and the others have the shapes of :func:`.heads.scan_heads`.
 
     Returns:
-        Tensor: Map (B, D, H, W), in the dtype of ``x``, or of autocast; in channels_last memory.
+        Tensor | tuple[Tensor, Tensor]: Map (B, D, H, W), in the dtype of ``x``, or of autocast; in channels_last
+        memory. With ``initial_state`` also the last state.
     """
     parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     if _active and _functions.get():
-        return _call_innermost(x, *parameters, scan_mode)
+        return _call_innermost(x, *parameters, scan_mode, *(() if initial_state is None else (initial_state,)))
+    if dt_projs_weight is None:
+        y = scan_heads(x.permute(0, 2, 3, 1), x_proj_weight, *parameters[2:], scan_mode, initial_state)
+        return y.permute(0, 3, 1, 2) if initial_state is None else (y[0].permute(0, 3, 1, 2), y[1])
     if scan_mode == 'cascade2d':
         return cascade_scan(x.permute(0, 2, 3, 1), *parameters).permute(0, 3, 1, 2)
     return ss2d_scan(x, *parameters, scan_mode)
 
 
-def _call_innermost(*arguments) -> torch.Tensor:
+def _call_innermost(*arguments) -> Any:
     *outer, function = _functions.get()
     token = _functions.set(tuple(outer))
     try:
@@ -60,7 +69,8 @@ def _call_innermost(*arguments) -> torch.Tensor:
 def intercept_scan(function: Callable):
     """Let every SS2D call a function instead of the scan, such as one that records or counts.
 
-    The function takes the arguments of :func:`scan_routes`, all by position, and returns what that would. Where it
+    The function takes the arguments of :func:`scan_routes`, all by position, the last one only where there is an
+    initial state, and returns what that would. Where it
     calls :func:`scan_routes` itself, it gets the interception around this one, or the scan. It is called in the
     current thread or task only; others scan as before, also the thread in which autograd repeats a checkpointed
     forward pass on a GPU. A compiled model is compiled anew, or raises with ``fullgraph=True``.

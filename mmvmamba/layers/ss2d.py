@@ -16,7 +16,7 @@ from .linear import project
 from .norm import LayerNorm
 from .options import ACTIVATIONS, SS2DOptions
 from .scan import scan_routes
-from .ssm_init import init_ssm
+from .ssm_init import init_ssd, init_ssm
 
 ROUTES = 4
 
@@ -33,7 +33,7 @@ class SS2D(nn.Module):
         options (SS2DOptions, optional): Everything else. Default: those of VMamba v2, ``ssm_ratio`` 1.
     """
 
-    dt_projs_weight: nn.Parameter
+    dt_projs_weight: Optional[nn.Parameter]
     dt_projs_bias: nn.Parameter
     A_logs: nn.Parameter
     Ds: nn.Parameter
@@ -49,7 +49,7 @@ class SS2D(nn.Module):
         self.in_proj = nn.Linear(d_model, d_inner * (1 if options.gate == 'none' else 2), bias=False)
         self.act = ACTIVATIONS[options.act]()
         if options.d_conv > 1:
-            self.conv2d = nn.Conv2d(
+            conv = nn.Conv2d(
                 d_inner,
                 d_inner,
                 options.d_conv,
@@ -57,15 +57,31 @@ class SS2D(nn.Module):
                 groups=d_inner,
                 bias=options.conv_bias,
             )
+            # the published key of core ssd is conv2d.1, after a change of layout
+            self.conv2d = conv if options.core == 's6' else nn.Sequential(nn.Identity(), conv)
         self.x_proj_weight = nn.Parameter(torch.empty(ROUTES, dt_rank + 2 * options.d_state, d_inner))
         bound = d_inner**-0.5  # the default of nn.Linear
         nn.init.uniform_(self.x_proj_weight, -bound, bound)
-        for name, parameter in init_ssm(options.ssm_init, ROUTES, d_inner, options.d_state, dt_rank).items():
-            self.register_parameter(name, parameter)
+        self._init_scan(d_inner, dt_rank)
         self.out_norm = build_out_norm(options.out_norm, d_inner)
         self.out_act = nn.GELU() if options.out_act else nn.Identity()
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
         self.dropout = nn.Dropout(options.dropout)
+
+    def _init_scan(self, d_inner: int, dt_rank: int) -> None:
+        options = self.options
+        if options.core == 's6':
+            parameters = init_ssm(options.ssm_init, ROUTES, d_inner, options.d_state, dt_rank)
+        elif d_inner % dt_rank:
+            raise ValueError(f"dt_rank is {dt_rank}, expected a divisor of the {d_inner} channels for core 'ssd'")
+        else:
+            parameters = init_ssd(options.ssm_init, ROUTES, dt_rank, d_inner // dt_rank)
+            self.register_parameter('dt_projs_weight', None)
+        for name, parameter in parameters.items():
+            self.register_parameter(name, parameter)
+        if options.with_initial_state:
+            shape = (1, ROUTES * dt_rank, d_inner // dt_rank, options.d_state)
+            self.register_buffer('initial_state', torch.zeros(shape))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return to_first(self.channel_last(to_last(x)))
@@ -106,4 +122,10 @@ class SS2D(nn.Module):
     def _scan_routes(self, x: torch.Tensor) -> torch.Tensor:
         """(B, H, W, D) to (B, H, W, D); the ops take maps of shape (B, D, H, W), here with channels_last strides."""
         parameters = (self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds)
-        return scan_routes(x.permute(0, 3, 1, 2), *parameters, self.options.scan_mode).permute(0, 2, 3, 1)
+        x, scan_mode = x.permute(0, 3, 1, 2), self.options.scan_mode
+        if not self.options.with_initial_state:
+            return scan_routes(x, *parameters, scan_mode).permute(0, 2, 3, 1)
+        first = self.initial_state.expand(len(x), -1, -1, -1).clone()  # which backward reads, after the next line
+        y, last = scan_routes(x, *parameters, scan_mode, first)
+        self.initial_state.copy_(last.detach().sum(0, keepdim=True))
+        return y.permute(0, 2, 3, 1)

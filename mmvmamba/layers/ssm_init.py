@@ -28,8 +28,7 @@ def init_ssm(ssm_init: str, routes: int, d_inner: int, d_state: int, dt_rank: in
         A_logs = torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(routes * d_inner, 1)
         bound = dt_rank**-0.5
         dt_projs_weight = torch.empty(weight).uniform_(-bound, bound)
-        dt = torch.empty(bias).uniform_(math.log(DT_MIN), math.log(DT_MAX)).exp().clamp(min=DT_FLOOR)
-        dt_projs_bias = dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
+        dt_projs_bias = _draw_steps(bias)
     elif ssm_init == 'randn':
         A_logs = torch.randn(state)
         dt_projs_weight, dt_projs_bias = 0.1 * torch.randn(weight), 0.1 * torch.randn(bias)
@@ -40,3 +39,33 @@ def init_ssm(ssm_init: str, routes: int, d_inner: int, d_state: int, dt_rank: in
         A_logs=A_logs, Ds=torch.ones(routes * d_inner), dt_projs_weight=dt_projs_weight, dt_projs_bias=dt_projs_bias
     )
     return {name: nn.Parameter(value) for name, value in parameters.items()}
+
+
+def init_ssd(ssm_init: str, routes: int, heads: int, channels: int) -> dict:
+    """Make the parameters A_logs, Ds and dt_projs_bias of SS2D with core ``ssd``.
+
+    Args:
+        ssm_init (str): ``mamba`` (that of `Mamba-2 <https://arxiv.org/abs/2405.21060>`_: A uniform in [1, 16], steps
+            log-uniform in [1e-3, 1e-1]), ``randn`` or ``zeros`` (of A_logs).
+        routes (int): K.
+        heads (int): R.
+        channels (int): P, of a head.
+
+    Returns:
+        dict[str, Parameter]: ``A_logs`` (K, R), ``Ds`` (K, R, P), ``dt_projs_bias`` (K, R).
+    """
+    shape = routes, heads
+    if ssm_init == 'mamba':
+        A_logs, dt_projs_bias = torch.empty(shape).uniform_(1, 16).log(), _draw_steps(shape)
+    elif ssm_init == 'randn':
+        A_logs, dt_projs_bias = torch.randn(shape), 0.1 * torch.randn(shape)
+    else:
+        A_logs, dt_projs_bias = torch.zeros(shape), 0.1 * torch.rand(shape)
+    parameters = dict(A_logs=A_logs, Ds=torch.ones(*shape, channels), dt_projs_bias=dt_projs_bias)
+    return {name: nn.Parameter(value) for name, value in parameters.items()}
+
+
+def _draw_steps(shape: tuple) -> torch.Tensor:
+    """Biases which softplus makes to steps."""
+    dt = torch.empty(shape).uniform_(math.log(DT_MIN), math.log(DT_MAX)).exp().clamp(min=DT_FLOOR)
+    return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus

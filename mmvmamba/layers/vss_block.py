@@ -46,6 +46,10 @@ class VSSBlock(nn.Module):
         post_norm: bool = False,
     ):
         super().__init__()
+        if with_cp and ssm.with_initial_state:
+            raise ValueError(
+                'with_cp is True, expected False with_initial_state: a repeated call would change the state'
+            )
         self.with_cp, self.post_norm = with_cp, post_norm
         self.has_ssm, self.has_mlp = ssm.ssm_ratio > 0, mlp_ratio > 0
         if self.has_ssm:

@@ -19,6 +19,17 @@ _V0 = dict(
     gate='silu',
     force_fp32=True,
 )
+_M2 = dict(
+    stem='conv3x2',
+    downsample='conv3',
+    norm_layer='ln',
+    core='ssd',
+    d_state=64,
+    conv_bias=False,
+    act='gelu',
+    gate='none',
+    ssm_init='zeros',
+)
 
 ARCHS = {
     'nano': dict(_V2, dims=32, depths=(1, 1, 2, 1), drop_path_rate=0.0),
@@ -31,8 +42,11 @@ ARCHS = {
     'tiny-v0': dict(_V0, dims=96, depths=(2, 2, 9, 2), drop_path_rate=0.2),
     'small-v0': dict(_V0, dims=96, depths=(2, 2, 27, 2), drop_path_rate=0.3),
     'base-v0': dict(_V0, dims=128, depths=(2, 2, 27, 2), drop_path_rate=0.6),
+    'tiny-m2': dict(_M2, dims=96, depths=(2, 2, 4, 2), drop_path_rate=0.2),
+    'small-m2': dict(_M2, dims=96, depths=(2, 2, 12, 2), drop_path_rate=0.3),
+    'base-m2': dict(_M2, dims=128, depths=(2, 2, 12, 2), drop_path_rate=0.3),
 }
-"""Options of the archs; v2 is VMamba's final design, v0 the vanilla one of the paper's first version."""
+"""Options of the archs; v2 is VMamba's final design, v0 the vanilla one of the first paper, m2 the one with Mamba-2."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +156,8 @@ def build_arch(arch, drop_path_rate: Optional[float] = None, in_channels: Option
     for name in ('dims', 'depths'):
         if name not in options:
             raise TypeError(f'arch has no {name!r}')
+    if options.get('core') == 'ssd':
+        options.setdefault('act', 'gelu')  # as published
     ssm = SS2DOptions(**{name: options.pop(name) for name in _SSM_KEYS if name in options})
     options['depths'] = _as_tuple('depths', options['depths'])
     if isinstance(options['dims'], int) and not isinstance(options['dims'], bool):

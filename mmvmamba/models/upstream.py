@@ -23,6 +23,7 @@ _VERSIONS = dict(
     v052dc=('cascade2d', False),
     v2=('cross2d', True),
     v3=('cross2d', False),
+    m0=('cross2d', False),
     # the names of April 2024
     v1=('cross2d', True),
     v4=('cross2d', False),
@@ -74,11 +75,11 @@ def parse_forward_type(forward_type: str) -> dict:
     """Translate a ``forward_type`` of the published code, such as ``v05_noz`` or, as in April 2024, ``v3noz``.
 
     Args:
-        forward_type (str): A version (v0, v0seq, v01 to v05, v051d, v052d, v052dc, v2, v3; or v1, v4, v31d, v32d,
+        forward_type (str): A version (v0, v0seq, v01 to v05, v051d, v052d, v052dc, v2, v3, m0; or v1, v4, v31d, v32d,
             v32dc) and postfixes in any order, with or without ``_`` before each.
 
     Returns:
-        dict: ``scan_mode``, ``gate``, ``out_norm``, ``out_act`` and ``force_fp32`` for an arch dict.
+        dict: ``scan_mode``, ``gate``, ``out_norm``, ``out_act`` and ``force_fp32`` for an arch dict; of m0 ``core``.
 
     Raises:
         TypeError: If ``forward_type`` is not a string.
@@ -96,6 +97,8 @@ def parse_forward_type(forward_type: str) -> dict:
     version, *postfixes = readings[0]
     scan_mode, force_fp32 = _VERSIONS[version]
     options = dict(scan_mode=scan_mode, gate='silu', out_norm='ln', out_act=False, force_fp32=force_fp32)
+    if version == 'm0':
+        options['core'] = 'ssd'
     given: dict = {}
     for postfix in postfixes:
         option, value = {**_POSTFIXES, **_BARE_POSTFIXES}[postfix]

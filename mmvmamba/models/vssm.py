@@ -33,8 +33,9 @@ class VSSMBackbone(BaseModule):
 
     Args:
         arch (str | dict): A name in :data:`mmvmamba.models.ARCHS` (``nano``, ``tiny-s1l8``, ``small-s1l20``,
-            ``base-s1l20``, ``tiny-s2l5``, ``small-s2l15``, ``base-s2l15``, ``tiny-v0``, ``small-v0``, ``base-v0``), or
-            a dict of options, see :func:`mmvmamba.models.archs.build_arch`. Default: ``tiny-s1l8``.
+            ``base-s1l20``, ``tiny-s2l5``, ``small-s2l15``, ``base-s2l15``, ``tiny-v0``, ``small-v0``, ``base-v0``,
+            ``tiny-m2``, ``small-m2``, ``base-m2``), or a dict of options, see
+            :func:`mmvmamba.models.archs.build_arch`. Default: ``tiny-s1l8``.
         out_indices (Sequence[int]): Stages whose normalised maps are returned. Those after the last of them are not
             built; loading leaves their weights out, and says so in a log line. Default: (0, 1, 2, 3).
         drop_path_rate (float, optional): Stochastic depth. Default: the published rate of the arch.

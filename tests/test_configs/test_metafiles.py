@@ -62,8 +62,9 @@ def test_row(folder, row, tables):
     variant = tables['variants'][f'vanilla_vmamba_{size}' if family == 'v0' else f'vmamba_{size}_{family}']
     if folder == 'classification':
         assert metadata['Parameters'] == variant['params']
-        assert abs(metadata['FLOPs'] / variant['flops_224'] - 1) < 1e-3
-        assert row['Weights'] == cfg.vmamba.checkpoint
+        low, high = (1.15, 1.3) if family == 'm2' else (0.999, 1.001)  # published without the scan of Mamba-2
+        assert low < metadata['FLOPs'] / variant['flops_224'] < high
+        assert row['Weights'] == cfg.vmamba.get('checkpoint', NO_WEIGHTS)
     else:
         # a whole model has the backbone's parameters, less the classifier, and more FLOPs than its pixels cost there
         assert metadata['Parameters'] > variant['params'] - 1_030_000

@@ -30,6 +30,7 @@ def test_the_published_rows_are_there():
         for row in rows:
             amp = 'amp-' if '{}1x' in row or '{}ms' in row else '-amp'
             assert {row.format(''), row.format(amp)} <= names
+    assert {f'vmamba-{size}-m2_8xb128_in1k' for size in ('tiny', 'small', 'base')} <= names
     assert 'mask-rcnn_vmamba-b-s2l15_fpn_8xb1-1x_coco' in names
     assert sum('custom' in name for name in names) == 3
 
@@ -108,10 +109,10 @@ def test_published_recipe(path):
 def test_drop_path_of_the_archs_is_the_published_one():
     from mmvmamba.models import ARCHS
 
-    published = {'tiny': 0.2, 'small': 0.3, 'base': 0.6}
+    published, others = {'tiny': 0.2, 'small': 0.3, 'base': 0.6}, {'base-s1l20': 0.5, 'base-m2': 0.3}
     for arch, options in ARCHS.items():
         if arch != 'nano':
-            assert options['drop_path_rate'] == (0.5 if arch == 'base-s1l20' else published[arch.split('-')[0]])
+            assert options['drop_path_rate'] == others.get(arch, published[arch.split('-')[0]])
 
 
 def test_configs_are_thin():

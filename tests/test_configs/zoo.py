@@ -40,7 +40,7 @@ def ablation_paths() -> list:
 
 def arch_of(path: Path) -> str:
     """The arch that a config's name stands for, such as tiny-s1l8."""
-    size, family = re.search(r'vmamba-(tiny|small|base|t|s|b)-(v0|s\dl\d+)', path.name).groups()
+    size, family = re.search(r'vmamba-(tiny|small|base|t|s|b)-(v0|m2|s\dl\d+)', path.name).groups()
     return f'{dict(t="tiny", s="small", b="base").get(size, size)}-{family}'
 
 

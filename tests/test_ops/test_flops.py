@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmvmamba.ops import selective_scan, ss2d_scan
+from mmvmamba.ops import selective_scan, ss2d_scan, ssd_scan
 from tests.test_tools.conftest import ROOT, load_tool
 
 SCAN = dict(batch=2, channels=8, height=5, width=6, dt_rank=3, d_state=2)
@@ -45,6 +45,22 @@ def test_ss2d_scan(rule):
     published = rule.scan_flops((batch, channels, height, width), dt_rank, d_state)
     assert forward == scan + 2 * (published - scan)  # a multiply-add of a product is two here, and one there
     assert backward == 2 * forward
+
+
+@pytest.mark.parametrize('length', [40, 200])
+def test_ssd_scan(length, rule):
+    """A multiply-add of a product is two here, and one in the tables; the skip connection is one in both."""
+    batch, heads, channels, d_state = 2, 3, 5, 7
+    matrix = (batch, length, 1, d_state)
+    forward, backward = count(
+        ssd_scan, (batch, length, heads, channels), (batch, length, heads), (heads,), matrix, matrix
+    )
+    chunk = min(length, 64)
+    pairs = batch * length * chunk * d_state  # C B^T, which the heads share
+    products = pairs + batch * length * heads * (chunk * channels + 2 * channels * d_state)
+    skip = batch * length * heads * channels
+    assert forward == 2 * products + skip and backward == 2 * forward
+    assert rule.ssd_flops(batch, length, heads, channels, d_state, routes=1) == products + skip
 
 
 def test_whole_model_counts_twice_what_the_tables_do(rule):

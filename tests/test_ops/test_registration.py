@@ -22,7 +22,7 @@ CPU = {status.name: status for status in backend_report()}['cpu']
 needs_extension = pytest.mark.skipif(not CPU.available, reason=CPU.reason)
 SCHEMAS = [schema for file in sorted(extension.FOLDER.rglob('schema.inc')) for schema in extension.read_schemas(file)]
 NAMES = [schema.split('(')[0] for schema in SCHEMAS]
-TRITON = ('selective_scan', 'cross_scan', 'cross_merge', 'ss2d_scan')
+TRITON = ('selective_scan', 'cross_scan', 'cross_merge', 'ss2d_scan', 'ssd_scan')
 
 
 @pytest.mark.parametrize('schema', SCHEMAS, ids=NAMES)

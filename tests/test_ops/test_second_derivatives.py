@@ -13,7 +13,9 @@ from mmvmamba.ops import (
     mlp,
     selective_scan,
     ss2d_scan,
+    ssd_scan,
 )
+from mmvmamba.ops.backend import OP_BACKENDS
 from tests.test_ops.ss2d_inputs import make_parameters
 
 STATUS = {status.name: status for status in backend_report()}
@@ -45,6 +47,14 @@ def core(x, draw, backend):
     return ss2d_scan(x.permute(0, 3, 1, 2), *parameters, backend=backend)
 
 
+def heads(x, draw, backend):
+    x = x.flatten(1, 2).unflatten(2, (2, 4))
+    return ssd_scan(x, draw(2, 30, 2).exp(), -draw(2).exp(), draw(2, 30, 1, 3), draw(2, 30, 1, 3), backend=backend)
+
+
+SCANS = [(scan, 'selective_scan'), (core, 'ss2d_scan'), (heads, 'ssd_scan')]
+
+
 def differentiate_twice(function, device):
     def draw(*shape):
         return torch.randn(shape, device=device, requires_grad=True)
@@ -66,12 +76,15 @@ def test_the_kernels_of_layers_refuse(op):
         differentiate_twice(LAYERS[op], 'cuda')
 
 
-@pytest.mark.parametrize('op, name', [(scan, 'selective_scan'), (core, 'ss2d_scan')])
 @pytest.mark.parametrize(
-    'backend',
+    'backend, op, name',
     [
-        pytest.param(name, marks=pytest.mark.skipif(not STATUS[name].available, reason=STATUS[name].reason))
-        for name in ('cpu', 'cuda', 'triton')
+        pytest.param(
+            backend, op, name, marks=pytest.mark.skipif(not STATUS[backend].available, reason=STATUS[backend].reason)
+        )
+        for backend in ('cpu', 'cuda', 'triton')
+        for op, name in SCANS
+        if backend in OP_BACKENDS[name]
     ],
 )
 def test_the_scans_refuse(backend, op, name):
@@ -80,6 +93,6 @@ def test_the_scans_refuse(backend, op, name):
         differentiate_twice(lambda x, draw: op(x, draw, backend), device)
 
 
-@pytest.mark.parametrize('op, name', [(scan, 'selective_scan'), (core, 'ss2d_scan')])
+@pytest.mark.parametrize('op, name', SCANS)
 def test_the_naive_scans_have_them(op, name):
     assert differentiate_twice(lambda x, draw: op(x, draw, 'naive'), 'cpu').abs().sum() > 0

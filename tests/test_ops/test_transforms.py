@@ -18,7 +18,9 @@ from mmvmamba.ops import (
     mlp,
     selective_scan,
     ss2d_scan,
+    ssd_scan,
 )
+from mmvmamba.ops.backend import OP_BACKENDS
 from tests.test_ops.ss2d_inputs import make_parameters
 from tests.test_ops.triton_interpreter import INTERPRETED, patch_interpreter, run_interpreted
 
@@ -46,6 +48,13 @@ def core(x, backend):
     return ss2d_scan(x.view(*x.shape[:-1], 3, 4), *parameters, backend=backend)
 
 
+def heads(x, backend):
+    """Four steps of two heads of six channels."""
+    x = x.view(*x.shape[:-1], 2, 6)
+    others = draw(2, 4, 2, seed=1), -draw(2, seed=2).exp(), draw(2, 4, 1, 3, seed=3), draw(2, 4, 1, 3, seed=4)
+    return ssd_scan(x, *(value.to(x.dtype) for value in others), dt_softplus=True, backend=backend)
+
+
 def mixed_linear(x, backend):
     """The kernel serves mixed precision only."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=backend == 'cuda'):
@@ -56,6 +65,7 @@ def mixed_linear(x, backend):
 SCANS = dict(
     selective_scan=scan,
     ss2d_scan=core,
+    ssd_scan=heads,
     cross_scan=lambda x, backend: cross_scan(x.view(*x.shape[:-1], 3, 4), backend=backend),
     cross_merge=lambda x, backend: cross_merge(x.view(*x.shape[:-2], 4, 1, 12), (3, 4), backend=backend),
 )
@@ -81,7 +91,7 @@ if INTERPRETED:
     CASES = [('triton', name, function) for name, function in SCANS.items()]
 elif STATUS['cuda'].available:
     DEVICE = 'cuda'
-    CASES += [(backend, name, f) for backend in ('cuda', 'triton') for name, f in SCANS.items()]
+    CASES += [(b, name, f) for b in ('cuda', 'triton') for name, f in SCANS.items() if b in OP_BACKENDS[name]]
     CASES += [(backend, name, f) for backend in ('cuda', 'naive') for name, f in LAYERS.items()]
 else:
     DEVICE = 'cpu'

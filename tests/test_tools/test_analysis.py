@@ -14,6 +14,7 @@ from mmvmamba import VSSMBackbone, cli
 from mmvmamba.analysis.receptive_field import contribution, smallest_square
 from mmvmamba.analysis.scan_attention import record_scan, scan_attention
 from mmvmamba.ops import cross_merge, cross_scan, selective_scan
+from tests.fill import fill_module
 
 from .conftest import ROOT
 
@@ -66,6 +67,13 @@ def test_weights_are_the_gradient_of_the_scan_and_give_its_output(call, row, col
     merged = attention.weights.sum(dim=0)
     merged[:, row, column] += attention.skip
     torch.testing.assert_close(merged, expected[0], rtol=1e-9, atol=1e-12)
+
+
+def test_weights_of_heads_give_the_output():
+    options = dict(dims=8, depths=(1,), core='ssd', d_state=3, dt_rank=2)
+    backbone = fill_module(VSSMBackbone(options, out_indices=(0,))).eval()
+    recorded = record_scan(backbone, 0, 0, torch.randn(1, 3, 24, 20))
+    assert scan_attention(recorded, 2, 3).error() < 1e-12
 
 
 def test_a_route_reads_what_it_has_passed_and_shares_sum_to_one(call):

@@ -20,6 +20,7 @@ def tool(monkeypatch):
     module = load_tool('benchmark/ops.py')
     monkeypatch.setattr(module, 'CPU_SCAN_SHAPES', [(1, 4, 3, 1, 4, 5)])
     monkeypatch.setattr(module, 'CPU_CORE_SHAPES', [(1, 8, 4, 5, 2)])
+    monkeypatch.setattr(module, 'CPU_SSD_SHAPES', [(1, 8, 4, 5, 2, 3)])
     monkeypatch.setattr(module, 'CPU_CROSS_SHAPES', [(1, 3, 4, 5)])
     monkeypatch.setattr(module.timing, 'copy_ceiling', lambda device: 1.0)
     return module
@@ -47,7 +48,7 @@ def test_a_nan_gradient_is_an_error(tool):
     tool.check_error('op', (1, 2), 'fast', 1e-6, torch.float32)
 
 
-@pytest.mark.parametrize('op', ['selective_scan', 'ss2d_scan'])
+@pytest.mark.parametrize('op', ['selective_scan', 'ss2d_scan', 'ssd_scan'])
 def test_a_wrong_backend_is_refused_before_it_is_timed(tool, op, monkeypatch):
     right = getattr(tool, op)
 
@@ -75,8 +76,13 @@ def test_runs_without_the_compiled_backend(tool, tmp_path, capsys):
     tool.main(['--device', 'cpu', '--backends', 'naive', '--repeats', '1', '--out', str(file)])
     report = json.loads(file.read_text())
     rows = [(row['op'].split(',')[0], row['backend']) for row in report['rows']]
-    assert {op for op, backend in rows if backend == 'naive'} == {'selective_scan', 'ss2d_scan', 'cross_scan'}
-    assert len(rows) == 3 + 1 + 2 and report['cpu_faster_by'] == {}
+    assert {op for op, backend in rows if backend == 'naive'} == {
+        'selective_scan',
+        'ss2d_scan',
+        'ssd_scan',
+        'cross_scan',
+    }
+    assert len(rows) == 3 + 1 + 1 + 2 and report['cpu_faster_by'] == {}
     assert all(row['error'] < 5e-5 and row['total_ms'] > 0 for row in report['rows'])
     with pytest.raises(SystemExit):
         tool.main(['--device', 'cpu', '--backends', 'cuda'])

@@ -93,11 +93,12 @@ def test_onnx_of_each_codebase(tool, whole, tmp_path, capsys):
         dict(dims=16, depths=(1, 1), stem='patch4', downsample='merge', d_state=4, ssm_ratio=2.0, gate='silu'),
         dict(dims=16, depths=(1, 1), downsample='conv2', scan_mode='bidi', out_norm='cnorm', norm_layer='bn'),
         dict(dims=16, depths=(1, 1), scan_mode='unidi', out_norm='softmax', mlp='gmlp', dt_rank=3),
+        dict(dims=16, depths=(1, 1), core='ssd', d_state=4),
     ],
-    ids=['vanilla', 'bidi', 'unidi'],
+    ids=['vanilla', 'bidi', 'unidi', 'ssd'],
 )
 def test_onnx_of_other_archs(filled, tmp_path, arch):
-    pytest.importorskip('onnx')
+    onnx = pytest.importorskip('onnx')
     from mmvmamba.export.onnx_scan import export_onnx
 
     backbone = filled(VSSMBackbone(arch, out_indices=(0, 1))).eval()
@@ -105,6 +106,8 @@ def test_onnx_of_other_archs(filled, tmp_path, arch):
     export_onnx(graph, torch.randn(2, 3, 64, 96), ('first', 'second'), path, {})
     running, run = session(path)
     assert [output.name for output in running.get_outputs()] == ['first', 'second']
+    operators = {node.op_type for node in onnx.load(str(path)).graph.node}
+    assert ('Scan' in operators) == (arch.get('core') != 'ssd') and 'Loop' not in operators
     for batch, height, width in [*SIZES, (1, 16, 16)]:
         x = torch.randn(batch, 3, height, width)
         with torch.no_grad():

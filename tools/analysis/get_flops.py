@@ -3,7 +3,8 @@
 python tools/analysis/get_flops.py CONFIG [--shape HEIGHT WIDTH] [--by-module] [--depth 3]
 
 The rule is the one of the published tables: fvcore's multiply-adds of convolutions, linear layers and einsums, a few
-operations an element for norms and pooling, and 9 B L D N + B D L for a selective scan of D channels.
+operations an element for norms and pooling, and 9 B L D N + B D L for a selective scan of D channels.  The published
+code counts nothing of Mamba-2's scan; here it has the multiply-adds of its matrix products, in chunks of 64 steps.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from mmvmamba import cli
 from mmvmamba.layers import intercept_scan
 
 ROUTES = 4
+CHUNK = 64  # steps, of the matrix products of Mamba-2's scan
 NORM_FLOPS = 4  # an element of a norm without weights, by fvcore's rule
 # free by the rule: fvcore does not know the activations, and ignores the ones that it knows
 FREE_OPS = ('silu', 'silu_', 'gelu', 'sigmoid', 'neg', 'exp', 'flip', 'softmax')
@@ -35,6 +37,32 @@ def counted_scan(x: torch.Tensor, dt_projs_weight: torch.Tensor, A_logs: torch.T
 
 
 counted_scan.register_fake(lambda x, dt_projs_weight, A_logs, scan_mode: torch.empty_like(x))
+
+
+@torch.library.custom_op('mmvmamba_flops::scan_heads', mutates_args=())
+def counted_heads(x: torch.Tensor, x_proj_weight: torch.Tensor, A_logs: torch.Tensor) -> torch.Tensor:
+    """Stands for the scan of Mamba-2 blocks; (B, D, H, W) of zeros."""
+    return torch.zeros_like(x)
+
+
+counted_heads.register_fake(lambda x, x_proj_weight, A_logs: torch.empty_like(x))
+
+
+def ssd_flops(batch: int, length: int, heads: int, channels: int, d_state: int, routes: int = ROUTES) -> int:
+    """FLOPs of a scan of Mamba-2 with skip connection, of ``heads`` heads of ``channels`` channels on each route.
+
+    In a chunk of Q = 64 steps, C B^T takes Q N multiply-adds a step and route, and a head Q P + 2 P N.
+    """
+    chunk, width = min(length, CHUNK), heads * channels
+    return batch * length * routes * (chunk * d_state + width * (chunk + 2 * d_state + 1))
+
+
+def _handle_heads(inputs, outputs):
+    (batch, channels, height, width), weight, A_logs = (get_shape(value) for value in inputs)
+    (routes, heads), length = A_logs, height * width
+    d_state = (weight[1] - heads) // 2
+    projections = batch * length * channels * routes * weight[1]
+    return projections + ssd_flops(batch, length, heads, channels // heads, d_state, routes)
 
 
 def selective_scan_flops(batch: int, dim: int, length: int, d_state: int) -> int:
@@ -68,7 +96,10 @@ def _handle_scan(inputs, outputs):
 def counted_ops():
     """Let every SS2D call the stand-in, so that the count does not depend on the op backend, nor take its time."""
 
-    def scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode):
+    def scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, initial_state=None):
+        if dt_projs_weight is None:
+            y = counted_heads(x, x_proj_weight, A_logs)
+            return y if initial_state is None else (y, initial_state)
         return counted_scan(x, dt_projs_weight, A_logs, scan_mode)
 
     return intercept_scan(scan)
@@ -114,6 +145,7 @@ def count(cfg: Config, shape: tuple) -> FlopCountAnalysis:
         model.forward = functools.partial(model.forward, data_samples=[DetDataSample(metainfo=meta)])
     analysis = FlopCountAnalysis(model, torch.randn(1, cli.image_channels(model), *shape))
     analysis.set_op_handle('mmvmamba_flops::scan_routes', _handle_scan)
+    analysis.set_op_handle('mmvmamba_flops::scan_heads', _handle_heads)
     for name in FREE_OPS:
         analysis.set_op_handle(f'aten::{name}', None)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')

@@ -22,6 +22,7 @@ RUNS = tuple((execution, mode) for execution in EXECUTIONS for mode in MODES)
 ARCHS = ('tiny-s1l8', 'small-s1l20', 'base-s1l20', 'tiny-s2l5', 'small-s2l15', 'base-s2l15')
 PLAIN = ('export', 'receptive-field', 'resolution')
 VANILLA = ('tiny-v0', 'small-v0', 'base-v0')
+MAMBA2 = ('tiny-m2', 'small-m2', 'base-m2')  # without weights or accuracy
 
 
 def read(name: str, root: Path = ROOT) -> dict:
@@ -87,11 +88,14 @@ def published(root: Path = ROOT) -> dict:
     found = {}
     for folder, metric in (('classification', 'Top 1 Accuracy'), ('segmentation', 'mIoU')):
         for model in yaml.safe_load((root / f'configs/{folder}/metafile.yml').read_text())['Models']:
-            match = re.match(r'vmamba-(\w+-(?:s\dl\d+|v0))', model['Name'])
-            if match is None or 'Results' not in model or '640' in model['Name'] or '896' in model['Name']:
+            match = re.match(r'vmamba-(\w+-(?:s\dl\d+|v0|m2))', model['Name'])
+            if match is None or '640' in model['Name'] or '896' in model['Name']:
+                continue
+            if 'Results' not in model and match[1] not in MAMBA2:
                 continue
             entry = found.setdefault(match[1], {})
-            entry[metric] = model['Results'][0]['Metrics'][metric]
+            if 'Results' in model:
+                entry[metric] = model['Results'][0]['Metrics'][metric]
             if folder == 'classification':
                 entry.update(parameters=model['Metadata']['Parameters'], flops=model['Metadata']['FLOPs'])
     return found
@@ -203,7 +207,7 @@ def archs(root: Path = ROOT) -> str:
 
     found, rows = published(root), []
     header = ['`arch`', 'blocks', 'channels', '`ssm_ratio`', 'parameters', 'FLOPs at 224', 'top-1', 'mIoU']
-    for arch in (*ARCHS, *VANILLA):
+    for arch in (*ARCHS, *VANILLA, *MAMBA2):
         entry, arch_options = found[arch], OPTIONS[arch]
         row = [f'`{arch}`', ', '.join(map(str, arch_options['depths'])), str(arch_options['dims'])]
         row += [f'{arch_options.get("ssm_ratio", 1.0):g}', f'{entry["parameters"]:,}', f'{entry["flops"] / 1e9:.2f} G']

@@ -22,9 +22,10 @@ import torch
 from torch_scan import FORMULATIONS
 from torch_scan import selective_scan as torch_selective_scan
 
-from mmvmamba.ops import backend_report, cross_merge, cross_scan, selective_scan, ss2d_scan
+from mmvmamba.ops import backend_report, cross_merge, cross_scan, selective_scan, ss2d_scan, ssd_scan
 from mmvmamba.ops.backend import BACKENDS
 from mmvmamba.ops.ss2d.interface import use_composed
+from mmvmamba.ops.ssd_scan import chunked, routes
 
 # (batch, groups, channels of a group, N, height, width): the stages of VMamba-T at 224, and what detection feeds
 SCAN_SHAPES = [
@@ -46,6 +47,15 @@ CORE_SHAPES = [
     (2, 96, 200, 336, 6),
 ]
 CPU_CORE_SHAPES = [(8, 96, 56, 56, 6), (8, 192, 28, 28, 12), (8, 384, 14, 14, 24), (8, 768, 7, 7, 48)]
+# (batch, channels, height, width), heads and N of the scan of Mamba-2: the stages of tiny-m2, and what detection feeds
+SSD_SHAPES = [
+    (128, 96, 56, 56, 6, 64),
+    (128, 192, 28, 28, 12, 64),
+    (128, 384, 14, 14, 24, 64),
+    (128, 768, 7, 7, 48, 64),
+    (2, 96, 200, 336, 6, 64),
+]
+CPU_SSD_SHAPES = [(8, 96, 28, 28, 6, 64), (8, 384, 14, 14, 24, 64)]
 CROSS_SHAPES = [(128, 96, 56, 56), (128, 384, 14, 14), (2, 96, 200, 336)]
 CPU_CROSS_SHAPES = [(8, 96, 56, 56)]
 NAIVE_STEPS = 4096
@@ -199,7 +209,8 @@ def core_cases(device, dtype, backends, ceiling, repeats):
                 with contextlib.nullcontext() if fused else use_composed():
                     error = error_against(functools.partial(ss2d_scan, backend=backend), exact_core, few, few_dout)
                     check_error('ss2d_scan', shape, name, error, dtype)
-                    row = core_row(backend, inputs, dout, device, 1 if slow else repeats)
+                    run = functools.partial(ss2d_scan, backend=backend)
+                    row = core_row(run, inputs, dout, device, 1 if slow else repeats, not slow)
                 row.update(op='ss2d_scan', shape='x'.join(map(str, shape)), backend=name, error=error)
                 for which, factor in (('forward', 2), ('backward', 3)):
                     row[f'{which}_GBps'] = factor * size / row[f'{which}_ms'] / 1e6
@@ -207,21 +218,66 @@ def core_cases(device, dtype, backends, ceiling, repeats):
                 yield row
 
 
+def ssd_inputs(shape, dtype, device):
+    """Arguments of ssd_scan for the routes of a map; dt, B and C are views of one tensor, as in the model."""
+    batch, channels, height, width, heads, states = shape
+    draw = functools.partial(torch.randn, device=device)
+    x = draw(batch, height * width, heads, channels // heads).to(dtype)
+    maps = draw(batch, height * width, 4 * (heads + 2 * states)).to(dtype)
+    dt, B, C = maps.split([4 * heads, 4 * states, 4 * states], dim=2)
+    A, D = -torch.exp(0.5 * draw(4 * heads)), draw(4 * heads, channels // heads)
+    return [x, dt, A, B.unflatten(2, (4, -1)), C.unflatten(2, (4, -1)), D, 0.5 * draw(4 * heads) - 3]
+
+
+def run_ssd(x, dt, A, B, C, D, dt_bias, size, backend):
+    """ssd_scan along the routes of a map."""
+    return ssd_scan(x, dt, A, B, C, D, dt_bias, dt_softplus=True, size=size, backend=backend)
+
+
+def exact_ssd(x, dt, A, B, C, D, dt_bias, size):
+    """The same by matrix products in float64: the naive loop of a large map keeps too many states for its gradient."""
+    x, dt, A, B, C, D, dt_bias = (value.double() for value in (x, dt, A, B, C, D, dt_bias))
+    x, dt, B, C = routes.scan_inputs(x, dt, B, C, size, 'cross2d')
+    out, _ = chunked.ssd_scan(x, dt, A, B, C, D, dt_bias, dt_softplus=True)
+    return routes.merge(out, size, 'cross2d')
+
+
+def ssd_cases(device, dtype, backends, ceiling, repeats):
+    """Rows of ssd_scan along the routes of a map; on a GPU replayed from a graph, as in training."""
+    for shape in SSD_SHAPES if device == 'cuda' else CPU_SSD_SHAPES:
+        inputs, size = ssd_inputs(shape, dtype, device), shape[2:4]
+        dout = torch.randn_like(inputs[0])
+        few = [value[:1] if value.dim() > 2 else value for value in inputs]
+        sizes = [inputs[i].numel() * inputs[i].element_size() for i in (0, 1, 3, 4)]
+
+        for backend in timed_backends([name for name in backends if name != 'cuda'], *size):
+            run, slow = functools.partial(run_ssd, size=size, backend=backend), backend == 'naive'
+            error = error_against(run, functools.partial(exact_ssd, size=size), few, dout[:1])
+            check_error('ssd_scan', shape, backend, error, dtype)
+            row = core_row(run, inputs, dout, device, 1 if slow else repeats, not slow)
+            row.update(op='ssd_scan', shape='x'.join(map(str, shape)), backend=backend, error=error)
+            # x, dt, B and C in and y out; their gradients too
+            for which, moved in (('forward', sum(sizes) + sizes[0]), ('backward', 2 * sum(sizes) + sizes[0])):
+                row[f'{which}_GBps'] = moved / row[f'{which}_ms'] / 1e6
+                row[f'{which}_fraction'] = row[f'{which}_GBps'] / ceiling
+            yield row
+
+
 def exact_core(*arguments):
     """The naive backend's ss2d_scan in float64."""
     return ss2d_scan(*(t.double() for t in arguments), backend='naive').to(arguments[0].dtype)
 
 
-def core_row(backend, inputs, dout, device, repeats):
-    """Times, and the peak memory of forward and backward."""
+def core_row(run, inputs, dout, device, repeats, graphed):
+    """Times, and the peak memory of forward and backward; ``graphed``: from CUDA graphs, on a GPU."""
     leaves = [t.detach().requires_grad_() for t in inputs]
 
     def forward():
         with torch.no_grad():
-            return ss2d_scan(*inputs, backend=backend)
+            return run(*inputs)
 
     def both():
-        return torch.autograd.grad(ss2d_scan(*leaves, backend=backend), leaves, dout)
+        return torch.autograd.grad(run(*leaves), leaves, dout)
 
     both()
     peak = 0.0
@@ -232,7 +288,7 @@ def core_row(backend, inputs, dout, device, repeats):
         held = torch.cuda.memory_allocated() - inputs[0].numel() * inputs[0].element_size()  # x is the op's own
         both()
         peak = (torch.cuda.max_memory_allocated() - held) / 2**30
-        if backend != 'naive':  # its loop is too many kernels for a graph
+        if graphed:  # the naive loop is too many kernels for one
             forward, both = timing.graphed(forward), timing.graphed(both)
     ahead, total = timing.time_ms(forward, device, repeats), timing.time_ms(both, device, repeats)
     return dict(forward_ms=ahead, backward_ms=total - ahead, total_ms=total, peak_GiB=peak)
@@ -251,7 +307,7 @@ def ratios(rows):
     return result
 
 
-CASES = dict(selective_scan=scan_cases, ss2d_scan=core_cases, cross_scan=cross_cases)
+CASES = dict(selective_scan=scan_cases, ss2d_scan=core_cases, ssd_scan=ssd_cases, cross_scan=cross_cases)
 
 
 def main(arguments=None):

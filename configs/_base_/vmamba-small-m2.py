@@ -1,0 +1,3 @@
+"""VMamba-S with Mamba-2 blocks: what its configs share. No weights are published."""
+
+vmamba = dict(arch='small-m2', channels=[96, 192, 384, 768], num_features=768)
