@@ -176,9 +176,9 @@ def unite(sources: list, folder: Path = Path('build/united')) -> list:
     return united + rest
 
 
-def use_ccache() -> None:
-    """Compile through ccache where it is installed, unless CXX says otherwise."""
-    if shutil.which('ccache') and 'CXX' not in os.environ:
+def use_ccache(cpp_extension) -> None:
+    """Compile through ccache where it is installed, unless CXX says otherwise or torch does so by itself."""
+    if shutil.which('ccache') and 'CXX' not in os.environ and not hasattr(cpp_extension, '_wrap_compiler'):
         os.environ['CXX'] = 'ccache c++'
 
 
@@ -246,7 +246,7 @@ class OptionalBuildExt(build_ext):
         """Compile and return an empty string, or the error."""
         command = cpp_extension.BuildExtension(self.distribution, no_python_abi_suffix=True)
         try:
-            use_ccache()
+            use_ccache(cpp_extension)
             self.distribution.ext_modules = [make_extension(kind, torch, cpp_extension)]
             command.inplace, command.build_lib, command.build_temp = self.inplace, self.build_lib, self.build_temp
             command.ensure_finalized()

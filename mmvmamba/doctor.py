@@ -189,8 +189,8 @@ def find_traps(
         traps.append(
             Trap(
                 f'mmcv {versions["mmcv"]} is newer than {", ".join(limited)} accept at import (below 2.2)',
-                f"pip uninstall -y mmcv mmcv-lite; pip install 'mmcv-lite==2.1.0'; {PLACE}, or use the maintained forks "
-                '(onedl-*)',
+                f"pip uninstall -y mmcv mmcv-lite; pip install 'mmcv-lite==2.1.0'; {PLACE}, or use the maintained "
+                'forks (onedl-*)',
             )
         )
     codebases = [name for name in ('mmdet', 'mmsegmentation', 'mmpretrain') if name in versions]

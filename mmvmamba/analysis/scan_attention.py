@@ -108,6 +108,8 @@ def _find_op(backbone: Any, stage: int, block: int) -> nn.Module:
     blocks = backbone.layers[stage].blocks
     if not -len(blocks) <= block < len(blocks):
         raise ValueError(f'block is {block}, expected 0 to {len(blocks) - 1} in stage {stage}')
+    if not blocks[block].has_ssm:
+        raise ValueError('ssm_ratio is 0, which leaves no scan in a block; expected more')
     op = blocks[block].op
     if op.options.scan_mode == 'cascade2d':
         raise ValueError('scan_mode is cascade2d, whose two passes have no single map of weights; expected another')

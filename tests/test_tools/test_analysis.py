@@ -94,6 +94,9 @@ def test_places_without_a_map_are_refused(call):
     for stage, block, words in ((1, 0, 'stage is 1'), (0, 1, 'block is 1'), (0, 0, 'cascade2d')):
         with pytest.raises(ValueError, match=words):
             record_scan(backbone, stage, block, torch.randn(1, 3, 32, 32))
+    backbone = VSSMBackbone(dict(dims=8, depths=(1,), ssm_ratio=0), out_indices=(0,))
+    with pytest.raises(ValueError, match='ssm_ratio is 0, which leaves no scan'):
+        record_scan(backbone, 0, 0, torch.randn(1, 3, 32, 32))
 
 
 # ---- receptive fields -----------------------------------------------------------------------------------------------
