@@ -74,7 +74,8 @@ def intercept_scan(function: Callable):
     The function takes the arguments of :func:`scan_routes`, all by position, the last one only where there is an
     initial state, and returns what that would. Where it calls :func:`scan_routes` itself, it gets the interception
     around this one, or the scan. It is called in the current thread or task only; others scan as before, also the
-    thread in which autograd repeats a checkpointed forward pass on a GPU. A compiled model is compiled anew, or raises with ``fullgraph=True``.
+    thread in which autograd repeats a checkpointed forward pass on a GPU. A compiled model is compiled anew, or
+    raises with ``fullgraph=True``.
 
     Args:
         function (Callable): ``function(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode)``.
