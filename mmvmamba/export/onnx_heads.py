@@ -14,7 +14,7 @@ AnySize (x) => (y) {
 
 
 class AnySize(torch.autograd.Function):
-    """A map as it is, whose traced sizes the exporter must not take for the only ones: it looks into no function."""
+    """A map as it is, whose traced sizes the exporter must not take for the only ones; it sees a function."""
 
     @staticmethod
     def forward(ctx, x):

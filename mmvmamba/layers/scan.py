@@ -45,12 +45,14 @@ def scan_routes(
         Tensor | tuple[Tensor, Tensor]: Map (B, D, H, W), in the dtype of ``x``, or of autocast; in channels_last
         memory. With ``initial_state`` also the last state.
     """
-    parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     if _active and _functions.get():
-        return _call_innermost(x, *parameters, scan_mode, *(() if initial_state is None else (initial_state,)))
+        state = () if initial_state is None else (initial_state,)
+        return _call_innermost(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, *state)
     if dt_projs_weight is None:
-        y = scan_heads(x.permute(0, 2, 3, 1), x_proj_weight, *parameters[2:], scan_mode, initial_state)
+        last = x.permute(0, 2, 3, 1)
+        y = scan_heads(last, x_proj_weight, dt_projs_bias, A_logs, Ds, scan_mode, initial_state)
         return y.permute(0, 3, 1, 2) if initial_state is None else (y[0].permute(0, 3, 1, 2), y[1])
+    parameters = (x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds)
     if scan_mode == 'cascade2d':
         return cascade_scan(x.permute(0, 2, 3, 1), *parameters).permute(0, 3, 1, 2)
     return ss2d_scan(x, *parameters, scan_mode)
@@ -70,10 +72,10 @@ def intercept_scan(function: Callable):
     """Let every SS2D call a function instead of the scan, such as one that records or counts.
 
     The function takes the arguments of :func:`scan_routes`, all by position, the last one only where there is an
-    initial state, and returns what that would. Where it
-    calls :func:`scan_routes` itself, it gets the interception around this one, or the scan. It is called in the
-    current thread or task only; others scan as before, also the thread in which autograd repeats a checkpointed
-    forward pass on a GPU. A compiled model is compiled anew, or raises with ``fullgraph=True``.
+    initial state, and returns what that would. Where it calls :func:`scan_routes` itself, it gets the interception
+    around this one, or the scan. It is called in the current thread or task only; others scan as before, also the
+    thread in which autograd repeats a checkpointed forward pass on a GPU. A compiled model is compiled anew, or
+    raises with ``fullgraph=True``.
 
     Args:
         function (Callable): ``function(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode)``.

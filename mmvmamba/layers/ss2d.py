@@ -1,7 +1,7 @@
 """SS2D: the token mixer of VMamba."""
 
 import math
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -37,6 +37,7 @@ class SS2D(nn.Module):
     dt_projs_bias: nn.Parameter
     A_logs: nn.Parameter
     Ds: nn.Parameter
+    initial_state: torch.Tensor
 
     def __init__(self, d_model: int, options: Optional[SS2DOptions] = None):
         super().__init__()
@@ -100,7 +101,8 @@ class SS2D(nn.Module):
         """The depthwise convolution, if there is one, and the activation."""
         if self.options.d_conv == 1:
             return self.act(x)
-        conv, act = self.conv2d, self.act
+        conv: Any = self.conv2d
+        act = self.act
         if is_plain(act, nn.SiLU) and is_plain_depthwise(conv):
             return depthwise_conv_silu(x, conv.weight, conv.bias, autocast_dtype(x))
         return act(run_last(conv, x))

@@ -89,7 +89,7 @@ def ssd_scan(
     """
     op = 'ssd_scan'
     shared = dict(x=x, dt=dt, B=B, C=C)
-    weights = dict(A=A, D=D, dt_bias=dt_bias, initial_state=initial_state)
+    weights: dict[str, Any] = dict(A=A, D=D, dt_bias=dt_bias, initial_state=initial_state)
     dims = dict(x='batch, L, H, P', dt='batch, L, H', B='batch, L, G, N', C='batch, L, G, N')
     dims.update(A='H', D='H, P', dt_bias='H', initial_state='batch, H, P, N')
     for name, value in (*shared.items(), *weights.items()):

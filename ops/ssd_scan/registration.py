@@ -31,38 +31,53 @@ def _fake_backward(
 
 
 # ---- matrix products of torch ---------------------------------------------------------------------------------------
+# On a CPU image by image: what a larger batch keeps between two products leaves the caches, and the allocator's pool.
+def _images(x, *tensors):
+    """The tensors of each image of a batch, on a GPU those of all; what is None stays so."""
+    step = 1 if x.device.type == 'cpu' else x.shape[0]
+    for first in range(0, x.shape[0], step):
+        yield [None if t is None else t[first : first + step] for t in (x, *tensors)]
+
+
 def _run_products(
     x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus, float_output, keep_state, height, width, scan_mode
 ):  # fmt: skip
-    route = (height, width), SCAN_MODES[scan_mode]
-    sequences = (x, dt, B, C) if scan_mode < 0 else routes.scan_inputs(x, dt, B, C, *route)
-    xs, dts, Bs, Cs = sequences
-    out, last = chunked.ssd_scan(xs, dts, A, Bs, Cs, D, dt_bias, initial_state, dt_softplus)
-    if scan_mode >= 0:
-        out = routes.merge(out, *route)
-    out = out.to(torch.float32 if float_output else x.dtype).contiguous()
-    return out, last.contiguous() if keep_state else A.new_empty(0)
+    route, dtype = ((height, width), SCAN_MODES[scan_mode]), torch.float32 if float_output else x.dtype
+    outs, lasts = [], []
+    for x, dt, B, C, first in _images(x, dt, B, C, initial_state):  # noqa: B020
+        if scan_mode >= 0:
+            x, dt, B, C = routes.scan_inputs(x, dt, B, C, *route)
+        out, last = chunked.ssd_scan(x, dt, A, B, C, D, dt_bias, first, dt_softplus)
+        outs.append((routes.merge(out, *route) if scan_mode >= 0 else out).to(dtype))
+        lasts.append(last)
+    return torch.cat(outs).contiguous(), torch.cat(lasts).contiguous() if keep_state else A.new_empty(0)
 
 
 def _run_products_backward(
     dout, dlast_state, x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus, height, width, scan_mode
 ):  # fmt: skip
-    inputs = (x, dt, A, B, C, D, dt_bias, initial_state)
-    route = (height, width), SCAN_MODES[scan_mode]
-    if scan_mode >= 0:
-        x, dt, B, C = routes.scan_inputs(x, dt, B, C, *route)
-        if dout is not None:
-            spread = dout.unsqueeze(2).expand(-1, -1, 4, -1, -1)
-            dout = routes.scan_pixels(spread, *route).flatten(2, 3)
-    grads = chunked.ssd_scan_backward(dout, dlast_state, x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus)
-    if scan_mode >= 0:
-        dx, ddt, dA, dB, dC, *others = grads
-        ddt = routes.restore_pixels(ddt.unflatten(2, (4, -1)), *route).flatten(2, 3)
-        dB, dC = (routes.restore_pixels(value, *route) for value in (dB, dC))
-        grads = (routes.merge(dx, *route), ddt, dA, dB, dC, *others)
-    return tuple(
-        A.new_empty(0) if grad is None else grad.to(value.dtype).contiguous() for grad, value in zip(grads, inputs)
-    )
+    inputs, route = (x, dt, A, B, C, D, dt_bias, initial_state), ((height, width), SCAN_MODES[scan_mode])
+    parts = []
+    for x, dt, B, C, first, dy, dlast in _images(x, dt, B, C, initial_state, dout, dlast_state):  # noqa: B020
+        if scan_mode >= 0:
+            x, dt, B, C = routes.scan_inputs(x, dt, B, C, *route)
+            dy = None if dy is None else routes.scan_pixels(dy.unsqueeze(2).expand(-1, -1, 4, -1, -1), *route)
+            dy = None if dy is None else dy.flatten(2, 3)
+        grads = chunked.ssd_scan_backward(dy, dlast, x, dt, A, B, C, D, dt_bias, first, dt_softplus)
+        if scan_mode >= 0:
+            dx, ddt, dA, dB, dC, *others = grads
+            ddt = routes.restore_pixels(ddt.unflatten(2, (4, -1)), *route).flatten(2, 3)
+            dB, dC = (routes.restore_pixels(value, *route) for value in (dB, dC))
+            grads = (routes.merge(dx, *route), ddt, dA, dB, dC, *others)
+        parts.append(grads)
+    results = []
+    for place, (value, grads) in enumerate(zip(inputs, zip(*parts))):
+        if value is None:
+            results.append(A.new_empty(0))
+        else:  # A, D and dt_bias are those of all images
+            grad = torch.stack(grads).sum(0) if place in (2, 5, 6) else torch.cat(grads)
+            results.append(grad.to(value.dtype).contiguous())
+    return tuple(results)
 
 
 # ---- Triton ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmvmamba.layers.cascade import cascade_scan
+from mmvmamba.layers.heads import scan_heads
 from mmvmamba.layers.options import ACTIVATIONS
 from mmvmamba.ops import ss2d_scan
 
@@ -50,6 +51,8 @@ class Mixer(nn.Module):
         self.act = ACTIVATIONS[o.act]()
         if o.d_conv > 1:
             self.conv2d = nn.Conv2d(inner, inner, o.d_conv, 1, o.d_conv // 2, groups=inner, bias=o.conv_bias)
+            if o.core == 'ssd':
+                self.conv2d = nn.Sequential(nn.Identity(), self.conv2d)
         for name, parameter in ours.named_parameters(recurse=False):
             self.register_parameter(name, nn.Parameter(parameter.detach().clone()))
         conv = nn.Conv2d(inner, inner, 3, 1, 1, groups=inner, bias=False)
@@ -74,13 +77,21 @@ class Mixer(nn.Module):
         x = self.act(x)
         if self.options.gate == 'silu':
             gate = self.act(gate)
+        if self.options.core == 'ssd':
+            y = first(
+                scan_heads(x, self.x_proj_weight, self.dt_projs_bias, self.A_logs, self.Ds, self.options.scan_mode)
+            )
+            return self.finish(y, gate if self.options.gate != 'none' else None)
         parameters = (self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, self.A_logs, self.Ds)
         if self.options.scan_mode == 'cascade2d':
             y = first(cascade_scan(x, *parameters))
         else:
             y = ss2d_scan(first(x), *parameters, self.options.scan_mode)
+        return self.finish(y, gate if self.options.gate != 'none' else None)
+
+    def finish(self, y, gate):
         y = self.out_act(last(self.out_norm(y)))
-        return first(self.dropout(self.out_proj(y if self.options.gate == 'none' else y * gate)))
+        return first(self.dropout(self.out_proj(y if gate is None else y * gate)))
 
 
 class Perceptron(nn.Module):

@@ -1,5 +1,6 @@
 """Mamba-2 blocks (core ``ssd``): the published numbers, their own options, and what the backbone promises of them."""
 
+import copy
 import json
 
 import numpy as np
@@ -12,6 +13,8 @@ from mmvmamba.models import parse_forward_type
 from tests.conftest import DATA
 from tests.fill import fill_module
 from tests.test_models import test_reference as reference
+from tests.test_models.published import Published
+from tests.test_models.test_module_contract import assert_same, outputs_of
 from tests.test_models.test_reference import Classifier, build, build_backbone, published_name
 
 VARIANT = 'abl_m0_noz'
@@ -143,3 +146,37 @@ def test_state_is_carried_between_calls():
 def test_a_carried_state_and_checkpointing_exclude_each_other():
     with pytest.raises(ValueError, match='with_cp is True, expected False with_initial_state'):
         VSSMBackbone(dict(SMALL, with_initial_state=True), out_indices=(0, 1), with_cp=True)
+
+
+def test_modules_are_called_as_the_published_structure_calls_them():
+    """Hooks on the parts of a mixer see the maps of torch's own layers, and what a hook returns counts."""
+    backbone = VSSMBackbone(dict(SMALL, gate='linear'), out_indices=(0, 1)).eval()
+    plain, x = Published(backbone), torch.randn(2, 3, 24, 20)
+    names = ['conv2d', 'conv2d.1', 'act', 'in_proj', 'out_norm', 'out_proj', '']
+    names = [f'layers.0.blocks.0.op.{name}'.rstrip('.') for name in names]
+    (outs, maps), (expected, expected_maps) = (outputs_of(model, names, x) for model in (backbone, plain))
+    assert_same(maps, expected_maps)
+    for name in names:
+        assert_same(outs[name], expected[name])
+    for model in (backbone, plain):
+        model.get_submodule(names[1]).register_forward_hook(lambda *call: 2 * call[2])
+    assert_same(backbone(x), plain(x))
+
+
+@pytest.mark.parametrize('carried', [False, True], ids=['plain', 'carried'])
+def test_one_graph_of_any_size(carried):
+    torch._dynamo.reset()
+    options = dict(SMALL, with_initial_state=carried)
+    model = VSSMBackbone(options, out_indices=(0, 1)).train()
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(twin, fullgraph=True, backend='aot_eager', dynamic=True)
+    for size in ((20, 28), (36, 24)):
+        x = torch.randn(2, 3, *size)
+        outs, expected = compiled(x), model(x)
+        assert_same(outs, expected)
+        for maps in (outs, expected):
+            sum(out.square().mean() for out in maps).backward()
+    for (name, value), other in zip(twin.state_dict().items(), model.state_dict().values()):
+        assert 'initial_state' not in name or torch.allclose(value, other, rtol=1e-4, atol=1e-6)
+    for value, other in zip(twin.parameters(), model.parameters()):
+        torch.testing.assert_close(value.grad, other.grad, rtol=1e-4, atol=1e-5)

@@ -230,7 +230,7 @@ def test_a_choice_for_all_ops_that_it_lacks_leaves_the_choice(monkeypatch):
 
 def test_states_carried_at_once_are_those_of_the_loop():
     """A chunk that leaves nothing of the state before it, others that leave it whole, and growth."""
-    states, first = torch.randn(2, 5, 2, 3, 4, 6), torch.randn(2, 2, 3, 4, 6)
+    states, first = torch.randn(2, 5, 2, 3, 4, 6).double(), torch.randn(2, 2, 3, 4, 6).double()
     log_total = 3 * torch.randn(2, 5, 2, 3, 1, 1, dtype=torch.float64)
     log_total[:, 1], log_total[:, 3] = -1e4, 0.0
     for found, expected in zip(
