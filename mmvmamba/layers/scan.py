@@ -48,6 +48,11 @@ def scan_routes(
     if _active and _functions.get():
         state = () if initial_state is None else (initial_state,)
         return _call_innermost(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, *state)
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            'torch.onnx.export does not know the scan of VMamba; mmvmamba.export.to_onnx(module, example, path) writes '
+            'it in standard operators'
+        )
     if dt_projs_weight is None:
         last = x.permute(0, 2, 3, 1)
         y = scan_heads(last, x_proj_weight, dt_projs_bias, A_logs, Ds, scan_mode, initial_state)
