@@ -226,7 +226,8 @@ def published_speed(root: Path = ROOT) -> str:
         rows.append([name, *figures, *(number(found and found['images_per_second']) for found in measured)])
     return (
         f'{table(header, rows)}\n\nImages/s on different machines, not to be compared across. '
-        f'[Published]({theirs["source"]}): {theirs["machine"]}. Here: eager, fp16, batch 128 at 224, with the optimizer. '
+        f'[Published]({theirs["source"]}): {theirs["machine"]}. '
+        'Here: eager, fp16, batch 128 at 224, with the optimizer. '
         f'{caption(report, note=False)}'
     )
 
