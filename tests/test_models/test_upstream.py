@@ -41,7 +41,7 @@ def test_postfixes_in_any_order():
 
 
 @pytest.mark.parametrize(
-    'text', ['', 'v9', 'v05noz', 'v05_', 'v05_nozz', 'v05_noz_noz', 'v05_noz_nozact', 'm0_noz', 'v05_onnone_oncnorm']
+    'text', ['', 'v9', 'v05noz', 'v05_', 'v05_nozz', 'v05_noz_noz', 'v05_noz_nozact', 'm1_noz', 'v05_onnone_oncnorm']
 )
 def test_leftovers_raise(text):
     with pytest.raises(ValueError, match='forward_type is'):
