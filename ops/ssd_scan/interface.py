@@ -84,7 +84,8 @@ def ssd_scan(
 
     Note:
         On a GPU the products of float16 and bfloat16 inputs round their operands to 11 and 8 bits, as tensor cores do,
-        and add in float32; those of float32 follow ``torch.set_float32_matmul_precision``.  A value that is not
+        and add in float32; those of float32 have all of its digits unless
+        ``torch.set_float32_matmul_precision`` gives TF32 leave.  A value that is not
         finite can reach all steps of its chunk.
     """
     op = 'ssd_scan'

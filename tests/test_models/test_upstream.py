@@ -62,6 +62,7 @@ def test_postfixes_in_any_order():
     [
         '',
         'v9',
+        'm1_noz',
         'v05_',
         'v05__noz',
         'v05_softmax',
