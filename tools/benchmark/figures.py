@@ -237,20 +237,22 @@ def published_speed(root: Path = ROOT) -> str:
 
 def versions(root: Path = ROOT) -> str:
     """The versions that are tested: the rows of matrix.json, or the pinned set."""
-    path = root / 'benchmarks/results/matrix.json'
-    if path.exists():
-        report = json.loads(path.read_text())
-        header = [key for key in dict.fromkeys(key for row in report['rows'] for key in row) if key != 'remarks']
-        lines = [[str(row.get(key, '–')) for key in header] for row in report['rows']]
-        failed = [row for row in report['rows'] if row.get('remarks')]
-        remarks = [f'- Python {row["Python"]}, torch {row["torch"]}: {row["remarks"]}' for row in failed]
-        return '\n'.join([table(header, lines), '', *remarks, *([''] if remarks else []), f'{report["machine"]}.'])
     files = [root / f'requirements/{name}.txt' for name in ('tested', 'torch', 'mmcv-lite')]
     lines = [line for file in files if file.exists() for line in file.read_text().splitlines()]
     pins = dict(line.split('==') for line in lines if re.match(r'[\w-]+==', line))
     names = ('torch', 'mmengine', 'mmcv-lite', 'mmpretrain', 'mmdet', 'mmsegmentation', 'numpy')
     names = [name for name in names if name in pins]
-    return table(['Python', *names], [['3.11', *(pins[name] for name in names)]])
+    path = root / 'benchmarks/results/matrix.json'
+    if not path.exists():
+        return table(['Python', *names], [['3.11', *(pins[name] for name in names)]])
+    report = json.loads(path.read_text())
+    header = [key for key in dict.fromkeys(key for row in report['rows'] for key in row) if key != 'remarks']
+    rows = [[str(row.get(key, '–')) for key in header] for row in report['rows']]
+    failed = [row for row in report['rows'] if row.get('remarks')]
+    remarks = [f'- Python {row["Python"]}, torch {row["torch"]}: {row["remarks"]}' for row in failed]
+    pinned = ', '.join(f'{name} {pins[name]}' for name in names)
+    words = f'{report["machine"]}. `make setup` installs, and all tests run with: Python 3.11, {pinned}.'
+    return '\n'.join([table(header, rows), '', *remarks, *([''] if remarks else []), words])
 
 
 def as_it_is(report: dict) -> str:
