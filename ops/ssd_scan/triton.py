@@ -19,9 +19,8 @@ CHUNKS = dict(forward=64, backward=32)  # steps; longer ones have fewer states, 
 # whether products round to the dtype of x what was computed from it, the states too, as Mamba-2's own kernels do;
 # where not, they take it as float32, or of float16 as TF32, which has float16's digits and float32's range
 NARROW = {torch.float32: False, torch.float16: True, torch.bfloat16: True}
-EXACT = (
-    'tf32x3'  # of float32: three products of TF32, good to 2e-7; 'ieee' has no tensor cores and compiles for minutes
-)
+# products of float32: three of TF32, good to 2e-7; 'ieee', without tensor cores, takes minutes to compile
+EXACT = 'tf32x3'
 PROGRAMS = 1024  # so many at least, if there are heads to share out
 WALK_ROWS = 64  # of the state that a program of walk carries
 ROUTES = 4
