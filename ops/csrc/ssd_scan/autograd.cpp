@@ -33,9 +33,9 @@ struct SsdScan : Differentiable {
   static variable_list differentiate(const variable_list& grads, const Saved& saved) {
     const OptionalTensor D = or_none(saved[5]), bias = or_none(saved[6]), initial = or_none(saved[7]);
     const OptionalTensor dlast = saved.number(4) ? or_none(grads[1]) : std::nullopt;
-    const auto [dx, ddt, dA, dB, dC, dD, dbias, dinitial] = backward_op<SsdScan>().call(
-        or_none(grads[0]), dlast, saved[0], saved[1], saved[2], saved[3], saved[4], D, bias, initial, saved.number(0),
-        saved.numbers[1], saved.numbers[2], saved.number(3));
+    const auto [dx, ddt, dA, dB, dC, dD, dbias, dinitial] =
+        backward_op<SsdScan>().call(or_none(grads[0]), dlast, saved[0], saved[1], saved[2], saved[3], saved[4], D, bias,
+                                    initial, saved.number(0), saved.numbers[1], saved.numbers[2], saved.number(3));
     return {dx, ddt, dA, dB, dC, D ? dD : Tensor(), bias ? dbias : Tensor(), initial ? dinitial : Tensor()};
   }
 };
