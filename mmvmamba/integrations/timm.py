@@ -1,7 +1,7 @@
 """The archs as timm's models: ``import mmvmamba.integrations.timm``, then ``timm.create_model('vmamba_tiny_s1l8')``."""
 
 from collections import OrderedDict
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from timm.layers import SelectAdaptivePool2d
@@ -9,6 +9,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from mmvmamba.checkpoint import MisfitError, fit_weights
+from mmvmamba.layers import VSSBlock
 from mmvmamba.layers.norm import normalise
 from mmvmamba.models.archs import ARCHS
 from mmvmamba.models.vssm import VSSMBackbone
@@ -37,7 +38,8 @@ class VMamba(VSSMBackbone):
         drop_rate: float = 0.0,
         drop_path_rate: Optional[float] = None,
     ):
-        stages = len(ARCHS[arch]['depths'] if isinstance(arch, str) else arch['depths'])
+        options: Any = ARCHS[arch] if isinstance(arch, str) else arch
+        stages = len(options['depths'])
         super().__init__(arch, out_indices=(stages - 1,), drop_path_rate=drop_path_rate, in_channels=in_chans)
         self.num_classes, self.drop_rate = num_classes, drop_rate
         self.feature_info = [
@@ -56,10 +58,11 @@ class VMamba(VSSMBackbone):
         self.num_classes = num_classes
         if global_pool is not None:
             self.pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
-        self.fc = nn.Linear(self.arch.dims[-1], num_classes) if num_classes else nn.Identity()
+        self.fc: nn.Module = nn.Identity()
         if num_classes:
-            nn.init.trunc_normal_(self.fc.weight, std=0.02)
-            nn.init.zeros_(self.fc.bias)
+            self.fc = layer = nn.Linear(self.arch.dims[-1], num_classes)
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """Layers for a learning rate that falls from layer to layer."""
@@ -68,9 +71,9 @@ class VMamba(VSSMBackbone):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the activations of each block in backward."""
-        for stage in self.layers:
-            for block in stage.blocks:
-                block.with_cp = enable
+        for module in self.modules():
+            if isinstance(module, VSSBlock):
+                module.with_cp = enable
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """The normalised last map, (B, in_chans, H, W) to (B, C, H / 32, W / 32)."""
@@ -81,7 +84,7 @@ class VMamba(VSSMBackbone):
         x = nn.functional.dropout(self.pool(x), self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Scores, (B, in_chans, H, W) to (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
@@ -95,6 +98,7 @@ class VMamba(VSSMBackbone):
         wanted = _stages(indices, count)
         self._check_input(x)
         x, maps = self.patch_embed(x), []
+        stage: Any
         for i, stage in enumerate(self.layers[: max(wanted) + 1] if stop_early else self.layers):
             x = stage(x)
             last = i == count - 1
@@ -162,7 +166,8 @@ def _without_head(model: VMamba) -> OrderedDict:
 
 def _register(arch: str):
     def create(pretrained=False, **kwargs):
-        features = dict(out_indices=tuple(range(len(ARCHS[arch]['depths']))), feature_cls='getter')
+        options: Any = ARCHS[arch]
+        features = dict(out_indices=tuple(range(len(options['depths']))), feature_cls='getter')
         return build_model_with_cfg(
             VMamba, name, pretrained, feature_cfg=features, pretrained_filter_fn=convert, **dict(kwargs, arch=arch)
         )

@@ -159,12 +159,13 @@ class VSSMBackbone(BaseModule):
         """
         self._check_input(x)
         outs = []
+        stem: Any = self.patch_embed
         if self.out_stem:
-            outs.append(self.patch_embed.first_half(x))
-            x = self.patch_embed(x, outs[0])
-            outs[0] = outs[0].contiguous()
+            half = stem.first_half(x)
+            outs.append(half.contiguous())
+            x = stem(x, half)
         else:
-            x = self.patch_embed(x)
+            x = stem(x)
         if mask is not None:
             if not hasattr(self, 'mask_token'):
                 raise ValueError('mask is given, but the backbone has no mask_token; build it with mask_token=True')

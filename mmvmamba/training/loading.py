@@ -10,6 +10,7 @@ import functools
 import logging
 import pickle
 import re
+from typing import Any
 
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -91,8 +92,10 @@ def fit_model(module: nn.Module, content: dict, name: str = 'weights') -> dict:
         CheckpointError: If the backbone would not get all of its weights; within :func:`whole_models` also if another
             part of the model would not.
     """
-    while is_model_wrapper(module) or isinstance(module, BaseTTAModel):
-        module = module.module
+    inner: Any = module
+    while is_model_wrapper(inner) or isinstance(inner, BaseTTAModel):
+        inner = inner.module
+    module = inner
     places = [(place, child) for place, child in module.named_modules() if isinstance(child, VSSMBackbone)]
     if len(places) != 1 or not all(isinstance(key, str) for key in content):
         return content
