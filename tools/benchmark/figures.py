@@ -255,6 +255,16 @@ def versions(root: Path = ROOT) -> str:
     return '\n'.join([table(header, rows), '', *remarks, *([''] if remarks else []), words])
 
 
+def versions_in_brief(root: Path = ROOT) -> str:
+    """The sets of versions in which everything works, one a row."""
+    path = root / 'benchmarks/results/matrix.json'
+    if not path.exists():
+        return versions(root)
+    names = ('Python', 'torch', 'numpy', 'mmengine', 'mmdet', 'mmseg', 'mmpretrain')
+    rows = [row for row in json.loads(path.read_text())['rows'] if not row.get('remarks')]
+    return table(list(names), [[str(row.get(name, '–')) for name in names] for row in rows])
+
+
 def as_it_is(report: dict) -> str:
     """The rows of a report whose keys are the header."""
     header = list(report['rows'][0])
@@ -271,6 +281,7 @@ TABLES = {
     'archs': archs,
     'published-speed': published_speed,
     'tested': versions,
+    'tested-brief': versions_in_brief,
     **{name: functools.partial(lambda name: as_it_is(read(f'{name}.json')), name) for name in PLAIN},
 }
 
