@@ -24,6 +24,7 @@ CLASSES = dict(
     reduced='as written, with fewer images, steps or processes, or without what only a GPU has',
     no_data='as written, up to the line that says that the data set is not there (each config trains in test_configs)',
     installs='not here: it changes an environment or needs a network; the tests that are named run what it does',
+    templates='not here: CONFIG and the like stand for yours; the tests that are named run it',
     checks='not here: it is what runs this test, or checks the style',
 )
 
@@ -70,7 +71,21 @@ THREE = (
 )
 MINE = ('CHECKPOINT', 'work_dirs/my_config/epoch_12.pth')
 
+LAUNCHES, ANALYSES = 'tests/test_tools/test_train_test.py', 'tests/test_tools/test_analysis.py'
+TEMPLATES = {
+    'python tools/train.py CONFIG': LAUNCHES,
+    'python tools/train.py CONFIG --resume': LAUNCHES,
+    'python tools/test.py CONFIG CHECKPOINT --complexity': LAUNCHES,
+    'tools/dist_train.sh CONFIG 8': LAUNCHES,
+    'tools/dist_train.sh configs/classification/vmamba-tiny-s1l8_8xb128-amp_in1k.py 8': LAUNCHES,
+    'tools/dist_test.sh CONFIG CHECKPOINT 1': LAUNCHES,
+    'tools/dist_test.sh CONFIG CHECKPOINT 1 --tta': LAUNCHES,
+    'python tools/analysis/throughput.py --model NAME CONFIG': 'tests/test_tools/test_analysis_throughput.py',
+    'python tools/analysis/get_flops.py CONFIG': 'tests/test_tools/test_flops.py',
+    **{f'python tools/analysis/{name}.py': ANALYSES for name in ('erf', 'attention_map', 'robustness_resolution')},
+}
 TABLE = {
+    **{line: Row('templates', tests=tests) for line, tests in TEMPLATES.items()},
     # ---- make
     'make demo': Row('reduced', 'DEMO_OPTIONS=--quick', makes='demo_output/metrics.md'),
     'make gallery': Row(
