@@ -163,7 +163,7 @@ def test_modules_are_called_as_the_published_structure_calls_them():
     assert_same(backbone(x), plain(x))
 
 
-@pytest.mark.parametrize('carried', [False, True], ids=['plain', 'carried'])
+@pytest.mark.parametrize('carried', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['plain', 'carried'])
 def test_one_graph_of_any_size(carried):
     torch._dynamo.reset()
     options = dict(SMALL, with_initial_state=carried)
