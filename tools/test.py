@@ -68,12 +68,17 @@ def prepare_config(args: argparse.Namespace):
     return cfg
 
 
+def load_analysis(name: str):
+    """A script of tools/analysis as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().parent / f'analysis/{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def report_complexity(runner, args: argparse.Namespace) -> None:
     """Log what the model costs: by the rules of tools/analysis/get_flops.py and throughput.py."""
-    sys.path.append(str(Path(__file__).resolve().parent / 'analysis'))
-    import get_flops
-    import throughput
-
+    get_flops, throughput = load_analysis('get_flops'), load_analysis('throughput')
     cfg, model = runner.cfg.copy(), getattr(runner.model, 'module', runner.model)  # of DDP, or of the augmentation
     cfg.model = cfg.model.get('module', cfg.model)
     shape, batch = get_flops.default_shape(cfg), cfg.test_dataloader.get('batch_size', 1)
