@@ -55,9 +55,7 @@ def test_source_runs_no_foreign_code(path):
         assert not keywords.get('shell'), f'{place} builds a shell command'
         assert not keywords.get('allow_pickle'), place
         if name == 'torch.load':
-            # its unpickler makes tensors and containers only, as test_places.py holds
-            inert = path.name == 'clean_checkpoint.py' and 'pickle_module' in keywords
-            assert keywords.get('weights_only') is True or inert, f'{place} without weights_only=True'
+            assert keywords.get('weights_only') is True, f'{place} without weights_only=True'
     for url in re.findall(r'http://[^\s\'")\]]+', path.read_text()):
         assert re.match(r'http://(localhost|127\.0\.0\.1|www\.apache\.org|www\.w3\.org/2000/svg|\{)', url), url
 

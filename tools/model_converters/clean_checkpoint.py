@@ -6,9 +6,7 @@ Objects of other classes (a Namespace of arguments, a config, a scheduler) are l
 """
 
 import argparse
-import pickle
 import sys
-import types
 from collections import OrderedDict
 
 import torch
@@ -16,13 +14,6 @@ import torch
 from mmvmamba.checkpoint import CheckpointError, write_checkpoint
 from mmvmamba.cli import UserError, run_tool
 
-ALLOWED = {
-    ('collections', 'OrderedDict'),
-    ('torch._utils', '_rebuild_tensor_v2'),
-    ('torch._utils', '_rebuild_parameter'),
-    ('torch', 'Size'),
-    ('torch', 'device'),
-}
 PLAIN = (torch.Tensor, str, bytes, int, float, bool, type(None))
 OUT = object()
 
@@ -54,16 +45,12 @@ class Other:
     add = append
 
 
-class Unpickler(pickle.Unpickler):
-    """Makes tensors and containers, and an ``Other`` of all else."""
-
-    def find_class(self, module, name):
-        """The class of an allowed name; no module is imported for any other."""
-        storage = module == 'torch' and name.endswith('Storage') and name.isidentifier()
-        dtype = module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
-        if storage or dtype or (module, name) in ALLOWED:
-            return super().find_class(module, name)
-        return type(name, (Other,), {})
+def stand_in(path: str) -> type:
+    """An ``Other`` under the name of a class or function, such as ``argparse.Namespace``; nothing is imported."""
+    module, _, name = path.rpartition('.')
+    kind: type = type(name, (Other,), {})
+    kind.__module__, kind.__qualname__ = module, name
+    return kind
 
 
 def clean(value):
@@ -78,17 +65,18 @@ def clean(value):
 
 
 def read(path: str):
-    """The content of a file of ``torch.save``, by the unpickler above.
+    """The content of a file of ``torch.save``, with an ``Other`` for what torch does not know to be safe.
 
     Raises:
-        UserError: If there is no such file.
+        UserError: If there is no such file, or torch is too old to list what a file holds.
         CheckpointError: If it can't be read.
     """
-    module = types.ModuleType('clean')
-    module.Unpickler = Unpickler
-    module.load = lambda file, **options: Unpickler(file, **options).load()
+    if not hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint'):
+        raise UserError(f'torch is {torch.__version__}, expected 2.5 or later, which lists what a file holds')
     try:
-        return torch.load(path, map_location='cpu', weights_only=False, pickle_module=module)
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([stand_in(name) for name in unsafe]):
+            return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f'{path!r} is not a file, expected a checkpoint') from error
     except Exception as error:  # a damaged file raises anything
