@@ -24,7 +24,10 @@ EXACT = 'tf32x3'
 PROGRAMS = 1024  # so many at least, if there are heads to share out
 WALK_ROWS = 64  # of the state that a program of walk carries
 ROUTES = 4
-LAUNCH = dict(walk=dict(num_warps=4), outputs=dict(num_warps=4), gradients=dict(num_warps=4))
+# one stage: pipelined loads of the loop over heads read beyond shared memory (Triton 3.6, seen by compute-sanitizer)
+LAUNCH = dict(
+    walk=dict(num_warps=4), outputs=dict(num_warps=4, num_stages=1), gradients=dict(num_warps=4, num_stages=1)
+)
 
 
 def _block(size: int) -> int:
