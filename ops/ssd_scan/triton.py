@@ -15,7 +15,7 @@ import triton.language as tl
 from ..cross_scan.triton import _COLUMN, _REVERSE
 from .triton_kernels import add_routes, gradients, outputs, walk
 
-CHUNKS = dict(forward=64, backward=32)  # steps; longer ones have fewer states, and more pairs of steps
+CHUNKS = dict(forward=32, backward=32)  # steps; longer ones have fewer states, and more pairs of steps
 # whether products round to the dtype of x what was computed from it, the states too, as Mamba-2's own kernels do;
 # where not, they take it as float32, or of float16 as TF32, which has float16's digits and float32's range
 NARROW = {torch.float32: False, torch.float16: True, torch.bfloat16: True}
@@ -24,10 +24,9 @@ EXACT = 'tf32x3'
 PROGRAMS = 1024  # so many at least, if there are heads to share out
 WALK_ROWS = 64  # of the state that a program of walk carries
 ROUTES = 4
-# one stage: pipelined loads of the loop over heads read beyond shared memory (Triton 3.6, seen by compute-sanitizer)
-LAUNCH = dict(
-    walk=dict(num_warps=4), outputs=dict(num_warps=4, num_stages=1), gradients=dict(num_warps=4, num_stages=1)
-)
+# no product has 64 rows and 4 warps: Triton 3.6 then takes Hopper's asynchronous ones, whose second operand its
+# assembler (ptxas 12.8) reads from a register that nothing wrote, beyond shared memory
+LAUNCH = dict(walk=dict(num_warps=2), outputs=dict(num_warps=2), gradients=dict(num_warps=4))
 
 
 def _block(size: int) -> int:
