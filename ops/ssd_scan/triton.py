@@ -1,6 +1,7 @@
-"""The Mamba-2 scan in Triton: the states before each chunk, then all chunks at once; backward in the same way.
+"""The Mamba-2 scan in Triton.
 
-Forward launches ``walk``, where there is more than one chunk or a state before the first, and ``outputs``; backward
+Forward launches ``march``, which takes a head's chunks one after the other; or for few heads, all chunks at once:
+``walk``, where there is more than one chunk or a state before the first, and ``outputs``.  Backward launches
 ``walk`` for the states again, ``walk`` in reverse for their gradients, and ``gradients``.  The routes of a map are
 added by ``add_routes``.  Every sum has a fixed order.
 """
@@ -13,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..cross_scan.triton import _COLUMN, _REVERSE
-from .triton_kernels import add_routes, gradients, outputs, walk
+from .triton_kernels import add_routes, gradients, march, outputs, walk
 
 CHUNKS = dict(forward=32, backward=32)  # steps; longer ones have fewer states, and more pairs of steps
 # whether products round to the dtype of x what was computed from it, the states too, as Mamba-2's own kernels do;
@@ -26,7 +27,8 @@ WALK_ROWS = 64  # of the state that a program of walk carries
 ROUTES = 4
 # no product has 64 rows and 4 warps: Triton 3.6 then takes Hopper's asynchronous ones, whose second operand its
 # assembler (ptxas 12.8) reads from a register that nothing wrote, beyond shared memory
-LAUNCH = dict(walk=dict(num_warps=2), outputs=dict(num_warps=2), gradients=dict(num_warps=4))
+LAUNCH = dict(march=dict(num_warps=2), walk=dict(num_warps=2), outputs=dict(num_warps=2), gradients=dict(num_warps=4))
+SEQUENTIAL = 512  # so many heads of a batch fill a GPU without sharing out the chunks
 
 
 def _block(size: int) -> int:
@@ -97,6 +99,31 @@ class _Problem:
         turns = max(1, min(self.heads, self.heads * places // PROGRAMS))
         return (places, triton.cdiv(self.heads, turns)), turns
 
+    def march(self, first: Optional[torch.Tensor], last: Optional[torch.Tensor], out: torch.Tensor) -> None:
+        """The outputs, each program all chunks of its heads."""
+        two = self.heads % 2 == 0
+        march[(self.batch * self.groups, self.heads // 2 if two else self.heads)](
+            self.x, self.dt, self.A, self.B, self.C, self.D, self.bias, first, last, out,
+            *self.x.stride()[:2], *self.dt.stride()[:2], *self.B.stride()[:3], *self.C.stride()[:3],
+            self.groups, self.heads, self.channels, self.d_state, *self.place,
+            HAS_FIRST=first is not None, HAS_LAST=last is not None, HAS_D=self.D is not None, TWO=two,
+            **LAUNCH['march'], **self.options,
+        )  # fmt: skip
+
+    def outputs(self, first: Optional[torch.Tensor], last: Optional[torch.Tensor], out: torch.Tensor) -> None:
+        """The outputs, all chunks at once, from the states before them."""
+        states = None
+        has_state = self.chunks > 1 or first is not None
+        if has_state or last is not None:
+            states = self.walk(self.x, self.B, first, last, backward=False)
+        grid, turns = self.grid()
+        outputs[grid](
+            self.x, self.dt, self.A, self.B, self.C, self.D, self.bias, states, out,
+            *self.x.stride()[:2], *self.dt.stride()[:2], *self.B.stride()[:3], *self.C.stride()[:3],
+            self.groups, self.heads, turns, self.channels, self.d_state, *self.place,
+            HAS_STATE=has_state, HAS_D=self.D is not None, **LAUNCH['outputs'], **self.options,
+        )  # fmt: skip
+
     def merge(self, parts: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Add the routes of (batch, L, all heads, P) to ``out``, (batch, L, heads, P)."""
         block = 1024
@@ -115,18 +142,11 @@ def ssd_scan(
     last = A.new_empty(p.state_shape if keep_state else (0,))
     out = torch.empty(x.shape, dtype=torch.float32 if float_output else x.dtype, device=x.device)
     parts = out.new_empty((*x.shape[:2], p.all_heads, x.shape[3])) if p.routed else out
-    states = None
     with _device_of(x):
-        if p.chunks > 1 or first is not None or keep_state:
-            states = p.walk(p.x, p.B, first, last if keep_state else None, backward=False)
-        has_state = p.chunks > 1 or first is not None
-        grid, turns = p.grid()
-        outputs[grid](
-            p.x, p.dt, p.A, p.B, p.C, p.D, p.bias, states, parts,
-            *p.x.stride()[:2], *p.dt.stride()[:2], *p.B.stride()[:3], *p.C.stride()[:3],
-            p.groups, p.heads, turns, p.channels, p.d_state, *p.place,
-            HAS_STATE=has_state, HAS_D=D is not None, **LAUNCH['outputs'], **p.options,
-        )  # fmt: skip
+        if p.batch * p.all_heads >= SEQUENTIAL:
+            p.march(first, last if keep_state else None, parts)
+        else:
+            p.outputs(first, last if keep_state else None, parts)
         if p.routed:
             p.merge(parts, out)
     return out, last

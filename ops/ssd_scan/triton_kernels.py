@@ -155,6 +155,87 @@ def outputs(
 
 
 @triton.jit
+def _advance(
+    state, pairs, b, c, own, column, pixel, inside, x, x_l, dt, dt_l, A, D, bias, out, all_heads, channels,
+    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr, NARROW: tl.constexpr,
+    PRECISION: tl.constexpr, Q: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """A chunk of one head: store its output, and return the state (N, P) after it.  x, dt and out begin at an image."""
+    RAW: tl.constexpr = x.dtype.element_ty
+    p, q = tl.arange(0, P), tl.arange(0, Q)
+    narrow = inside[:, None] & (p < channels)[None, :]
+    shift = tl.load(bias + own) if HAS_BIAS else 0.0
+    steps, _ = _steps(dt + pixel * dt_l + own, shift, inside, HAS_BIAS, SOFTPLUS)
+    log = steps.to(ACC) * (tl.load(A + own) * _LOG2E).to(ACC)
+    cum, total = tl.cumsum(log, axis=0), tl.sum(log, axis=0)
+    gap = (cum[:, None] - cum[None, :]).to(tl.float32)
+    weights = pairs * tl.exp2(tl.where(q[:, None] >= q[None, :], gap, float('-inf'))) * steps[None, :]
+    v = tl.load(x + pixel[:, None] * x_l + column * channels + p[None, :], narrow, 0.0)
+    y = _dot(c, state, NARROW, PRECISION, RAW) * tl.exp2(cum.to(tl.float32))[:, None]
+    y += _dot(weights, v, NARROW, PRECISION, RAW)
+    if HAS_D:
+        y += tl.load(D + own * channels + p, p < channels, 0.0)[None, :] * v.to(tl.float32)
+    row = pixel * all_heads + own
+    tl.store(out + row[:, None] * channels + p[None, :], y.to(out.dtype.element_ty), narrow)
+    drive = v.to(tl.float32) * (steps * tl.exp2((total - cum).to(tl.float32)))[:, None]
+    return state * tl.exp2(total.to(tl.float32)) + _dot(tl.trans(b), drive, NARROW, PRECISION, RAW)
+
+
+@triton.jit
+def march(
+    x, dt, A, B, C, D, bias, first, last, out,
+    x_b, x_l, dt_b, dt_l, B_b, B_l, B_g, C_b, C_l, C_g,
+    groups, heads, channels, d_state, height, width, length, chunks,
+    SHARED: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr, NARROW: tl.constexpr,
+    PRECISION: tl.constexpr, TWO: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """One program: a head of a group, or TWO, which share C B^T; all chunks, one after the other.
+
+    The states stay in registers; each input is read once, the output written once.
+    """
+    pair = tl.program_id(0).to(tl.int64)
+    batch, group = pair // groups, (pair % groups).to(tl.int32)
+    head = tl.program_id(1) * (2 if TWO else 1)
+    own = group * heads + head
+    column = head if SHARED else own
+    p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
+    inner = (own * channels + p)[None, :] * d_state + n[:, None]
+    mask = (p < channels)[None, :] & (n < d_state)[:, None]
+    size = groups * heads * channels * d_state  # of a state of all heads
+    state = tl.zeros([N, P], tl.float32)
+    other = tl.zeros([N, P], tl.float32)
+    if HAS_FIRST:
+        state = tl.load(first + batch * size + inner, mask, 0.0)
+        if TWO:
+            other = tl.load(first + batch * size + inner + channels * d_state, mask, 0.0)
+    x += batch * x_b
+    dt += batch * dt_b
+    out += batch * length * groups * heads * channels
+    for chunk in range(0, chunks):
+        t = chunk * Q + q
+        inside = t < length
+        pixel = _pixels(t, group, height, width, length, COLUMN, REVERSE)
+        wide = inside[:, None] & (n < d_state)[None, :]
+        b = tl.load(B + batch * B_b + group * B_g + pixel[:, None] * B_l + n[None, :], wide, 0.0)
+        c = tl.load(C + batch * C_b + group * C_g + pixel[:, None] * C_l + n[None, :], wide, 0.0)
+        pairs = tl.dot(c, tl.trans(b), input_precision=PRECISION)
+        state = _advance(
+            state, pairs, b, c, own, column, pixel, inside, x, x_l, dt, dt_l, A, D, bias, out, groups * heads, channels,
+            HAS_D, HAS_BIAS, SOFTPLUS, ACC, NARROW, PRECISION, Q, P,
+        )  # fmt: skip
+        if TWO:
+            other = _advance(
+                other, pairs, b, c, own + 1, column + 1, pixel, inside, x, x_l, dt, dt_l, A, D, bias, out,
+                groups * heads, channels, HAS_D, HAS_BIAS, SOFTPLUS, ACC, NARROW, PRECISION, Q, P,
+            )  # fmt: skip
+    if HAS_LAST:
+        tl.store(last + batch * size + inner, state, mask)
+        if TWO:
+            tl.store(last + batch * size + inner + channels * d_state, other, mask)
+
+
+@triton.jit
 def gradients(
     dy, x, dt, A, B, C, D, bias, states, flows, dx, ddt, dB, dC, sums, dD,
     dy_b, dy_l, x_b, x_l, dt_b, dt_l, B_b, B_l, B_g, C_b, C_l, C_g,
