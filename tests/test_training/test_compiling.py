@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmvmamba.models import VSSMBackbone
-from mmvmamba.training.compiling import CompiledForward, compile_modules, restore_modules
+from mmvmamba.training.compiling import CompiledForward, compile_modules
 from mmvmamba.training.hooks import CompileHook
 from tests.test_training.toy import make_runner
 
