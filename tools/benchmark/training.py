@@ -25,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import report
@@ -159,7 +160,7 @@ def measure(config: str, options: list, args) -> dict:
         row = summarize(name, config, options, cfg, clock)
         restore_modules(runner.model.modules())
         if int(os.environ.get('WORLD_SIZE', 1)) == 1:
-            row.update(bare_steps(runner, row, args))
+            bare_steps(runner, row, args)
     return row
 
 
@@ -190,34 +191,31 @@ def summarize(name: str, config: str, options: list, cfg: Config, clock: Clock) 
     return row
 
 
-def bare_steps(runner, row: dict, args) -> dict:
-    """The bare step of a run's model: in eager mode, compiled, and on tiny images."""
-    found = {}
+def bare_steps(runner, row: dict, args) -> None:
+    """Add to a row the bare step of the run's model: in eager mode, compiled, and on tiny images."""
     model, wrapper = runner.model, runner.optim_wrapper
-    loader = runner.train_dataloader
-    dynamic = len(getattr(loader.dataset, 'sizes', ())) > 1
-    indices = list(range(len(loader.dataset)))
-    sizes = [indices[i * row['batch'] : (i + 1) * row['batch']] for i in range(BATCHES if dynamic else 1)]
-    batches = [_preprocess(runner, [loader.dataset[i] for i in part]) for part in sizes]
+    data = runner.train_dataloader.dataset
+    dynamic = len(getattr(data, 'sizes', ())) > 1
+    parts = [range(i * row['batch'], (i + 1) * row['batch']) for i in range(BATCHES if dynamic else 1)]
+    batches = [_preprocess(runner, [data[i] for i in part]) for part in parts]
     if 'eager' in args.bare:
-        found['bare_eager_ms'] = time_bare(model, wrapper, batches, args)
-        found['of_bare_eager'] = found['bare_eager_ms'] / row['iteration_ms']
+        row['bare_eager_ms'] = time_bare(model, wrapper, batches, args)
+        row['of_bare_eager'] = row['bare_eager_ms'] / row['iteration_ms']
     if 'host' in args.bare:
         side = SMALL[runner.cfg.default_scope]
-        data = copy.copy(loader.dataset)
+        small = copy.copy(data)
         if side and hasattr(data, 'sizes'):
-            data.sizes = [(min(side, h), min(round(1.2 * side), w)) for h, w in data.sizes[:1]]
-        tiny = [_preprocess(runner, [data[i] for i in range(2)])]
-        found['host_ms'] = time_host(model, wrapper, tiny, args)
+            small.sizes = [(min(side, h), min(round(1.2 * side), w)) for h, w in data.sizes[:1]]
+        row['host_ms'] = time_host(model, wrapper, _preprocess(runner, [small[i] for i in range(2)]), args)
     if 'compile' in args.bare and hasattr(model, 'backbone'):
         torch._dynamo.reset()
-        model.backbone.forward = CompiledForward(model.backbone, 'backbone', dynamic=dynamic)
-        found['bare_compiled_ms'] = time_bare(model, wrapper, batches, args)
-        found['of_bare_compiled'] = found['bare_compiled_ms'] / row['iteration_ms']
-        if model.backbone.forward.failed:
-            found['bare_compiled_ms'] = found['of_bare_compiled'] = None
+        compiled = CompiledForward(model.backbone, 'backbone', dynamic=dynamic)
+        model.backbone.forward = compiled
+        milliseconds = time_bare(model, wrapper, batches, args)
+        if not compiled.failed:
+            row['bare_compiled_ms'] = milliseconds
+            row['of_bare_compiled'] = milliseconds / row['iteration_ms']
         restore_modules([model.backbone])
-    return found
 
 
 def _preprocess(runner, samples: list) -> dict:
@@ -252,11 +250,11 @@ def time_bare(model, wrapper, batches: list, args) -> float:
     return statistics.median(times)
 
 
-def time_host(model, wrapper, batches: list, args) -> float:
+def time_host(model, wrapper, tiny: dict, args) -> float:
     """Milliseconds that the host takes for a bare step."""
     times = []
     for _ in range(max(args.warmup // 5, 1) + args.iterations // 3):
-        batch = copy.deepcopy(batches[0])
+        batch = copy.deepcopy(tiny)
         synchronize(args.device)
         begin = time.perf_counter()
         bare_step(model, wrapper, batch)
@@ -311,16 +309,25 @@ def format_table(rows: list) -> str:
 def main(argv=None) -> list:
     """Measure each config; returns the rows."""
     args = parse_args(argv)
-    rows = []
+    rows, is_first = [], int(os.environ.get('RANK', 0)) == 0
     for config, options in args.runs:
         torch._dynamo.reset()
-        rows.append(measure(config, options, args))
-        gc.collect()
-        if args.device == 'cuda':
-            torch.cuda.empty_cache()
-        print(format_table(rows[-1:]), flush=True)
+        try:
+            rows.append(measure(config, options, args))
+        except Exception:  # one that cannot run must not lose the others' figures
+            traceback.print_exc()
+            print(f'{config} {" ".join(options)}: no figures, see above', flush=True)
+            continue
+        finally:
+            gc.collect()
+            if args.device == 'cuda':
+                torch.cuda.empty_cache()
+        if is_first:
+            print(format_table(rows[-1:]), flush=True)
+    if not rows:
+        raise SystemExit('no config could be measured')
     add_ratios(rows, args.baseline or rows[0]['name'])
-    if int(os.environ.get('RANK', 0)) == 0:
+    if is_first:
         print(f'\n{report.machine_name(args.device)}, torch {torch.__version__}\n\n{format_table(rows)}')
         if args.out is not None:
             report.write(args.out, args.device, rows, args.add)

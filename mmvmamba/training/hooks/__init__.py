@@ -6,6 +6,7 @@ from .deferred_info import DeferredInfoHook
 from .exact_resume import ExactResumeHook
 from .nan_guard import NaNGuardHook, NonFiniteError
 from .older_run import ResumeOlderRunHook
+from .prefetch import PrefetchHook
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -14,5 +15,6 @@ __all__ = [
     'ExactResumeHook',
     'NaNGuardHook',
     'NonFiniteError',
+    'PrefetchHook',
     'ResumeOlderRunHook',
 ]
