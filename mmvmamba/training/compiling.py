@@ -1,5 +1,6 @@
 """Modules of a model that run compiled, and go on without if they cannot."""
 
+import contextlib
 import logging
 from types import MethodType
 from typing import Any, Optional
@@ -29,11 +30,11 @@ class CompiledForward:
         self.module, self.name, self.shapes = module, name, shapes
         self.plain = _plain_forward(module)
         self.compiled = torch.compile(self.plain, **options)
-        self.failed = False
+        self.failed = self.paused = False
         self._seen: set = set()
 
     def __call__(self, *args, **kwargs):
-        if self.failed or torch.compiler.is_compiling() or not self._is_for(args, kwargs):
+        if self.failed or self.paused or torch.compiler.is_compiling() or not self._is_for(args, kwargs):
             return self.plain(*args, **kwargs)
         try:
             return self.compiled(*args, **kwargs)
@@ -101,6 +102,24 @@ def restore_modules(modules) -> None:
     for module in modules:
         if isinstance(module.__dict__.get('forward'), CompiledForward):
             del module.forward
+
+
+@contextlib.contextmanager
+def pause(model: nn.Module):
+    """While it lasts, the model's compiled modules run as they are, so that hooks see what is inside them.
+
+    Args:
+        model (nn.Module): The model.
+    """
+    forwards: list = [module.__dict__.get('forward') for module in model.modules()]
+    compiled = [forward for forward in forwards if isinstance(forward, CompiledForward)]
+    for forward in compiled:
+        forward.paused = True
+    try:
+        yield
+    finally:
+        for forward in compiled:
+            forward.paused = False
 
 
 def _plain_forward(module: nn.Module):
