@@ -13,3 +13,4 @@ optim_wrapper = dict(
 )
 # EMAHook copies a whole model, which a sharded one is not
 custom_hooks = []
+model_wrapper_cfg = None

@@ -4,3 +4,4 @@ optim_wrapper = dict(type='mmvmamba.FastOptimWrapper', dtype='float16', optimize
 train_dataloader = dict(pin_memory=True)
 default_hooks = dict(runtime_info=dict(type='mmvmamba.DeferredInfoHook'))
 custom_hooks = [dict(type='mmvmamba.PrefetchHook'), dict(type='mmvmamba.CompileHook', dynamic=True)]
+model_wrapper_cfg = dict(broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -80,6 +80,8 @@ def test_mixed_precision_changes_how_a_step_runs_only(path):
     assert len(hook) == 1 and hook[0].get('dynamic', False) == (mixed.default_scope == 'mmdet')
     assert mixed.default_hooks.runtime_info == dict(type='mmvmamba.DeferredInfoHook')
     assert mixed.optim_wrapper.optimizer.fused and mixed.train_dataloader.pin_memory
+    wrapper = dict(broadcast_buffers=False, gradient_as_bucket_view=True)
+    assert mixed.pop('model_wrapper_cfg') == (wrapper if hook[0].get('dynamic') else dict(wrapper, static_graph=True))
     for cfg in (mixed, full):
         for key in ('type', 'dtype'):
             cfg.optim_wrapper.pop(key, None)

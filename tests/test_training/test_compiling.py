@@ -96,8 +96,7 @@ def test_further_shapes_run_as_they_are():
     assert sizes == [3, 5]
 
 
-@pytest.mark.parametrize('with_cp', [False, True])
-@pytest.mark.parametrize('dynamic', [False, True])
+@pytest.mark.parametrize('dynamic, with_cp', [(False, True), (True, False), (True, True)])
 def test_a_backbone_compiled_by_the_switch_has_the_same_gradients(dynamic, with_cp):
     torch.manual_seed(0)
     model = nn.ModuleDict(dict(backbone=VSSMBackbone(ARCH, out_indices=(0, 1), with_cp=with_cp)))
@@ -109,7 +108,7 @@ def test_a_backbone_compiled_by_the_switch_has_the_same_gradients(dynamic, with_
         return graph.forward
 
     switched = compile_modules(model, ['backbone'], dynamic=dynamic, backend=backend)[0]
-    for size in ((32, 40), (40, 48), (56, 64)):
+    for size in ((32, 40), (40, 56)):
         x = torch.rand(2, 3, *size)
         results = []
         for forward in (switched.plain, switched):
@@ -119,7 +118,7 @@ def test_a_backbone_compiled_by_the_switch_has_the_same_gradients(dynamic, with_
             results.append([*outs, *(p.grad.clone() for p in model.parameters())])
         for one, two in zip(*results):
             torch.testing.assert_close(one, two)
-    assert len(graphs) == (1 if dynamic else 3)
+    assert len(graphs) == (1 if dynamic else 2)
     assert list(model.state_dict()) == names
 
 

@@ -1,6 +1,10 @@
 """FastOptimWrapper and ForeachEMA: mmengine's numbers and checkpoints, over fifty steps with overflows in between."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -241,3 +245,15 @@ def test_numbers_wait_for_their_reader_and_copy_as_plain_ones():
     for _ in range(2000):
         history.update(torch.tensor(1.0))
     assert len(history._pending) < 1000
+
+
+def test_two_processes_are_one(tmp_path):
+    """A compiled backbone in DistributedDataParallel with the configs' settings, against one process by mmengine."""
+    root = Path(__file__).parents[2]
+    command = [sys.executable, '-m', 'tests.test_training.fast_distributed', str(tmp_path / 'out')]
+    subprocess.run(command, cwd=root, check=True, env=dict(os.environ, OMP_NUM_THREADS='1'), timeout=300)
+    one, two = (torch.load(tmp_path / f'out.{n}', weights_only=True) for n in (1, 2))
+    for part in ('weights', 'average'):
+        assert one[part].keys() == two[part].keys()
+        for name, value in one[part].items():
+            torch.testing.assert_close(two[part][name], value, rtol=1e-4, atol=1e-5, msg=f'{part} {name}')
