@@ -6,6 +6,7 @@ Forward launches ``march``, which takes a head's chunks one after the other; or 
 added by ``add_routes``.  Every sum has a fixed order.
 """
 
+import math
 from contextlib import nullcontext
 from typing import Optional
 
@@ -27,8 +28,14 @@ WALK_ROWS = 64  # of the state that a program of walk carries
 ROUTES = 4
 # no product has 64 rows and 4 warps: Triton 3.6 then takes Hopper's asynchronous ones, whose second operand its
 # assembler (ptxas 12.8) reads from a register that nothing wrote, beyond shared memory
-LAUNCH = dict(march=dict(num_warps=2), walk=dict(num_warps=2), outputs=dict(num_warps=2), gradients=dict(num_warps=4))
-SEQUENTIAL = 512  # so many heads of a batch fill a GPU without sharing out the chunks
+LAUNCH = dict(
+    march=dict(num_warps=1, num_stages=2),
+    walk=dict(num_warps=2),
+    outputs=dict(num_warps=2),
+    gradients=dict(num_warps=4),
+)
+SEQUENTIAL = 1024  # so many heads of a batch fill a GPU without sharing out the chunks
+STATE = 1024  # elements that the one warp of march keeps in registers
 
 
 def _block(size: int) -> int:
@@ -57,12 +64,20 @@ class _Problem:
         self.chunks = triton.cdiv(self.length, chunk)
         self.routed = scan_mode >= 0
         self.place = (height, width, self.length, self.chunks)
+        # rows of B and C begin at multiples of so many elements, which lets a thread load 16 bytes at once
+        steps = (*self.B.stride()[:3], *self.C.stride()[:3])
+        self.unit = math.gcd(16 // x.element_size(), *steps)
+        image = self.length * max(
+            self.x.stride(1), self.dt.stride(1), steps[1], steps[4], self.all_heads * self.channels
+        )
         exact = x.dtype == torch.float32
         self.narrow = NARROW[x.dtype]
         self.options = dict(
             SHARED=self.routed,
             COLUMN=_COLUMN[scan_mode] if self.routed else 0,
             REVERSE=_REVERSE[scan_mode] if self.routed else 0,
+            SMALL=self.length <= 1 << 20 and image < 1 << 31,
+            UNIT=self.unit,
             HAS_BIAS=dt_bias is not None,
             SOFTPLUS=dt_softplus,
             ACC=tl.float64 if exact else tl.float32,
@@ -77,6 +92,10 @@ class _Problem:
     def state_shape(self) -> tuple:
         return self.batch, self.all_heads, self.channels, self.d_state
 
+    def in_units(self, matrix: torch.Tensor) -> tuple:
+        """Strides of B or C, but for the last."""
+        return tuple(stride // self.unit for stride in matrix.stride()[:3])
+
     def walk(self, value, matrix, first: Optional[torch.Tensor], last: Optional[torch.Tensor], backward: bool):
         """The states before each chunk, or their gradients after each; the one that remains is written to ``last``."""
         dtype = self.x.dtype if self.narrow else torch.float32
@@ -86,7 +105,7 @@ class _Problem:
         heads = next(n for n in (most, most // 2, most // 4, 1) if n and (self.heads % n == 0 or n == 1))
         walk[(self.batch * self.groups, triton.cdiv(self.heads, heads))](
             value, matrix, self.dt, self.A, self.bias, first, states, last,
-            *value.stride()[:2], *matrix.stride()[:3], *self.dt.stride()[:2],
+            *value.stride()[:2], *self.in_units(matrix), *self.dt.stride()[:2],
             self.groups, self.heads, self.channels, self.d_state, *self.place,
             BACKWARD=backward, HAS_FIRST=first is not None, HAS_LAST=last is not None, HEADS=heads,
             **LAUNCH['walk'], **self.options,
@@ -100,13 +119,12 @@ class _Problem:
         return (places, triton.cdiv(self.heads, turns)), turns
 
     def march(self, first: Optional[torch.Tensor], last: Optional[torch.Tensor], out: torch.Tensor) -> None:
-        """The outputs, each program all chunks of its heads."""
-        two = self.heads % 2 == 0
-        march[(self.batch * self.groups, self.heads // 2 if two else self.heads)](
+        """The outputs, each program all chunks of a head."""
+        march[(self.batch * self.groups, self.heads)](
             self.x, self.dt, self.A, self.B, self.C, self.D, self.bias, first, last, out,
-            *self.x.stride()[:2], *self.dt.stride()[:2], *self.B.stride()[:3], *self.C.stride()[:3],
+            *self.x.stride()[:2], *self.dt.stride()[:2], *self.in_units(self.B), *self.in_units(self.C),
             self.groups, self.heads, self.channels, self.d_state, *self.place,
-            HAS_FIRST=first is not None, HAS_LAST=last is not None, HAS_D=self.D is not None, TWO=two,
+            HAS_FIRST=first is not None, HAS_LAST=last is not None, HAS_D=self.D is not None,
             **LAUNCH['march'], **self.options,
         )  # fmt: skip
 
@@ -119,7 +137,7 @@ class _Problem:
         grid, turns = self.grid()
         outputs[grid](
             self.x, self.dt, self.A, self.B, self.C, self.D, self.bias, states, out,
-            *self.x.stride()[:2], *self.dt.stride()[:2], *self.B.stride()[:3], *self.C.stride()[:3],
+            *self.x.stride()[:2], *self.dt.stride()[:2], *self.in_units(self.B), *self.in_units(self.C),
             self.groups, self.heads, turns, self.channels, self.d_state, *self.place,
             HAS_STATE=has_state, HAS_D=self.D is not None, **LAUNCH['outputs'], **self.options,
         )  # fmt: skip
@@ -143,7 +161,7 @@ def ssd_scan(
     out = torch.empty(x.shape, dtype=torch.float32 if float_output else x.dtype, device=x.device)
     parts = out.new_empty((*x.shape[:2], p.all_heads, x.shape[3])) if p.routed else out
     with _device_of(x):
-        if p.batch * p.all_heads >= SEQUENTIAL:
+        if p.batch * p.all_heads >= SEQUENTIAL and p.options['P'] * p.options['N'] <= STATE:
             p.march(first, last if keep_state else None, parts)
         else:
             p.outputs(first, last if keep_state else None, parts)
@@ -178,7 +196,7 @@ def ssd_scan_backward(
             flows = p.walk(dy, p.C, flow, None if first is None else dfirst, backward=True)
         gradients[grid](
             dy, p.x, p.dt, p.A, p.B, p.C, p.D, p.bias, states, flows, parts, ddt, dB, dC, sums, dD,
-            *dy.stride()[:2], *p.x.stride()[:2], *p.dt.stride()[:2], *p.B.stride()[:3], *p.C.stride()[:3],
+            *dy.stride()[:2], *p.x.stride()[:2], *p.dt.stride()[:2], *p.in_units(p.B), *p.in_units(p.C),
             p.batch * p.groups, p.groups, p.heads, turns, p.channels, p.d_state, *p.place,
             HAS_STATE=has_state, HAS_FLOW=has_flow, HAS_D=D is not None, **LAUNCH['gradients'], **p.options,
         )  # fmt: skip
