@@ -53,8 +53,8 @@ class FeatureCache:
             labels (np.ndarray): (M,), int64.
             digest (str): Of the images that it is made from.
         """
-        arrays = dict(features=features, labels=labels, digest=np.array(digest))
-        _replace(self.path(split, shard), lambda file: np.savez(file, **arrays))
+        path = self.path(split, shard)
+        _replace(path, lambda file: np.savez(file, features=features, labels=labels, digest=np.array(digest)))
 
     def has(self, split: str, shard: int, digest: str) -> bool:
         """Whether the shard is there, whole and of these images."""

@@ -6,9 +6,9 @@ The model is read by the names of mmpretrain's ``VisionTransformer``, which this
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class VitAttention:
 
 
 @torch.no_grad()
-def vit_attention(backbone: nn.Module, layer: int, x: torch.Tensor) -> VitAttention:
+def vit_attention(backbone: Any, layer: int, x: torch.Tensor) -> VitAttention:
     """Attention of an image in one layer of a vision transformer.
 
     A hook takes the layer's input, and a float64 copy of its attention runs on it again.
@@ -79,7 +79,7 @@ def vit_attention(backbone: nn.Module, layer: int, x: torch.Tensor) -> VitAttent
         raise ValueError(f'the backbone is a {type(backbone).__name__}, expected a VisionTransformer')
     if not -len(layers) <= layer < len(layers):
         raise ValueError(f'layer is {layer}, expected 0 to {len(layers) - 1}')
-    attention, seen = layers[layer].attn, {}
+    attention, seen = layers[layer].attn, dict[str, Any]()
     handles = [
         backbone.patch_embed.register_forward_hook(lambda _module, _inputs, output: seen.update(grid=output[1])),
         attention.register_forward_pre_hook(lambda _module, inputs: seen.update(tokens=inputs[0])),
