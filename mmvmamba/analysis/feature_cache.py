@@ -33,7 +33,9 @@ class FeatureCache:
                 raise ValueError(f'{str(path)!r} is not what describes features')
             other = [name for name in identity if found.get(name) != identity[name]]
             if other:
-                described = ', '.join(f'{name} {found.get(name)!r}, not {identity[name]!r}' for name in other)
+                described = ', '.join(
+                    f'{name} {_short(found.get(name))}, not {_short(identity[name])}' for name in other
+                )
                 raise ValueError(f'{str(self.folder)!r} holds features of {described}')
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +74,11 @@ class FeatureCache:
                 loaded.append((arrays['features'], arrays['labels']))
         features, labels = zip(*loaded)
         return np.concatenate(features), np.concatenate(labels)
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'
 
 
 def _replace(path: Path, write) -> None:
