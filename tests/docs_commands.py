@@ -64,6 +64,9 @@ TRAIN_MINE = 'mim train mmdet my_config.py'
 CONFIGS = 'python tools/train.py configs'
 MODEL = ('CONFIG CHECKPOINT', f'{DIGITS} work_dirs/digits/epoch_20.pth')
 IMAGE = 'data/digits/scenes/val/00000.png'
+PROBE = (
+    'python tools/analysis/linear_probe.py CONFIG CHECKPOINT --data data/digits/classification --size 32 --crop-ratio 1'
+)
 ONE = '--model VMamba-T configs/classification/vmamba-tiny-s1l8_8xb128_in1k.py'
 THREE = (
     f'{ONE} --model Swin-T mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py '
@@ -83,6 +86,7 @@ TEMPLATES = {
     'python tools/analysis/throughput.py --model NAME CONFIG': 'tests/test_tools/test_analysis_throughput.py',
     'python tools/analysis/get_flops.py CONFIG': 'tests/test_tools/test_flops.py',
     **{f'python tools/analysis/{name}.py': ANALYSES for name in ('erf', 'attention_map', 'robustness_resolution')},
+    'python tools/analysis/linear_probe.py': 'tests/test_tools/test_linear_probe.py',
 }
 TABLE = {
     **{line: Row('templates', tests=tests) for line, tests in TEMPLATES.items()},
@@ -201,6 +205,14 @@ TABLE = {
     ),
     f'python tools/analysis/attention_map.py CONFIG CHECKPOINT {IMAGE} --pixel 64 64 --stage 0': Row(
         'whole', changed=MODEL, after=(TRAIN,), makes='analysis/attention_map/attention_map.png'
+    ),
+    f'python tools/analysis/attention_map.py CONFIG CHECKPOINT {IMAGE} --forms CB CwBw ww --stage 1 --matrix '
+    '--vit mmpretrain::deit/deit-tiny_4xb256_in1k.py none --out-dir analysis/forms': Row(
+        'whole', changed=MODEL, after=(TRAIN,), makes='analysis/forms/attention_matrix.png'
+    ),
+    PROBE: Row('reduced', '--limit 4', changed=MODEL, after=(TRAIN,), makes='analysis/linear_probe/linear_probe.pth'),
+    f'{PROBE} --l2 0.01 --resume --force': Row(
+        'reduced', '--limit 4', changed=MODEL, after=(PROBE,), says='features: 2 of 2 shards are there'
     ),
     f'python tools/analysis/feature_map.py CONFIG CHECKPOINT {IMAGE}': Row(
         'whole', changed=MODEL, after=(TRAIN,), makes='analysis/feature_map/feature_map.png'
