@@ -43,8 +43,11 @@ def prepare_config(args: argparse.Namespace):
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
         optim_wrapper = get_setting(cfg, 'optim_wrapper', needed='--amp')
-        optim_wrapper.type = 'AmpOptimWrapper'
-        optim_wrapper.setdefault('loss_scale', 'dynamic')
+        if optim_wrapper.get('type') == 'mmvmamba.FastOptimWrapper':
+            optim_wrapper.dtype = optim_wrapper.get('dtype') or 'float16'
+        else:
+            optim_wrapper.type = 'AmpOptimWrapper'
+            optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume

@@ -115,7 +115,8 @@ class FastOptimWrapper(OptimWrapper):
             return
         norm_type = float(clip.get('norm_type', 2.0))
         norm = _total_norm(gradients, norm_type)
-        divisor, skipped = None, None
+        divisor: Any = None
+        skipped: Any = None
         if scaler is not None:
             # an infinite or NaN gradient makes the norm so
             skipped = 1.0 - norm.isfinite().float()
@@ -157,7 +158,7 @@ class FastOptimWrapper(OptimWrapper):
     def _clip_grad(self) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group['params'] if p.grad is not None]
         if parameters:
-            norm = self.clip_func(parameters, **self.clip_grad_kwargs)
+            norm = self.clip_func(parameters, **(self.clip_grad_kwargs or {}))
             if norm is not None:
                 pending_history(self.message_hub, f'train/{self.grad_name}').update(norm)
 

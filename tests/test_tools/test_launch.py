@@ -121,7 +121,11 @@ def test_train_options(tool, user_folder, monkeypatch):
     def prepare(*arguments):
         return train.prepare_config(train.parse_args([str(ROOT / DEMO['mmseg']), *arguments]))
 
-    assert prepare('--amp').optim_wrapper.type == 'AmpOptimWrapper'
+    assert prepare().optim_wrapper.get('dtype') is None
+    mixed = prepare('--amp').optim_wrapper
+    assert (mixed.type, mixed.dtype) == ('mmvmamba.FastOptimWrapper', 'float16')
+    mixed = prepare('--amp', '--cfg-options', 'optim_wrapper.type=OptimWrapper').optim_wrapper
+    assert (mixed.type, mixed.loss_scale) == ('AmpOptimWrapper', 'dynamic')
     assert prepare('--resume').resume is True and prepare('--resume').load_from is None
     assert prepare('--resume', 'a.pth').load_from == 'a.pth'
     assert prepare('--no-validate').val_dataloader is None
