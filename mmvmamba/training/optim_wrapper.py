@@ -259,4 +259,6 @@ def _total_norm(gradients: list, norm_type: float) -> torch.Tensor:
     """Norm of all gradients together, in float32, on the device of the first."""
     device = gradients[0].device
     norms = torch._foreach_norm(gradients, norm_type)
-    return torch.linalg.vector_norm(torch.stack([n.to(device, torch.float32) for n in norms]), norm_type)
+    if any(norm.dtype != torch.float32 or norm.device != device for norm in norms):
+        norms = [norm.to(device, torch.float32) for norm in norms]
+    return torch.linalg.vector_norm(torch.stack(norms), norm_type)

@@ -89,6 +89,7 @@ def test_mixed_precision_changes_how_a_step_runs_only(path):
         cfg.default_hooks.pop('runtime_info', None)
         cfg.train_dataloader.pop('pin_memory', None)
         cfg.env_cfg.pop('cudnn_benchmark')
+        cfg.get('data_preprocessor', {}).pop('type', None)
         hooks = [hook for hook in cfg.get('custom_hooks') or [] if not hook.type.startswith('mmvmamba.')]
         cfg.custom_hooks = hooks
     assert mixed._cfg_dict == full._cfg_dict
