@@ -15,6 +15,7 @@ def tool(monkeypatch):
     return load_tool('benchmark/losses.py')
 
 
+@pytest.mark.slow
 def test_a_few_iterations_of_both_ways(tool, user_folder, monkeypatch, capsys):  # noqa: F811
     monkeypatch.chdir(user_folder)
     monkeypatch.setattr(tool, 'SEEDS', (0, 2))

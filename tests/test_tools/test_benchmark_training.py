@@ -41,7 +41,7 @@ def test_measures_and_compares_a_config_with_another_setting(tool, tmp_path, cap
     assert '| fast |' in table and 'backward' in table
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+@pytest.mark.parametrize('scope', ['mmdet', pytest.param('mmseg', marks=pytest.mark.slow)])
 def test_measures_detection_and_segmentation(tool, scope):
     (row,) = tool.main([str(ROOT / DEMO[scope]), *QUICK, '--bare', 'host', '--no-profile'])
     assert row['iteration_ms'] > 0 and row['host_ms'] > 0 and row['time_ratio'] == 1

@@ -96,7 +96,7 @@ def test_further_shapes_run_as_they_are():
     assert sizes == [3, 5]
 
 
-@pytest.mark.parametrize('dynamic, with_cp', [(False, True), (True, False), (True, True)])
+@pytest.mark.parametrize('dynamic, with_cp', [(False, False), (True, True)])
 def test_a_backbone_compiled_by_the_switch_has_the_same_gradients(dynamic, with_cp):
     torch.manual_seed(0)
     model = nn.ModuleDict(dict(backbone=VSSMBackbone(ARCH, out_indices=(0, 1), with_cp=with_cp)))
