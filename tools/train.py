@@ -15,6 +15,7 @@ from mmvmamba.cli.launch import (
     get_setting,
     load_config,
     use_atomic_checkpoints,
+    use_loader_defaults,
 )
 
 
@@ -57,6 +58,7 @@ def prepare_config(args: argparse.Namespace):
         get_setting(cfg, 'auto_scale_lr.base_batch_size', int, '--auto-scale-lr')
         cfg.auto_scale_lr.enable = True
     use_atomic_checkpoints(cfg)
+    use_loader_defaults(cfg)
     check_data(cfg, 'train')
     return cfg
 

@@ -260,5 +260,5 @@ def _total_norm(gradients: list, norm_type: float) -> torch.Tensor:
     device = gradients[0].device
     norms = torch._foreach_norm(gradients, norm_type)
     if any(norm.dtype != torch.float32 or norm.device != device for norm in norms):
-        norms = [norm.to(device, torch.float32) for norm in norms]
+        norms = tuple(norm.to(device, torch.float32) for norm in norms)
     return torch.linalg.vector_norm(torch.stack(norms), norm_type)

@@ -44,7 +44,8 @@ class BatchClsDataPreprocessor(BaseDataPreprocessor):
         Returns:
             dict: ``inputs``, float32 images (B, C, H, W), and ``data_samples``.
         """
-        inner, inputs, samples = self.inner, data['inputs'], data.get('data_samples')
+        inner, inputs = self.inner, data['inputs']
+        samples: Any = data.get('data_samples')
         scored = training and inner.to_onehot and inner.num_classes and isinstance(inputs, torch.Tensor) and samples
         if not scored or not all(map(_has_one_label, samples)):
             return inner(data, training)
