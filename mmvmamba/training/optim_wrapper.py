@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from operator import itemgetter
 from typing import Any, Optional, Union
 
 import torch
@@ -173,11 +174,13 @@ class FastOptimWrapper(OptimWrapper):
             yield
             return
         optimizer = self.optimizer
-        groups, names = optimizer.param_groups, [*optimizer.defaults]
+        groups, settings = optimizer.param_groups, itemgetter(*optimizer.defaults)
         merged: dict = {}
-        for group in groups:
-            settings = tuple(tuple(v) if isinstance(v, list) else v for v in map(group.get, names))
-            merged.setdefault(settings, []).append(group)
+        try:
+            for group in groups:
+                merged.setdefault(settings(group), []).append(group)
+        except (TypeError, KeyError):  # a setting that cannot be compared, such as a list, or is not there
+            merged = {i: [group] for i, group in enumerate(groups)}
         optimizer.param_groups = [
             {**same[0], 'params': [p for group in same for p in group['params']]} for same in merged.values()
         ]

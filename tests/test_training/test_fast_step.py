@@ -194,6 +194,16 @@ def test_parameter_groups_are_back_after_a_step_that_fails():
     assert not hasattr(wrapper.optimizer, 'grad_scale')
 
 
+def test_settings_that_cannot_be_compared_leave_the_groups():
+    models = [make_model(), make_model()]
+    for model, fast in zip(models, (False, True)):
+        wrapper = build(model, fast, False)
+        for group in wrapper.optimizer.param_groups:
+            group['betas'] = [0.9, 0.999]
+        run(model, wrapper, last=3, overflows=())
+    compare(*models)
+
+
 def test_wrong_options_are_named():
     optimizer = torch.optim.AdamW(make_model().parameters())
     with pytest.raises(ValueError, match="dtype is 'float8', expected 'float16', 'bfloat16' or None"):
