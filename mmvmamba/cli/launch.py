@@ -266,7 +266,8 @@ def build_runner(cfg: Config) -> Runner:
     """
     require_codebase(cfg.default_scope)
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        torch.distributed.init_process_group('gloo')
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group('gloo')
         wrapper = cfg.get('model_wrapper_cfg') or dict(
             broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)
         )
