@@ -57,7 +57,7 @@ class ForeachEMA(ExponentialMovingAverage):
         self.steps += 1
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in super().__getstate__().items() if key != '_model'}
+        return {key: value for key, value in self.__dict__.items() if key not in ('_model', '_compiled_call_impl')}
 
 
 def _places(model: nn.Module) -> tuple:
