@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 DIGITS = 'configs/demo/vmamba-nano_1xb64_digits-32px.py'
+SWIN = 'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py'
 FEW_IMAGES = (
     '--cfg-options train_dataloader.dataset.indices=16 train_dataloader.batch_size=8 train_dataloader.num_workers=0 '
     'train_dataloader.persistent_workers=False val_dataloader.num_workers=0 val_dataloader.persistent_workers=False '
@@ -187,6 +188,14 @@ TABLE = {
     # ---- figures
     'python tools/analysis/get_flops.py configs/classification/vmamba-tiny-s1l8_8xb128_in1k.py': Row(
         'whole', says='30,249,064'
+    ),
+    'python tools/benchmark/training.py configs/classification/vmamba-tiny-s1l8_8xb128-amp_in1k.py '
+    f'{SWIN} train_dataloader.batch_size=128 --amp '
+    '--baseline swin-tiny_16xb64_in1k': Row(
+        'reduced',
+        '--device cpu --batch 1 --warmup 1 --iterations 2 --phases 0 --workers 0 --no-profile --bare',
+        changed=(f'-amp_in1k.py {SWIN} train_dataloader.batch_size=128 --amp', f'_in1k.py {SWIN}'),
+        says='speed ratio',
     ),
     'python tools/benchmark/models.py --help': Row('whole', says='usage'),
     'python tools/benchmark/ops.py --help': Row('whole', says='usage'),
