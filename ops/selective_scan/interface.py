@@ -6,23 +6,19 @@ import torch
 
 from ..backend import classify_length, resolve
 from ..checks import (
-    MAX_STATE,
     autocast_enabled,
     check_flag,
     check_out_dtype,
     check_same_device,
     check_same_dtype,
-    check_shape,
     check_state_dtype,
-    check_tensor,
     check_values,
     promote,
     records_gradients,
     state_dtype,
 )
 from . import forms, naive, registration  # noqa: F401 (which defines the op)
-
-_DIMS = {2: 'dim, N', 3: 'batch, N, L', 4: 'batch, groups, N, L'}  # of B and C
+from .arguments import check_shapes, check_tensors
 
 
 def selective_scan(
@@ -81,20 +77,7 @@ def selective_scan(
         BackendError: If the backend asked for can't run.
     """
     op = 'selective_scan'
-    for name, value, dims in (
-        ('u', u, 'batch, dim, L'),
-        ('delta', delta, 'batch, dim, L'),
-        ('A', A, 'dim, N'),
-        ('B', B, _matrix_dims(B)),
-    ):
-        check_tensor(op, name, value, dims)
-    if C is not None:
-        check_tensor(op, 'C', C, _matrix_dims(C))
-    for name, option in (('D', D), ('delta_bias', delta_bias)):
-        if option is not None:
-            check_tensor(op, name, option, 'dim')
-    if z is not None:
-        check_tensor(op, 'z', z, 'batch, dim, L')
+    check_tensors(op, u, delta, A, B, C, D, delta_bias, z)
     for name, switch in (
         ('delta_softplus', delta_softplus),
         ('return_last_state', return_last_state),
@@ -116,7 +99,7 @@ def selective_scan(
         u, delta, A, B, C, D, delta_bias, z = tensors.values()
     check_same_dtype(op, 'u', moving)
     check_state_dtype(op, u, weights)
-    _check_shapes(op, u, delta, A, B, C, D, delta_bias, z)
+    check_shapes(op, u, delta, A, B, C, D, delta_bias, z)
     out_dtype = check_out_dtype(op, out_dtype, u.dtype)
     if check_finite and u.device.type != 'meta':
         check_values(op, dict(A=A, D=D, delta_bias=delta_bias))
@@ -149,50 +132,3 @@ def selective_scan(
     elif out.dtype != out_dtype:
         out = out.to(out_dtype)
     return (out, last_state.detach()) if return_last_state else out
-
-
-def _matrix_dims(B) -> str:
-    """The dimensions that B or C has, by their number."""
-    return _DIMS.get(B.dim(), _DIMS[4]) if isinstance(B, torch.Tensor) else _DIMS[4]
-
-
-def _check_shapes(op, u, delta, A, B, C, D, delta_bias, z):
-    batch, dim, length = u.shape
-    if delta.shape != u.shape:
-        shared = delta.shape[1]
-        if dim % shared:
-            raise ValueError(f'{op}: delta has {shared} channels but u has {dim}, which {shared} does not divide')
-        check_shape(op, 'delta', delta, (batch, shared, length), 'batch and L of u')
-    d_state = _check_matrix(op, 'B', B, u)
-    check_shape(op, 'A', A, (dim, d_state), 'dim of u, N of B')
-    if d_state > MAX_STATE:
-        raise ValueError(f'{op}: B has {d_state} states (N), at most {MAX_STATE} are supported')
-    if C is None:
-        for name, value in (('D', D), ('z', z)):
-            if value is not None:
-                raise ValueError(f'{op}: {name} is given, but C is None; states as output go without {name}')
-    elif B.dim() == C.dim():
-        check_shape(op, 'C', C, B.shape, 'the shape of B')
-    elif _check_matrix(op, 'C', C, u) != d_state:
-        raise ValueError(f'{op}: C has shape {tuple(C.shape)}, expected {d_state} states as in B, {tuple(B.shape)}')
-    for name, value in (('D', D), ('delta_bias', delta_bias)):
-        if value is not None:
-            check_shape(op, name, value, (dim,), 'dim of u')
-    if z is not None:
-        check_shape(op, 'z', z, u.shape, 'the shape of u')
-
-
-def _check_matrix(op, name, B, u):
-    """Check B or C beside ``u``; returns N."""
-    batch, dim, length = u.shape
-    if B.dim() == 2:
-        check_shape(op, name, B, (dim, B.shape[1]), 'dim of u, N')
-        return B.shape[1]
-    if B.dim() == 3:
-        check_shape(op, name, B, (batch, B.shape[1], length), 'batch and L of u')
-        return B.shape[1]
-    groups = B.shape[1]
-    if dim % groups:
-        raise ValueError(f'{op}: {name} has {groups} groups but u has {dim} channels, which {groups} does not divide')
-    check_shape(op, name, B, (batch, groups, B.shape[2], length), 'batch and L of u')
-    return B.shape[2]
