@@ -53,8 +53,9 @@ def forward(name, u, delta, A, B, C, D, delta_bias, delta_softplus, float_output
     if torch.is_grad_enabled():
         with torch.no_grad():
             return forward(name, u, delta, A, B, C, D, delta_bias, delta_softplus, float_output, z)
-    dtype = output_dtype(u, float_output)
+    given = u
     u, delta, B, C = as_kernels_take(name, u, delta, A, B, C, D, delta_bias)
+    dtype = output_dtype(given, float_output)
     if z is None:
         out, states = run(u, delta, A, B, C, D, delta_bias, delta_softplus, float_output)
         return [out if out.dtype == dtype else out.to(dtype), pack(states, u.shape[2])]
@@ -169,8 +170,11 @@ def as_kernels_take(name, u, delta, A, B, C, D, delta_bias) -> tuple:
         ValueError: If a shape or a device is wrong.
         NotImplementedError: If A is complex.
     """
-    if _is_plain(u, delta, A, B, C, D, delta_bias):
-        return u, delta, B, C
+    try:
+        if _is_plain(u, delta, A, B, C, D, delta_bias):
+            return u, delta, B, C
+    except AttributeError:  # something is no tensor, of which the checks below say the name
+        pass
     if isinstance(A, torch.Tensor) and A.is_complex():
         raise NotImplementedError(
             f'{name}: A is complex, and the scan is for real A; take real A, as the layers of mamba_ssm do, or install '

@@ -17,8 +17,9 @@ def forward(name, u, delta, A, B, D, delta_bias, delta_softplus, float_output) -
         list[Tensor]: States (batch, dim, N, L), and ``x``.
     """
     with torch.no_grad():
-        dtype = output_dtype(u, float_output)
+        given = u
         u, delta, B, _ = as_kernels_take(name, u, delta, A, B, B, D, delta_bias)
+        dtype = output_dtype(given, float_output)
         groups, d_state = B.shape[1:3]
         *channels, bias = forms.one_state_each(u, delta, A, B, delta_bias)
         out, states = run(*channels, None, bias, delta_softplus, float_output)
