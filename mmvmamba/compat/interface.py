@@ -39,7 +39,8 @@ def selective_scan_fn(
         TypeError, ValueError: As in :func:`mmvmamba.ops.selective_scan`.
     """
     refuse_complex('selective_scan_fn', A)
-    return selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, z=z, return_last_state=return_last_state)
+    softplus, last = bool(delta_softplus), bool(return_last_state)  # some callers pass None
+    return selective_scan(u, delta, A, B, C, D, delta_bias, softplus, z=z, return_last_state=last)
 
 
 def selective_scan_ref(
@@ -52,7 +53,7 @@ def selective_scan_ref(
     weights = (None if t is None else t.to(dtype) for t in (D, delta_bias))
     with torch.autocast(u.device.type, enabled=False):
         result = selective_scan(
-            *moving, *weights, delta_softplus, z=z, return_last_state=return_last_state, backend='naive'
+            *moving, *weights, bool(delta_softplus), z=z, return_last_state=bool(return_last_state), backend='naive'
         )  # fmt: skip
     return (result[0].to(u.dtype), result[1]) if return_last_state else result.to(u.dtype)
 
@@ -155,10 +156,12 @@ def refuse_complex(name, A) -> None:
         )
 
 
-def original_module(name) -> Any:
-    """What the original module holds by importing it: the compiled ones, real or provided."""
+def original_name(name) -> Any:
+    """What else callers take from the original module, because it imports it: compiled modules, and einops."""
     if name in ('selective_scan_cuda', 'causal_conv1d_cuda'):
         return importlib.import_module(name)
+    if name in ('rearrange', 'repeat'):
+        return getattr(importlib.import_module('einops'), name)
     raise AttributeError(f'mamba_ssm.ops.selective_scan_interface, as mmvmamba provides it, has no {name!r}; {WAY_OUT}')
 
 

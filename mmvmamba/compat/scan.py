@@ -119,8 +119,8 @@ def run(u, delta, A, B, C, D, delta_bias, delta_softplus, float_output) -> tuple
         out, last = naive.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, dtype)
         return out, torch.stack((torch.zeros_like(last), last), dim=2)
     op = torch.ops.mmvmamba.selective_scan_triton if backend == 'triton' else torch.ops.mmvmamba.selective_scan
-    float_output = float_output and u.dtype != torch.float64
-    return op(u, delta, A, B, C, D, delta_bias, delta_softplus, float_output)
+    float_output = bool(float_output) and u.dtype != torch.float64
+    return op(u, delta, A, B, C, D, delta_bias, bool(delta_softplus), float_output)
 
 
 def carries(x, u, A):
@@ -142,7 +142,7 @@ def run_backward(dout, u, delta, A, B, C, D, delta_bias, states, delta_softplus)
             _, states = run(u, delta, A, B, C, D, delta_bias, delta_softplus, False)
     op = torch.ops.mmvmamba
     op = op.selective_scan_triton_backward if backend == 'triton' else op.selective_scan_backward
-    return op(dout, u, delta, A, B, C, D, delta_bias, states, delta_softplus)
+    return op(dout, u, delta, A, B, C, D, delta_bias, states, bool(delta_softplus))
 
 
 def _backend(u, A) -> str:

@@ -1,5 +1,7 @@
 """The Python names of mamba_ssm and of VMamba's package: equations, gradients, parameter names, refusals."""
 
+import importlib.util
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,6 +118,8 @@ def test_scan_functions_in_their_orders(device):
         out, state = function(u, delta, A, B, C, D, bias, True, True)
         assert relative_error(out, plain) < 1e-5 and relative_error(state, last) < 1e-5
     assert torch.equal(vmamba_fn(u, delta, A, B, C, D, bias, True, False, 1), plain)
+    for function in (selective_scan_fn, selective_scan_ref):  # MambaVision does so
+        assert isinstance(function(u, delta, A, B, C, delta_softplus=1, return_last_state=None), torch.Tensor)
     assert selective_scan_ref(u.half(), delta, A, B, C).dtype == torch.float16
 
 
@@ -217,6 +221,10 @@ def test_compiled_modules_are_found_where_mamba_ssm_imports_them():
 
     assert interface.selective_scan_cuda is selective_scan_cuda
     assert interface.causal_conv1d_cuda is causal_conv1d_cuda
+    if importlib.util.find_spec('einops') is not None:  # which mamba_ssm needs, and we do not
+        from einops import rearrange
+
+        assert interface.rearrange is rearrange
 
 
 def test_versions_are_below_that_of_mamba_2_and_ours():
