@@ -73,13 +73,13 @@ def _restore(layer, own) -> None:
         layer.forward_core = own
 
 
-def _fuse_layer(layer: nn.Module) -> float:
+def _fuse_layer(layer) -> float:
     channels = _check_parameters(layer)
     original = layer.forward_core
     if isinstance(original, FusedCore):
         raise KeepsCoreError('it is fused already')
     with _noisy(layer) as parameters, torch.random.fork_rng(devices=_devices(layer)):
-        call = {}
+        call: dict = {}
 
         def record(x, *positional, **named):
             call.update(x=x, positional=positional, named=named, y=original(x, *positional, **named))

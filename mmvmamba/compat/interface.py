@@ -49,13 +49,13 @@ def selective_scan_ref(
     """:func:`selective_scan_fn` by a Python loop over time, in float32: the reference, in mixed dtypes too."""
     refuse_complex('selective_scan_ref', A)
     dtype = state_dtype(u.dtype)
-    moving = (t.to(dtype) for t in (u, delta, A, B, C))
-    weights = (None if t is None else t.to(dtype) for t in (D, delta_bias))
+    y_type = u.dtype
+    u, delta, A, B, C, D, delta_bias = (None if t is None else t.to(dtype) for t in (u, delta, A, B, C, D, delta_bias))
     with torch.autocast(u.device.type, enabled=False):
-        result = selective_scan(
-            *moving, *weights, bool(delta_softplus), z=z, return_last_state=bool(return_last_state), backend='naive'
+        y, last_state = selective_scan(
+            u, delta, A, B, C, D, delta_bias, bool(delta_softplus), z=z, return_last_state=True, backend='naive'
         )  # fmt: skip
-    return (result[0].to(u.dtype), result[1]) if return_last_state else result.to(u.dtype)
+    return (y.to(y_type), last_state) if return_last_state else y.to(y_type)
 
 
 def vmamba_scan_fn(

@@ -1,6 +1,7 @@
 """The layer ``Mamba`` of mamba_ssm, by its published parameter names, on CPU and GPU."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,9 +72,8 @@ class Mamba(nn.Module):
             else:
                 self.dt_proj.weight.fill_(bound)
             self.dt_proj.bias.copy_(draw_steps((self.d_inner,), dt_min, dt_max, dt_init_floor))
-        for parameter in (self.A_log, self.D):
-            parameter._no_weight_decay = True  # which callers look for
-        self.dt_proj.bias._no_reinit = True
+        marked: Any = (self.A_log, self.D, self.dt_proj.bias)  # which callers look for
+        marked[0]._no_weight_decay = marked[1]._no_weight_decay = marked[2]._no_reinit = True
 
     def forward(self, hidden_states, inference_params=None):
         """Mix along time.

@@ -140,8 +140,8 @@ def run_backward(dout, u, delta, A, B, C, D, delta_bias, states, delta_softplus)
         _announce_second_forward()
         with torch.no_grad():
             _, states = run(u, delta, A, B, C, D, delta_bias, delta_softplus, False)
-    op = torch.ops.mmvmamba
-    op = op.selective_scan_triton_backward if backend == 'triton' else op.selective_scan_backward
+    ops = torch.ops.mmvmamba
+    op = ops.selective_scan_triton_backward if backend == 'triton' else ops.selective_scan_backward
     return op(dout, u, delta, A, B, C, D, delta_bias, states, bool(delta_softplus))
 
 

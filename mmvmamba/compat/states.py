@@ -21,8 +21,8 @@ def forward(name, u, delta, A, B, D, delta_bias, delta_softplus, float_output) -
         u, delta, B, _ = as_kernels_take(name, u, delta, A, B, B, D, delta_bias)
         dtype = output_dtype(given, float_output)
         groups, d_state = B.shape[1:3]
-        *channels, bias = forms.one_state_each(u, delta, A, B, delta_bias)
-        out, states = run(*channels, None, bias, delta_softplus, float_output)
+        u_, delta_, A_, B_, C_, bias_ = forms.one_state_each(u, delta, A, B, delta_bias)
+        out, states = run(u_, delta_, A_, B_, C_, None, bias_, delta_softplus, float_output)
         out = forms.states_of(out, groups, d_state).contiguous()
         states = forms.states_of(states, groups, d_state).squeeze(4).transpose(2, 3).contiguous()
         return [out if out.dtype == dtype else out.to(dtype), pack(states, u.shape[2])]
@@ -44,12 +44,12 @@ def backward(name, dout, u, delta, A, B, D, delta_bias, x, delta_softplus) -> li
     u, delta, B, _ = as_kernels_take(name, u, delta, A, B, B, D, delta_bias)
     groups, d_state = B.shape[1:3]
     dout = check_gradient(name, dout, u, (*u.shape[:2], d_state, u.shape[2]))
-    *channels, bias = forms.one_state_each(u, delta, A, B, delta_bias)
+    u_, delta_, A_, B_, C_, bias_ = forms.one_state_each(u, delta, A, B, delta_bias)
     states = carries(x, u, A)
     if states is not None:
         states = forms.channels_of(states.transpose(2, 3).unsqueeze(4), groups)
     dout = forms.channels_of(dout, groups)
-    grads = run_backward(dout, *channels, None, bias, states, delta_softplus)
+    grads = run_backward(dout, u_, delta_, A_, B_, C_, None, bias_, states, delta_softplus)
     du, ddelta, dA, dB, _, _, dbias = grads
     du, ddelta = (forms.states_of(t, groups, d_state).sum(2) for t in (du, ddelta))
     dA = forms.states_of(dA[None], groups, d_state)[0].squeeze(2)

@@ -84,7 +84,7 @@ def selective_scan(
         ('check_finite', check_finite),
     ):
         check_flag(op, name, switch)
-    tensors = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias, z=z)
+    tensors: dict = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias, z=z)
     check_same_device(op, 'u', tensors)
     # of B and C, those that are constant over time are weights
     weights, moving = dict(A=A, D=D, delta_bias=delta_bias), dict(u=u, delta=delta)
@@ -113,7 +113,8 @@ def selective_scan(
         out, last_state = naive.selective_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, out_dtype, z)
         return (out, last_state.detach()) if return_last_state else out
     if len(weights) > 3:  # whose digits are not rounded to those of u
-        u, delta, B, C = (None if t is None else t.to(A.dtype) for t in (u, delta, B, C))
+        u, delta, B = (t.to(A.dtype) for t in (u, delta, B))
+        C = None if C is None else C.to(A.dtype)
     if delta.shape[1] != u.shape[1] or B.dim() != 4 or (C is not None and C.dim() != 4):
         delta = forms.per_channel(delta, u)
         B, C = forms.per_group(B, C, u)

@@ -62,11 +62,11 @@ def selective_scan_backward(dout, u, delta, A, B, C, D=None, delta_bias=None, de
         before.append(h)
         h = decay_t * h + drive_t
         after.append(h)
-    s, flow = [], torch.zeros_like(h)
+    flows, flow = [], torch.zeros_like(h)
     for decay_t, source_t in zip(reversed(decay.unbind(-1)), reversed((C_ * dy.unsqueeze(2)).unbind(-1))):
-        s.append(source_t + flow)
-        flow = decay_t * s[-1]
-    s = torch.stack(s[::-1], dim=-1)
+        flows.append(source_t + flow)
+        flow = decay_t * flows[-1]
+    s = torch.stack(flows[::-1], dim=-1)
     ddecay = s * torch.stack(before, dim=-1) * decay
     sB = (s * B_).sum(2)
     ddelta = slope * (sB * x + (ddecay * A.unsqueeze(-1)).sum(2))

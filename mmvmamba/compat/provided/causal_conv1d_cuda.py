@@ -30,7 +30,7 @@ def causal_conv1d_fwd(*arguments):
         Tensor | None: The output (batch, dim, L); of version 1.6, which has a place for it, None.
     """
     given = _by_name('causal_conv1d_fwd', FORWARD, arguments)
-    x, weight, bias, before = (given.get(key) for key in ('x', 'weight', 'bias', 'initial_states'))
+    x, weight, bias, before = given['x'], given['weight'], given['bias'], given.get('initial_states')
     check(NAME, x, weight, bias, before)
     with torch.no_grad():
         out = forward(x, weight, bias, given['silu'], before)
@@ -50,9 +50,9 @@ def causal_conv1d_bwd(*arguments):
         that of initial_states, None unless asked for; of version 1.6, which has places for all of them, None.
     """
     given = _by_name('causal_conv1d_bwd', BACKWARD, arguments)
-    x, weight, bias, before = (given.get(key) for key in ('x', 'weight', 'bias', 'initial_states'))
+    x, weight, bias, before = given['x'], given['weight'], given['bias'], given.get('initial_states')
     check(NAME, x, weight, bias, before, given['dout'])
-    places = {key: given.get(key) for key in ('dx', 'dweight', 'dbias', 'dinitial')}
+    places: dict = {key: given.get(key) for key in ('dx', 'dweight', 'dbias', 'dinitial')}
     dx, *grads = backward(x, weight, bias, given['dout'], given['silu'], before, given.get('dfinal_states'))
     if places['dx'] is None:
         dx = dx.to(x.dtype)
