@@ -2,9 +2,9 @@
 
 import argparse
 import os
-import runpy
 import sys
 
+from .script import run_module, run_script
 from .table import format_table, install
 
 USAGE = 'python -m mmvmamba.compat [--replace NAMES] [script.py | -m MODULE] [arguments of the script]'
@@ -20,8 +20,9 @@ def main(arguments=None) -> int:
     parser.add_argument('script', nargs='?', help='the script or module; without one, the table of names is printed')
     parser.add_argument('rest', nargs=argparse.REMAINDER, help="the script's own arguments")
     options = parser.parse_args(arguments)
+    replace = [name for name in options.replace.split(',') if name]
     try:
-        rows = install([name for name in options.replace.split(',') if name])
+        rows = install(replace)
     except (ValueError, ImportError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
@@ -31,13 +32,10 @@ def main(arguments=None) -> int:
     if not options.module and not os.path.isfile(options.script):
         print(f'error: there is no script {options.script}', file=sys.stderr)
         return 1
-    sys.argv = [options.script, *options.rest]
     if options.module:
-        sys.path[0] = os.getcwd()
-        runpy.run_module(options.script, run_name='__main__', alter_sys=True)
+        run_module(options.script, options.rest)
     else:
-        sys.path[0] = os.path.dirname(os.path.abspath(options.script))
-        runpy.run_path(options.script, run_name='__main__')
+        run_script(options.script, options.rest, replace)
     return 0
 
 

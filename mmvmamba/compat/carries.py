@@ -6,7 +6,8 @@ behind ``x`` in its storage, where they go wherever ``x`` goes uncopied: through
 custom ops.  A copy of ``x`` loses them, and backward computes them again.
 """
 
-from typing import Optional
+import functools
+from typing import Callable, Optional
 
 import torch
 
@@ -30,8 +31,9 @@ def pack(states: torch.Tensor, length: int) -> torch.Tensor:
     if torch.compiler.is_compiling():
         return states[:, :, 1:].repeat_interleave(2, dim=3)
     chunks = (length + CHUNK - 1) // CHUNK
-    if not load_extension():
-        return torch.ops.mmvmamba.pack_carries(states, chunks)
+    compiled = _compiled_pack()
+    if compiled is not None:
+        return compiled(states, chunks)
     row = saved * d_state
     last = states.as_strided((batch, dim, chunks, d_state, 2), (dim * row, row, 0, 1, 0), row - d_state)
     if saved == 2:  # the first is zero, the second the last
@@ -39,6 +41,12 @@ def pack(states: torch.Tensor, length: int) -> torch.Tensor:
     both = torch.cat((last.reshape(-1), states.view(-1)))
     width = 2 * chunks * d_state
     return both.as_strided((batch, dim, chunks, 2 * d_state), (dim * width, width, 2 * d_state, 1))
+
+
+@functools.cache
+def _compiled_pack() -> Optional[Callable]:
+    """The extension's :func:`pack`, which costs the host less; None without one, or with one built before it was."""
+    return None if load_extension() else getattr(torch.ops.mmvmamba, 'pack_carries', None)
 
 
 def unpack(x: torch.Tensor, saved: int) -> Optional[torch.Tensor]:

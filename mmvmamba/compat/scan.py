@@ -50,9 +50,19 @@ def forward(name, u, delta, A, B, C, D, delta_bias, delta_softplus, float_output
         ValueError: If a shape or a device is wrong.
         NotImplementedError: If A is complex.
     """
-    if torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
+        return _forward(name, u, delta, A, B, C, D, delta_bias, delta_softplus, float_output, z)
+    if torch.compiler.is_compiling():
         with torch.no_grad():
-            return forward(name, u, delta, A, B, C, D, delta_bias, delta_softplus, float_output, z)
+            return _forward(name, u, delta, A, B, C, D, delta_bias, delta_softplus, float_output, z)
+    torch._C._set_grad_enabled(False)  # as no_grad does, at a quarter of its cost
+    try:
+        return _forward(name, u, delta, A, B, C, D, delta_bias, delta_softplus, float_output, z)
+    finally:
+        torch._C._set_grad_enabled(True)
+
+
+def _forward(name, u, delta, A, B, C, D, delta_bias, delta_softplus, float_output, z) -> list:
     given = u
     u, delta, B, C = as_kernels_take(name, u, delta, A, B, C, D, delta_bias)
     dtype = output_dtype(given, float_output)

@@ -59,8 +59,8 @@ def install(replace: Sequence[str] = ()) -> list:
     FINDER.install()
     importlib.invalidate_caches()
     rows = table()
-    for row in rows:
-        logger.log(logging.WARNING if row.kind == 'broken' else logging.INFO, f'{row.name}: {row.kind} ({row.reason})')
+    level = logging.WARNING if any(row.kind == 'broken' for row in rows) else logging.INFO
+    logger.log(level, f'names of other projects:\n{format_table(rows)}')
     return rows
 
 

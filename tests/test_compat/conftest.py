@@ -34,8 +34,18 @@ def names(clean):
     return compat.install(replace=NAMES)
 
 
-@pytest.fixture(params=['cpu', 'naive', pytest.param('cuda', marks=on_gpu), pytest.param('triton', marks=on_gpu)])
+COMPILED = ['cpu', pytest.param('cuda', marks=on_gpu), pytest.param('triton', marks=on_gpu)]
+
+
+@pytest.fixture(params=['naive', *COMPILED])
 def device(request):
     """The device of each backend, on which the test runs."""
+    with use_backend(request.param, ops=['selective_scan']):
+        yield 'cuda' if request.param in ('cuda', 'triton') else 'cpu'
+
+
+@pytest.fixture(params=COMPILED)
+def fast_device(request):
+    """The device of each compiled backend, on which the test runs: for long sequences."""
     with use_backend(request.param, ops=['selective_scan']):
         yield 'cuda' if request.param in ('cuda', 'triton') else 'cpu'

@@ -48,9 +48,9 @@ def test_gradients_by_finite_differences():
 
 
 @pytest.mark.parametrize('length', [49, 131, 2049])
-def test_an_op_of_torch_library_with_the_usual_fake_kernels(length, device):
-    op = make_library_op(f'caller_{device}_{length}')
-    inputs = make_inputs(device, length)
+def test_an_op_of_torch_library_with_the_usual_fake_kernels(length, fast_device):
+    op = make_library_op(f'caller_{fast_device}_{length}')
+    inputs = make_inputs(fast_device, length)
     agree(gradients(op, inputs), gradients(selective_scan, inputs, True))
     with torch.no_grad():
         torch.library.opcheck(op, inputs, test_utils=('test_schema', 'test_faketensor'))

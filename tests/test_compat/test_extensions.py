@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmvmamba.compat import carries
 from mmvmamba.ops import selective_scan, use_backend
 from tests.test_ops.scan_inputs import make_scan_inputs, relative_error
 
@@ -196,10 +197,10 @@ def test_float64(backend):
 
 
 @pytest.mark.parametrize('length', [49, 131, 2049])  # of 2048 steps callers see one chunk, of more two
-def test_carries_go_with_x_and_a_copy_of_x_costs_a_second_forward(length, device):
+def test_carries_go_with_x_and_a_copy_of_x_costs_a_second_forward(length, fast_device):
     import selective_scan_cuda_oflex as module
 
-    inputs = inputs_for(torch.float32, device, length)
+    inputs = inputs_for(torch.float32, fast_device, length)
     arguments = tuple(inputs[key] for key in ORDER)
     out, x = module.fwd(*arguments, True, 1, True)
     dout = torch.randn_like(out)
@@ -211,7 +212,22 @@ def test_carries_go_with_x_and_a_copy_of_x_costs_a_second_forward(length, device
             results.append(module.bwd(*arguments, dout, given, True, 1))
         forwards.append(sum(name in ('selective_scan', 'selective_scan_triton') for name in ops.seen))
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
-    assert forwards[:2] == [0, 0] and forwards[2] <= 1
+    assert forwards[:2] == [0, 0] and forwards[2] <= 1 and forwards[3] == 1
+
+
+@pytest.mark.parametrize('saved, length', [(2, 40), (3, 100), (34, 2100)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+def test_carries_are_laid_out_alike_with_and_without_the_extension(saved, length, dtype, monkeypatch):
+    states = torch.randn(2, 3, saved, 4, dtype=dtype)
+    states[:, :, 0] = 0
+    compiled = carries.pack(states, length)
+    monkeypatch.setattr(carries, '_compiled_pack', lambda: None)
+    plain = carries.pack(states, length)
+    for x in (compiled, plain):
+        assert x.shape == (2, 3, -(-length // 2048), 8) and x.is_contiguous() and x.storage_offset() == 0
+        assert torch.equal(x[:, :, -1, 1::2], states[:, :, -1])
+        assert torch.equal(carries.unpack(x, saved), states)
+    assert carries.unpack(plain.clone(), saved) is None or saved == 2
 
 
 def test_nothing_is_recorded_for_autograd_and_inputs_stay(device):

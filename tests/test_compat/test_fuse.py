@@ -1,6 +1,7 @@
 """Fusing copied SS2D layers: where the replacement is the same, and where it is refused."""
 
 import copy
+import logging
 import pickle
 
 import pytest
@@ -77,7 +78,8 @@ def test_fused(name, d_state, device):
 
 
 @pytest.mark.parametrize('name', KEPT)
-def test_kept(name, caplog):
+def test_kept(name, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('mmvmamba.compat'), 'propagate', True)
     caplog.set_level('INFO', logger='mmvmamba.compat')
     layer = getattr(layers, name)()
     own, before = vars(layer).get('forward_core'), state_of(layer)
