@@ -23,12 +23,21 @@ def to_layout(y: torch.Tensor, layout: str) -> torch.Tensor:
     return {'BHWD': lambda: y.permute(0, 2, 3, 1), 'BLD': lambda: y.transpose(1, 2)}.get(layout, lambda: y)()
 
 
+def parameter_of(layer, name: str) -> Any:
+    """A parameter by its published name, such as ``x_proj_weight``, or that of a module, ``x_proj.weight``; or None."""
+    value = getattr(layer, name, None)
+    if value is None:
+        module, _, kind = name.rpartition('_')
+        value = getattr(getattr(layer, module, None), kind, None)
+    return value if isinstance(value, torch.Tensor) else None
+
+
 @dataclass(eq=False)
 class FusedCore:
     """Calls :func:`mmvmamba.ops.ss2d_scan` with a layer's parameters.
 
     Attributes:
-        layer (nn.Module): The layer, which has the published names of the parameters.
+        layer (nn.Module): The layer, which has the published names of the parameters, see :func:`parameter_of`.
         gets (str): Layout of the input.
         gives (str): Layout of the output; ``routes`` for four tensors (B, D, L) that the layer adds up, of which the
             first is then the sum.
@@ -57,9 +66,9 @@ class FusedCore:
         routes = self.gives == 'routes'
         y = ss2d_scan(
             x,
-            layer.x_proj_weight,
-            layer.dt_projs_weight,
-            layer.dt_projs_bias.reshape(4, channels),
+            parameter_of(layer, 'x_proj_weight').reshape(4, -1, channels),
+            parameter_of(layer, 'dt_projs_weight').reshape(4, channels, -1),
+            parameter_of(layer, 'dt_projs_bias').reshape(4, channels),
             layer.A_logs.reshape(4 * channels, -1),
             layer.Ds.reshape(-1),
             out_dtype=torch.float32 if routes and x.dtype != torch.float64 else None,

@@ -121,6 +121,38 @@ class SharedSS2D(OldSS2D):
         return self.dt_projs.weight.view(self.dt_projs_weight.shape)
 
 
+class GroupedSS2D(NewSS2D):
+    """The latest layer: projections of all routes as modules, and no parameters of their own."""
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        for name in ('x_proj', 'dt_projs'):
+            weight = getattr(self, f'{name}_weight')
+            delattr(self, f'{name}_weight')
+            module = nn.Conv1d(4 * weight.shape[2], 4 * weight.shape[1], 1, groups=4, bias=False)
+            module.weight.data = weight.data.reshape(module.weight.shape)
+            setattr(self, name, module)
+
+    def scan(self, x):
+        xs, N = four_routes(x), self.A_logs.shape[1]
+        rank = self.dt_projs.weight.shape[1]
+        rows = self.x_proj(xs.flatten(1, 2)).unflatten(1, (4, -1))
+        dts, Bs, Cs = rows.split([rank, N, N], 2)
+        return selective_scan(
+            xs.flatten(1, 2), self.dt_projs(dts.flatten(1, 2)), -self.A_logs.exp(), Bs, Cs, self.Ds,
+            self.dt_projs_bias.flatten(), True,
+        ).unflatten(1, (4, -1))  # fmt: skip
+
+
+class KeptSS2D(GroupedSS2D):
+    """As the latest, but the copy of ``dt_projs_weight`` that shares memory was not deleted."""
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        weight = self.dt_projs.weight
+        self.dt_projs_weight = nn.Parameter(weight.data.view(4, -1, weight.shape[1]))
+
+
 class StaleSS2D(SharedSS2D):
     """A layer whose ``dt_projs_weight`` is a copy of the weight that is trained."""
 

@@ -18,10 +18,12 @@ DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.i
 FUSED = {
     'OldSS2D': (layers.OldSS2D, (2, 7, 9, 6)),
     'NewSS2D': (layers.NewSS2D, (2, 7, 9, 6)),
+    'GroupedSS2D': (layers.GroupedSS2D, (2, 7, 9, 6)),
     'ChannelFirstSS2D': (layers.ChannelFirstSS2D, (2, 6, 7, 9)),
 }
 KEPT = {
     'SharedSS2D': 'the gradient of dt_projs.weight is lost with the fused core',
+    'KeptSS2D': 'the gradient of dt_projs.weight is lost with the fused core',
     'StaleSS2D': 'the output differs by',
     'TwoRouteSS2D': 'x_proj_weight is for 2 routes, expected 4',
     'OtherOrderSS2D': 'the output differs by',
