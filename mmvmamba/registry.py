@@ -3,10 +3,13 @@
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import Registry
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmvmamba', locations=['mmvmamba.models'])
+MODELS = Registry(
+    'model', parent=MMENGINE_MODELS, scope='mmvmamba', locations=['mmvmamba.models', 'mmvmamba.training.averaging']
+)
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvmamba', locations=['mmvmamba.training.hooks'])
 STRATEGIES = Registry(
     'strategy', parent=MMENGINE_STRATEGIES, scope='mmvmamba', locations=['mmvmamba.training.strategies']
@@ -16,6 +19,12 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     parent=MMENGINE_CONSTRUCTORS,
     scope='mmvmamba',
     locations=['mmvmamba.training.layer_decay'],
+)
+OPTIM_WRAPPERS = Registry(
+    'optimizer wrapper',
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    scope='mmvmamba',
+    locations=['mmvmamba.training.optim_wrapper'],
 )
 
 

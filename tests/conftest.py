@@ -55,6 +55,7 @@ def _few_threads_and_poison():
     torch.manual_seed(0)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False  # torch's default on a GPU, of three digits
     yield
     torch.use_deterministic_algorithms(False)
 

@@ -17,6 +17,7 @@ model = dict(
 data_preprocessor = dict(num_classes=num_classes)
 train_dataloader = dict(
     batch_size=64,
+    drop_last=False,  # a small data set may have a single batch
     dataset=dict(
         _delete_=True,
         type='CustomDataset',

@@ -1,10 +1,12 @@
-"""The Mamba-2 scan in Triton: the states before each chunk, then all chunks at once; backward in the same way.
+"""The Mamba-2 scan in Triton.
 
-Forward launches ``walk``, where there is more than one chunk or a state before the first, and ``outputs``; backward
+Forward launches ``march``, which takes a head's chunks one after the other; or for few heads, all chunks at once:
+``walk``, where there is more than one chunk or a state before the first, and ``outputs``.  Backward launches
 ``walk`` for the states again, ``walk`` in reverse for their gradients, and ``gradients``.  The routes of a map are
 added by ``add_routes``.  Every sum has a fixed order.
 """
 
+import math
 from contextlib import nullcontext
 from typing import Optional
 
@@ -13,9 +15,9 @@ import triton
 import triton.language as tl
 
 from ..cross_scan.triton import _COLUMN, _REVERSE
-from .triton_kernels import add_routes, gradients, outputs, walk
+from .triton_kernels import add_routes, gradients, march, outputs, walk
 
-CHUNKS = dict(forward=64, backward=32)  # steps; longer ones have fewer states, and more pairs of steps
+CHUNKS = dict(forward=32, backward=32)  # steps; longer ones have fewer states, and more pairs of steps
 # whether products round to the dtype of x what was computed from it, the states too, as Mamba-2's own kernels do;
 # where not, they take it as float32, or of float16 as TF32, which has float16's digits and float32's range
 NARROW = {torch.float32: False, torch.float16: True, torch.bfloat16: True}
@@ -24,7 +26,16 @@ EXACT = 'tf32x3'
 PROGRAMS = 1024  # so many at least, if there are heads to share out
 WALK_ROWS = 64  # of the state that a program of walk carries
 ROUTES = 4
-LAUNCH = dict(walk=dict(num_warps=4), outputs=dict(num_warps=4), gradients=dict(num_warps=4))
+# no product has 64 rows and 4 warps: Triton 3.6 then takes Hopper's asynchronous ones, whose second operand its
+# assembler (ptxas 12.8) reads from a register that nothing wrote, beyond shared memory
+LAUNCH = dict(
+    march=dict(num_warps=1, num_stages=2),
+    walk=dict(num_warps=2),
+    outputs=dict(num_warps=2),
+    gradients=dict(num_warps=4),
+)
+SEQUENTIAL = 1024  # so many heads of a batch fill a GPU without sharing out the chunks
+STATE = 1024  # elements that the one warp of march keeps in registers
 
 
 def _block(size: int) -> int:
@@ -53,12 +64,20 @@ class _Problem:
         self.chunks = triton.cdiv(self.length, chunk)
         self.routed = scan_mode >= 0
         self.place = (height, width, self.length, self.chunks)
+        # rows of B and C begin at multiples of so many elements, which lets a thread load 16 bytes at once
+        steps = (*self.B.stride()[:3], *self.C.stride()[:3])
+        self.unit = math.gcd(16 // x.element_size(), *steps)
+        image = self.length * max(
+            self.x.stride(1), self.dt.stride(1), steps[1], steps[4], self.all_heads * self.channels
+        )
         exact = x.dtype == torch.float32
         self.narrow = NARROW[x.dtype]
         self.options = dict(
             SHARED=self.routed,
             COLUMN=_COLUMN[scan_mode] if self.routed else 0,
             REVERSE=_REVERSE[scan_mode] if self.routed else 0,
+            SMALL=self.length <= 1 << 20 and image < 1 << 31,
+            UNIT=self.unit,
             HAS_BIAS=dt_bias is not None,
             SOFTPLUS=dt_softplus,
             ACC=tl.float64 if exact else tl.float32,
@@ -73,6 +92,10 @@ class _Problem:
     def state_shape(self) -> tuple:
         return self.batch, self.all_heads, self.channels, self.d_state
 
+    def in_units(self, matrix: torch.Tensor) -> tuple:
+        """Strides of B or C, but for the last."""
+        return tuple(stride // self.unit for stride in matrix.stride()[:3])
+
     def walk(self, value, matrix, first: Optional[torch.Tensor], last: Optional[torch.Tensor], backward: bool):
         """The states before each chunk, or their gradients after each; the one that remains is written to ``last``."""
         dtype = self.x.dtype if self.narrow else torch.float32
@@ -82,7 +105,7 @@ class _Problem:
         heads = next(n for n in (most, most // 2, most // 4, 1) if n and (self.heads % n == 0 or n == 1))
         walk[(self.batch * self.groups, triton.cdiv(self.heads, heads))](
             value, matrix, self.dt, self.A, self.bias, first, states, last,
-            *value.stride()[:2], *matrix.stride()[:3], *self.dt.stride()[:2],
+            *value.stride()[:2], *self.in_units(matrix), *self.dt.stride()[:2],
             self.groups, self.heads, self.channels, self.d_state, *self.place,
             BACKWARD=backward, HAS_FIRST=first is not None, HAS_LAST=last is not None, HEADS=heads,
             **LAUNCH['walk'], **self.options,
@@ -94,6 +117,30 @@ class _Problem:
         places = self.batch * self.groups * self.chunks
         turns = max(1, min(self.heads, self.heads * places // PROGRAMS))
         return (places, triton.cdiv(self.heads, turns)), turns
+
+    def march(self, first: Optional[torch.Tensor], last: Optional[torch.Tensor], out: torch.Tensor) -> None:
+        """The outputs, each program all chunks of a head."""
+        march[(self.batch * self.groups, self.heads)](
+            self.x, self.dt, self.A, self.B, self.C, self.D, self.bias, first, last, out,
+            *self.x.stride()[:2], *self.dt.stride()[:2], *self.in_units(self.B), *self.in_units(self.C),
+            self.groups, self.heads, self.channels, self.d_state, *self.place,
+            HAS_FIRST=first is not None, HAS_LAST=last is not None, HAS_D=self.D is not None,
+            **LAUNCH['march'], **self.options,
+        )  # fmt: skip
+
+    def outputs(self, first: Optional[torch.Tensor], last: Optional[torch.Tensor], out: torch.Tensor) -> None:
+        """The outputs, all chunks at once, from the states before them."""
+        states = None
+        has_state = self.chunks > 1 or first is not None
+        if has_state or last is not None:
+            states = self.walk(self.x, self.B, first, last, backward=False)
+        grid, turns = self.grid()
+        outputs[grid](
+            self.x, self.dt, self.A, self.B, self.C, self.D, self.bias, states, out,
+            *self.x.stride()[:2], *self.dt.stride()[:2], *self.in_units(self.B), *self.in_units(self.C),
+            self.groups, self.heads, turns, self.channels, self.d_state, *self.place,
+            HAS_STATE=has_state, HAS_D=self.D is not None, **LAUNCH['outputs'], **self.options,
+        )  # fmt: skip
 
     def merge(self, parts: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Add the routes of (batch, L, all heads, P) to ``out``, (batch, L, heads, P)."""
@@ -113,18 +160,11 @@ def ssd_scan(
     last = A.new_empty(p.state_shape if keep_state else (0,))
     out = torch.empty(x.shape, dtype=torch.float32 if float_output else x.dtype, device=x.device)
     parts = out.new_empty((*x.shape[:2], p.all_heads, x.shape[3])) if p.routed else out
-    states = None
     with _device_of(x):
-        if p.chunks > 1 or first is not None or keep_state:
-            states = p.walk(p.x, p.B, first, last if keep_state else None, backward=False)
-        has_state = p.chunks > 1 or first is not None
-        grid, turns = p.grid()
-        outputs[grid](
-            p.x, p.dt, p.A, p.B, p.C, p.D, p.bias, states, parts,
-            *p.x.stride()[:2], *p.dt.stride()[:2], *p.B.stride()[:3], *p.C.stride()[:3],
-            p.groups, p.heads, turns, p.channels, p.d_state, *p.place,
-            HAS_STATE=has_state, HAS_D=D is not None, **LAUNCH['outputs'], **p.options,
-        )  # fmt: skip
+        if p.batch * p.all_heads >= SEQUENTIAL and p.options['P'] * p.options['N'] <= STATE:
+            p.march(first, last if keep_state else None, parts)
+        else:
+            p.outputs(first, last if keep_state else None, parts)
         if p.routed:
             p.merge(parts, out)
     return out, last
@@ -156,7 +196,7 @@ def ssd_scan_backward(
             flows = p.walk(dy, p.C, flow, None if first is None else dfirst, backward=True)
         gradients[grid](
             dy, p.x, p.dt, p.A, p.B, p.C, p.D, p.bias, states, flows, parts, ddt, dB, dC, sums, dD,
-            *dy.stride()[:2], *p.x.stride()[:2], *p.dt.stride()[:2], *p.B.stride()[:3], *p.C.stride()[:3],
+            *dy.stride()[:2], *p.x.stride()[:2], *p.dt.stride()[:2], *p.in_units(p.B), *p.in_units(p.C),
             p.batch * p.groups, p.groups, p.heads, turns, p.channels, p.d_state, *p.place,
             HAS_STATE=has_state, HAS_FLOW=has_flow, HAS_D=D is not None, **LAUNCH['gradients'], **p.options,
         )  # fmt: skip

@@ -15,13 +15,21 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _pixels(t, group, height, width, length, COLUMN: tl.constexpr, REVERSE: tl.constexpr):
-    """The pixel at which the route of a group is at step t; COLUMN and REVERSE have a bit a route."""
+def _pixels(t, group, height, width, length, COLUMN: tl.constexpr, REVERSE: tl.constexpr, SMALL: tl.constexpr):
+    """The pixel at which the route of a group is at step t; COLUMN and REVERSE have a bit a route.
+
+    SMALL: a map of at most 2^20 pixels and tensors of which an image has less than 2^31 elements; then float32 divides
+    exactly, and offsets within an image have 32 bits.
+    """
     if REVERSE != 0:
         t = tl.where((REVERSE >> group) & 1 != 0, length - 1 - t, t)
     if COLUMN != 0:
-        t = tl.where((COLUMN >> group) & 1 != 0, t % height * width + t // height, t)
-    return t.to(tl.int64)
+        if SMALL:
+            column = ((t.to(tl.float32) + 0.5) * (1.0 / height)).to(tl.int32)
+        else:
+            column = t // height
+        t = tl.where((COLUMN >> group) & 1 != 0, (t - column * height) * width + column, t)
+    return t if SMALL else t.to(tl.int64)
 
 
 @triton.jit
@@ -51,7 +59,8 @@ def walk(
     value, matrix, dt, A, bias, first, states, last,
     value_b, value_l, matrix_b, matrix_l, matrix_g, dt_b, dt_l,
     groups, heads, channels, d_state, height, width, length, chunks,
-    SHARED: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, BACKWARD: tl.constexpr, HAS_FIRST: tl.constexpr,
+    SHARED: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, SMALL: tl.constexpr, UNIT: tl.constexpr,
+    BACKWARD: tl.constexpr, HAS_FIRST: tl.constexpr,
     HAS_LAST: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr,
     NARROW: tl.constexpr, PRECISION: tl.constexpr,
     HEADS: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
@@ -69,10 +78,11 @@ def walk(
     own = group * heads + head  # among all heads
     p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
     columns = head if SHARED else own
-    value_at = value + batch * value_b + (columns * channels)[None, :, None] + p[None, None, :]
+    value_at = value + batch * value_b
+    value_of = (columns * channels)[None, :, None] + p[None, None, :]
     value_mask = valid[None, :, None] & (p < channels)[None, None, :]
-    matrix_at = matrix + batch * matrix_b + group * matrix_g + n[None, :]
-    dt_at = dt + batch * dt_b + own[None, :]
+    matrix_at = matrix + (batch * matrix_b + group * matrix_g) * UNIT
+    dt_at = dt + batch * dt_b
     rate = (tl.load(A + own) * _LOG2E).to(ACC)
     shift = tl.load(bias + own)[None, :] if HAS_BIAS else 0.0
     rows = tl.reshape((own * channels)[:, None] + p[None, :], [HEADS * P])
@@ -89,16 +99,20 @@ def walk(
         tl.store(states + (batch * chunks + chunk) * size + inner, state.to(states.dtype.element_ty), inner_mask)
         t = chunk * Q + q
         inside = t < length
-        pixel = _pixels(t, group, height, width, length, COLUMN, REVERSE)
-        steps, _ = _steps(dt_at + pixel[:, None] * dt_l, shift, inside[:, None] & valid[None, :], HAS_BIAS, SOFTPLUS)
+        pixel = _pixels(t, group, height, width, length, COLUMN, REVERSE, SMALL)
+        steps, _ = _steps(
+            dt_at + (pixel[:, None] * dt_l + own[None, :]), shift, inside[:, None] & valid[None, :], HAS_BIAS, SOFTPLUS
+        )
         decay = steps.to(ACC) * rate[None, :]
         cum, total = tl.cumsum(decay, axis=0), tl.sum(decay, axis=0)
         if BACKWARD:
             weight = tl.exp2(cum.to(tl.float32))
         else:
             weight = steps * tl.exp2((total[None, :] - cum).to(tl.float32))
-        v = tl.load(value_at + pixel[:, None, None] * value_l, inside[:, None, None] & value_mask, 0.0)
-        m = tl.load(matrix_at + pixel[:, None] * matrix_l, inside[:, None] & (n < d_state)[None, :], 0.0)
+        v = tl.load(value_at + (pixel[:, None, None] * value_l + value_of), inside[:, None, None] & value_mask, 0.0)
+        m = tl.load(
+            matrix_at + (pixel[:, None] * (matrix_l * UNIT) + n[None, :]), inside[:, None] & (n < d_state)[None, :], 0.0
+        )
         v = tl.reshape(v.to(tl.float32) * weight[:, :, None], [Q, HEADS * P])
         left = tl.exp2(total.to(tl.float32))[:, None] + tl.zeros([HEADS, P], tl.float32)
         added = _dot(tl.trans(v), m, NARROW, PRECISION, matrix.dtype.element_ty)
@@ -112,7 +126,8 @@ def outputs(
     x, dt, A, B, C, D, bias, states, out,
     x_b, x_l, dt_b, dt_l, B_b, B_l, B_g, C_b, C_l, C_g,
     groups, heads, turns, channels, d_state, height, width, length, chunks,
-    SHARED: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, HAS_STATE: tl.constexpr, HAS_D: tl.constexpr,
+    SHARED: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, SMALL: tl.constexpr, UNIT: tl.constexpr,
+    HAS_STATE: tl.constexpr, HAS_D: tl.constexpr,
     HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr,
     Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
@@ -126,10 +141,10 @@ def outputs(
     p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
     t = chunk * Q + q
     inside = t < length
-    pixel = _pixels(t, group, height, width, length, COLUMN, REVERSE)
+    pixel = _pixels(t, group, height, width, length, COLUMN, REVERSE, SMALL)
     wide = inside[:, None] & (n < d_state)[None, :]
-    b = tl.load(B + batch * B_b + group * B_g + pixel[:, None] * B_l + n[None, :], wide, 0.0)
-    c = tl.load(C + batch * C_b + group * C_g + pixel[:, None] * C_l + n[None, :], wide, 0.0)
+    b = tl.load(B + (batch * B_b + group * B_g) * UNIT + (pixel[:, None] * (B_l * UNIT) + n[None, :]), wide, 0.0)
+    c = tl.load(C + (batch * C_b + group * C_g) * UNIT + (pixel[:, None] * (C_l * UNIT) + n[None, :]), wide, 0.0)
     pairs = tl.dot(c, tl.trans(b), input_precision=PRECISION)
     narrow = inside[:, None] & (p < channels)[None, :]
     state_mask = (p < channels)[:, None] & (n < d_state)[None, :]
@@ -138,20 +153,92 @@ def outputs(
         own = group * heads + head
         column = (head if SHARED else own) * channels
         shift = tl.load(bias + own) if HAS_BIAS else 0.0
-        steps, _ = _steps(dt + batch * dt_b + pixel * dt_l + own, shift, inside, HAS_BIAS, SOFTPLUS)
+        steps, _ = _steps(dt + batch * dt_b + (pixel * dt_l + own), shift, inside, HAS_BIAS, SOFTPLUS)
         cum = tl.cumsum(steps.to(ACC) * (tl.load(A + own) * _LOG2E).to(ACC), axis=0)
         gap = (cum[:, None] - cum[None, :]).to(tl.float32)
         weights = pairs * tl.exp2(tl.where(q[:, None] >= q[None, :], gap, float('-inf'))) * steps[None, :]
-        v = tl.load(x + batch * x_b + pixel[:, None] * x_l + column + p[None, :], narrow, 0.0)
+        v = tl.load(x + batch * x_b + (pixel[:, None] * x_l + column + p[None, :]), narrow, 0.0)
         y = _dot(weights, v, NARROW, PRECISION, x.dtype.element_ty)
         if HAS_STATE:
             at = ((batch * chunks + chunk) * groups * heads + own) * channels
-            h = tl.load(states + (at + p[:, None]) * d_state + n[None, :], state_mask, 0.0)
+            h = tl.load(states + at * d_state + (p[:, None] * d_state + n[None, :]), state_mask, 0.0)
             y += _dot(c, tl.trans(h), NARROW, PRECISION, x.dtype.element_ty) * tl.exp2(cum.to(tl.float32))[:, None]
         if HAS_D:
             y += tl.load(D + own * channels + p, p < channels, 0.0)[None, :] * v.to(tl.float32)
-        row = (batch * length + pixel) * groups * heads + own
-        tl.store(out + row[:, None] * channels + p[None, :], y.to(out.dtype.element_ty), narrow)
+        place = pixel[:, None] * (groups * heads * channels) + own * channels + p[None, :]
+        tl.store(out + batch * length * groups * heads * channels + place, y.to(out.dtype.element_ty), narrow)
+
+
+@triton.jit
+def _advance(
+    state, pairs, b, c, own, column, pixel, inside, x, x_l, dt, dt_l, A, D, bias, out, all_heads, channels,
+    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr, NARROW: tl.constexpr,
+    PRECISION: tl.constexpr, Q: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """A chunk of one head: store its output, and return the state (N, P) after it.  x, dt and out begin at an image."""
+    RAW: tl.constexpr = x.dtype.element_ty
+    p, q = tl.arange(0, P), tl.arange(0, Q)
+    narrow = inside[:, None] & (p < channels)[None, :]
+    shift = tl.load(bias + own) if HAS_BIAS else 0.0
+    steps, _ = _steps(dt + (pixel * dt_l + own), shift, inside, HAS_BIAS, SOFTPLUS)
+    log = steps.to(ACC) * (tl.load(A + own) * _LOG2E).to(ACC)
+    cum, total = tl.cumsum(log, axis=0), tl.sum(log, axis=0)
+    gap = (cum[:, None] - cum[None, :]).to(tl.float32)
+    weights = pairs * tl.exp2(tl.where(q[:, None] >= q[None, :], gap, float('-inf'))) * steps[None, :]
+    v = tl.load(x + (pixel[:, None] * x_l + column * channels + p[None, :]), narrow, 0.0)
+    y = _dot(c, state, NARROW, PRECISION, RAW) * tl.exp2(cum.to(tl.float32))[:, None]
+    y += _dot(weights, v, NARROW, PRECISION, RAW)
+    if HAS_D:
+        y += tl.load(D + own * channels + p, p < channels, 0.0)[None, :] * v.to(tl.float32)
+    place = pixel[:, None] * (all_heads * channels) + own * channels + p[None, :]
+    tl.store(out + place, y.to(out.dtype.element_ty), narrow)
+    drive = v.to(tl.float32) * (steps * tl.exp2((total - cum).to(tl.float32)))[:, None]
+    return state * tl.exp2(total.to(tl.float32)) + _dot(tl.trans(b), drive, NARROW, PRECISION, RAW)
+
+
+@triton.jit
+def march(
+    x, dt, A, B, C, D, bias, first, last, out,
+    x_b, x_l, dt_b, dt_l, B_b, B_l, B_g, C_b, C_l, C_g,
+    groups, heads, channels, d_state, height, width, length, chunks,
+    SHARED: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, SMALL: tl.constexpr, UNIT: tl.constexpr,
+    HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr, NARROW: tl.constexpr,
+    PRECISION: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """One program: a head of a group, all chunks, one after the other; the state (N, P) stays in registers.
+
+    Moves the head's x and dt in once, its output out once, and B and C of the group in, from the cache for most heads.
+    """
+    pair = tl.program_id(0).to(tl.int64)
+    batch, group = pair // groups, (pair % groups).to(tl.int32)
+    head = tl.program_id(1)
+    own = group * heads + head
+    column = head if SHARED else own
+    p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
+    inner = (own * channels + p)[None, :] * d_state + n[:, None]
+    mask = (p < channels)[None, :] & (n < d_state)[:, None]
+    size = groups * heads * channels * d_state  # of a state of all heads
+    state = tl.zeros([N, P], tl.float32)
+    if HAS_FIRST:
+        state = tl.load(first + batch * size + inner, mask, 0.0)
+    x += batch * x_b
+    dt += batch * dt_b
+    out += batch * length * groups * heads * channels
+    for chunk in range(0, chunks):
+        t = chunk * Q + q
+        inside = t < length
+        pixel = _pixels(t, group, height, width, length, COLUMN, REVERSE, SMALL)
+        wide = inside[:, None] & (n < d_state)[None, :]
+        b = tl.load(B + (batch * B_b + group * B_g) * UNIT + (pixel[:, None] * (B_l * UNIT) + n[None, :]), wide, 0.0)
+        c = tl.load(C + (batch * C_b + group * C_g) * UNIT + (pixel[:, None] * (C_l * UNIT) + n[None, :]), wide, 0.0)
+        pairs = tl.dot(c, tl.trans(b), input_precision=PRECISION)
+        state = _advance(
+            state, pairs, b, c, own, column, pixel, inside, x, x_l, dt, dt_l, A, D, bias, out, groups * heads, channels,
+            HAS_D, HAS_BIAS, SOFTPLUS, ACC, NARROW, PRECISION, Q, P,
+        )  # fmt: skip
+    if HAS_LAST:
+        tl.store(last + batch * size + inner, state, mask)
 
 
 @triton.jit
@@ -159,7 +246,8 @@ def gradients(
     dy, x, dt, A, B, C, D, bias, states, flows, dx, ddt, dB, dC, sums, dD,
     dy_b, dy_l, x_b, x_l, dt_b, dt_l, B_b, B_l, B_g, C_b, C_l, C_g,
     sequences, groups, heads, turns, channels, d_state, height, width, length, chunks,
-    SHARED: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, HAS_STATE: tl.constexpr, HAS_FLOW: tl.constexpr,
+    SHARED: tl.constexpr, COLUMN: tl.constexpr, REVERSE: tl.constexpr, SMALL: tl.constexpr, UNIT: tl.constexpr,
+    HAS_STATE: tl.constexpr, HAS_FLOW: tl.constexpr,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, ACC: tl.constexpr, NARROW: tl.constexpr,
     PRECISION: tl.constexpr, Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
@@ -175,10 +263,10 @@ def gradients(
     p, n, q = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
     t = chunk * Q + q
     inside = t < length
-    pixel = _pixels(t, group, height, width, length, COLUMN, REVERSE)
+    pixel = _pixels(t, group, height, width, length, COLUMN, REVERSE, SMALL)
     wide = inside[:, None] & (n < d_state)[None, :]
-    b = tl.load(B + batch * B_b + group * B_g + pixel[:, None] * B_l + n[None, :], wide, 0.0)
-    c = tl.load(C + batch * C_b + group * C_g + pixel[:, None] * C_l + n[None, :], wide, 0.0)
+    b = tl.load(B + (batch * B_b + group * B_g) * UNIT + (pixel[:, None] * (B_l * UNIT) + n[None, :]), wide, 0.0)
+    c = tl.load(C + (batch * C_b + group * C_g) * UNIT + (pixel[:, None] * (C_l * UNIT) + n[None, :]), wide, 0.0)
     pairs = tl.dot(c, tl.trans(b), input_precision=PRECISION)
     narrow = inside[:, None] & (p < channels)[None, :]
     state_mask = (p < channels)[:, None] & (n < d_state)[None, :]
@@ -191,13 +279,13 @@ def gradients(
         column = (head if SHARED else own) * channels
         shift = tl.load(bias + own) if HAS_BIAS else 0.0
         rate = tl.load(A + own)
-        steps, slope = _steps(dt + batch * dt_b + pixel * dt_l + own, shift, inside, HAS_BIAS, SOFTPLUS)
+        steps, slope = _steps(dt + batch * dt_b + (pixel * dt_l + own), shift, inside, HAS_BIAS, SOFTPLUS)
         log = steps.to(ACC) * (rate * _LOG2E).to(ACC)
         cum, total = tl.cumsum(log, axis=0), tl.sum(log, axis=0)
         gap = (cum[:, None] - cum[None, :]).to(tl.float32)
         decays = tl.exp2(tl.where(q[:, None] >= q[None, :], gap, float('-inf')))
-        v = tl.load(x + batch * x_b + pixel[:, None] * x_l + column + p[None, :], narrow, 0.0)
-        g = tl.load(dy + batch * dy_b + pixel[:, None] * dy_l + column + p[None, :], narrow, 0.0)
+        v = tl.load(x + batch * x_b + (pixel[:, None] * x_l + column + p[None, :]), narrow, 0.0)
+        g = tl.load(dy + batch * dy_b + (pixel[:, None] * dy_l + column + p[None, :]), narrow, 0.0)
         if g.dtype == RAW:
             pulled = tl.dot(g, tl.trans(v), input_precision=PRECISION)
         else:
@@ -210,12 +298,12 @@ def gradients(
         at = ((batch * chunks + chunk) * groups * heads + own) * channels
         through = tl.zeros([Q], tl.float32)
         if HAS_STATE:
-            h = tl.load(states + (at + p[:, None]) * d_state + n[None, :], state_mask, 0.0)
+            h = tl.load(states + at * d_state + (p[:, None] * d_state + n[None, :]), state_mask, 0.0)
             dC_state = _dot(g, h, NARROW, PRECISION, RAW) * tl.exp2(cum.to(tl.float32))[:, None]
             sum_C += dC_state
             along += tl.sum(dC_state * c.to(tl.float32), axis=1)
         if HAS_FLOW:
-            flow = tl.load(flows + (at + p[:, None]) * d_state + n[None, :], state_mask, 0.0)
+            flow = tl.load(flows + at * d_state + (p[:, None] * d_state + n[None, :]), state_mask, 0.0)
             rest = tl.exp2((total - cum).to(tl.float32))
             ddrive += _dot(b, tl.trans(flow), NARROW, PRECISION, RAW) * rest[:, None]
             dB_state = _dot(v, flow, NARROW, PRECISION, RAW) * (rest * steps)[:, None]
@@ -232,9 +320,10 @@ def gradients(
         grad_x = steps[:, None] * ddrive
         if HAS_D:
             grad_x += tl.load(D + own * channels + p, p < channels, 0.0)[None, :] * g
-        row = (batch * length + pixel) * groups * heads + own
-        tl.store(dx + row[:, None] * channels + p[None, :], grad_x.to(dx.dtype.element_ty), narrow)
-        tl.store(ddt + row, grad_dt.to(ddt.dtype.element_ty), inside)
+        row, image = pixel * (groups * heads) + own, batch * length * groups * heads
+        at = row[:, None] * channels + p[None, :]
+        tl.store(dx + image * channels + at, grad_x.to(dx.dtype.element_ty), narrow)
+        tl.store(ddt + image + row, grad_dt.to(ddt.dtype.element_ty), inside)
         part = (batch * chunks + chunk) * groups * heads + own
         tl.store(sums + part * 2, tl.sum(dlog * steps, axis=0))
         tl.store(sums + part * 2 + 1, tl.sum(grad_dt, axis=0))
@@ -242,9 +331,10 @@ def gradients(
             tl.store(dD + part * channels + p, tl.sum(g * v, axis=0), p < channels)
     sum_C += _dot(dpairs, b, NARROW, PRECISION, RAW)
     sum_B += _dot(tl.trans(dpairs), c, NARROW, PRECISION, RAW)
-    row = ((tl.program_id(1) * sequences + batch * groups) * length + pixel * groups + group) * d_state
-    tl.store(dB + row[:, None] + n[None, :], sum_B.to(dB.dtype.element_ty), wide)
-    tl.store(dC + row[:, None] + n[None, :], sum_C.to(dC.dtype.element_ty), wide)
+    image = (tl.program_id(1) * sequences + batch * groups) * length * d_state
+    at = (pixel * groups + group)[:, None] * d_state + n[None, :]
+    tl.store(dB + image + at, sum_B.to(dB.dtype.element_ty), wide)
+    tl.store(dC + image + at, sum_C.to(dC.dtype.element_ty), wide)
 
 
 @triton.jit

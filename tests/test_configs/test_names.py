@@ -49,7 +49,9 @@ def test_numbers_in_the_name(path):
     assert cfg.train_dataloader.batch_size == images
     if 'custom' not in name:
         assert cfg.auto_scale_lr.base_batch_size == gpus * images
-    assert ('amp' in name or 'fsdp' in name) == (cfg.optim_wrapper.get('type') == 'AmpOptimWrapper')
+    wrapper = 'mmvmamba.FastOptimWrapper' if 'amp' in name else 'AmpOptimWrapper' if 'fsdp' in name else 'OptimWrapper'
+    assert cfg.optim_wrapper.get('type', 'OptimWrapper') == wrapper
+    assert ('amp' in name or 'fsdp' in name) == (cfg.optim_wrapper.get('dtype') == 'float16')
     assert ('fsdp' in name) == (cfg.get('runner_type') == 'FlexibleRunner')
 
     if cfg.default_scope == 'mmpretrain':
@@ -72,11 +74,24 @@ def test_numbers_in_the_name(path):
 
 
 @pytest.mark.parametrize('path', [path for path in PATHS if 'amp' in path.stem], ids=ids)
-def test_mixed_precision_changes_the_wrapper_only(path):
+def test_mixed_precision_changes_how_a_step_runs_only(path):
     mixed, full = read(path), read(path.with_name(re.sub(r'-amp|amp-', '', path.name)))
+    hook = [hook for hook in mixed.custom_hooks if hook.type == 'mmvmamba.CompileHook']
+    assert len(hook) == 1 and hook[0].get('dynamic', False) == (mixed.default_scope == 'mmdet')
+    assert mixed.default_hooks.runtime_info == dict(type='mmvmamba.DeferredInfoHook')
+    assert mixed.optim_wrapper.optimizer.fused and mixed.train_dataloader.pin_memory
+    assert mixed.pop('model_wrapper_cfg') == dict(broadcast_buffers=False, gradient_as_bucket_view=True)
     for cfg in (mixed, full):
-        cfg.optim_wrapper.pop('type', None)
-        cfg.optim_wrapper.pop('loss_scale', None)
+        for key in ('type', 'dtype'):
+            cfg.optim_wrapper.pop(key, None)
+        cfg.optim_wrapper.optimizer.pop('fused', None)
+        cfg.default_hooks.pop('runtime_info', None)
+        for key in ('pin_memory', 'num_workers'):
+            cfg.train_dataloader.pop(key, None)
+        cfg.env_cfg.pop('cudnn_benchmark')
+        cfg.get('data_preprocessor', {}).pop('type', None)
+        hooks = [hook for hook in cfg.get('custom_hooks') or [] if not hook.type.startswith('mmvmamba.')]
+        cfg.custom_hooks = hooks
     assert mixed._cfg_dict == full._cfg_dict
 
 

@@ -51,7 +51,7 @@ def test_one_iteration(path):
     model = build(cfg).train()
     model.init_weights()
     optimizer = build_optimizer(model, cfg)
-    mixed = cfg.optim_wrapper.get('type') == 'AmpOptimWrapper'
+    mixed = cfg.optim_wrapper.get('dtype') == 'float16'
     autocast = mix_precision(model, cfg.default_scope) if mixed else contextlib.nullcontext()
 
     data = model.data_preprocessor(synthetic_data(cfg), training=True)

@@ -80,7 +80,8 @@ def build(cfg: Config) -> torch.nn.Module:
 def build_optimizer(model, cfg: Config):
     """The optimizer wrapper of a config; without the scaling of mixed precision, which needs a GPU."""
     options = dict(cfg.optim_wrapper, type='OptimWrapper')
-    options.pop('loss_scale', None)
+    for key in ('loss_scale', 'dtype'):
+        options.pop(key, None)
     return build_optim_wrapper(model, options)
 
 

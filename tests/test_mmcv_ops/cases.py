@@ -4,9 +4,7 @@
 drawn by numpy's RandomState, whose sequence never changes.
 """
 
-import functools
-import importlib.machinery
-import importlib.util
+import importlib
 import itertools
 import sys
 from pathlib import Path
@@ -20,18 +18,13 @@ STORED = Path(__file__).parents[1] / 'data/mmcv_ops.npz'
 KINDS = ('grid', 'dense', 'sparse', 'malformed')  # the first two have equal scores and overlaps
 
 
-@functools.cache  # a second load would share, and crash on, what the first one freed
 def load_compiled():
-    """The installed compiled ``_ext`` under a name of its own; None without one."""
+    """The installed compiled ``mmcv._ext``; None without one.
+
+    It is imported by its own name: loaded a second time, under another, it would crash.
+    """
     folder = mmcv_folder()
-    path = folder and compiled_file(folder)
-    if not path:
-        return None
-    loader = importlib.machinery.ExtensionFileLoader('compiled_mmcv._ext', str(path))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return importlib.import_module('mmcv._ext') if folder and compiled_file(folder) else None
 
 
 def make_boxes(random, count, kind):

@@ -21,6 +21,7 @@ from mmvmamba.ops import (
     mlp,
     selective_scan,
     ss2d_scan,
+    ssd_scan,
 )
 
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else 'cpu'
@@ -80,6 +81,24 @@ def core(channels, height, width, rank, dtype, scan_mode):
             ss2d_scan(*leaves, scan_mode, backend=DEVICE)
 
 
+def mamba2():
+    """The scan of Mamba-2, whose kernels are Triton's."""
+    cases = 0
+    for dtype, d_state, channels, size in itertools.product(
+        DTYPES, (16, 64, 128), (8, 16, 64), ((1, 1), (7, 7), (5, 13), (17, 19))
+    ):
+        length = size[0] * size[1]
+        shapes = dict(
+            x=(2, length, 3, channels), dt=(2, length, 12), B=(2, length, 4, d_state), C=(2, length, 4, d_state)
+        )
+        leaves = {name: torch.randn(shape, device=DEVICE).to(dtype).requires_grad_() for name, shape in shapes.items()}
+        A, D, dt_bias = (torch.randn(shape, device=DEVICE).requires_grad_() for shape in (12, (12, channels), 12))
+        y = ssd_scan(**leaves, A=-A.abs(), D=D, dt_bias=dt_bias, dt_softplus=True, size=size)
+        y.float().sum().backward()
+        cases += 1
+    return cases
+
+
 def main():
     torch.manual_seed(0)
     cases = 0
@@ -124,7 +143,7 @@ def main():
             layer_norm(*leaves[:3], out_dtype=out).float().sum().backward()
             layer_norm(*leaves[:3], out_dtype=out, shift=leaves[3], gelu=True).float().sum().backward()
             cases += 1
-        cases += layers()
+        cases += layers() + mamba2()
     print(f'{cases} cases through the kernels beside {mmvmamba.ops.__file__}')
 
 

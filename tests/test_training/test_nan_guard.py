@@ -149,3 +149,37 @@ def test_gradients_need_not_be_checked(tmp_path):
 def test_bad_argument():
     with pytest.raises(TypeError, match='check_gradients is 1, expected True or False'):
         NaNGuardHook(check_gradients=1)
+
+
+def test_between_looks_it_costs_nothing(tmp_path):
+    """The fault of iteration 1 is in the weights when iteration 2 is looked at; copies are made there only."""
+    runner = make_runner(tmp_path, hooks=[dict(GUARD, interval=3)])
+    guard = next(hook for hook in runner.hooks if isinstance(hook, NaNGuardHook))
+    calls = []
+    runner.model.first.register_forward_hook(lambda *_: calls.append(bool(guard._call)))
+    runner.model.fault[1] = lambda x: x + 1000
+    message = train(runner)
+    assert 'iteration 2' in message and 'was already bad before this iteration' in message
+    assert calls[:3] == [False, False, True]
+
+
+def test_a_compiled_module_is_looked_into(tmp_path):
+    hook = dict(type='mmvmamba.CompileHook', modules=('exponential',), backend='eager')
+    runner = make_runner(tmp_path, hooks=[GUARD, hook])
+    runner.model.fault[2] = lambda x: x + 1000
+    assert 'arises in exponential (Exponential)' in train(runner)
+
+
+def test_a_step_that_a_fused_optimizer_skips_is_no_error(tmp_path):
+    runner = make_runner(tmp_path, hooks=[GUARD])
+    runner.optim_wrapper.update(type='mmvmamba.FastOptimWrapper', dtype='bfloat16', loss_scale=dict(init_scale=3e38))
+    runner.optim_wrapper['optimizer']['fused'] = True
+    runner.train()
+    assert runner.iter == 4 and runner.optim_wrapper.loss_scaler.get_scale() < 3e38
+
+
+def test_wrong_intervals_are_named():
+    with pytest.raises(ValueError, match='interval is 0, expected at least 1'):
+        NaNGuardHook(interval=0)
+    with pytest.raises(TypeError, match="interval is '3', expected an integer"):
+        NaNGuardHook(interval='3')

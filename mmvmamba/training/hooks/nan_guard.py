@@ -12,6 +12,7 @@ from mmengine.structures import BaseDataElement
 
 from mmvmamba.checkpoint.whole import PART, commit, remove
 from mmvmamba.registry import register_hook
+from mmvmamba.training.compiling import pause
 
 
 class NonFiniteError(RuntimeError):
@@ -30,19 +31,27 @@ class NaNGuardHook(Hook):
     holds the batch, the random state and the weights, and can be read with ``torch.load(weights_only=True)``; where it
     can't be written, the message says why.
 
-    Looking costs one wait for the device and a copy of the buffers an iteration. With dynamic loss scaling, infinite
-    gradients are a normal event that the scaler handles: such steps never reach the check.
+    Looking costs one wait for the device and a copy of the buffers. With ``interval`` above 1 all other iterations cost
+    nothing; a bad number in between is found at the next look, and by then may be in the weights, which the message
+    says. With dynamic loss scaling, infinite gradients are a normal event that the scaler handles: they are not
+    checked.
 
     Args:
         check_gradients (bool): Whether to look at gradients too. Default: True.
+        interval (int): Iterations from one look to the next. Default: 1.
     """
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, check_gradients: bool = True):
+    def __init__(self, check_gradients: bool = True, interval: int = 1):
         if not isinstance(check_gradients, bool):
             raise TypeError(f'check_gradients is {check_gradients!r}, expected True or False')
-        self.check_gradients = check_gradients
+        if isinstance(interval, bool) or not isinstance(interval, int):
+            raise TypeError(f'interval is {interval!r}, expected an integer')
+        if interval < 1:
+            raise ValueError(f'interval is {interval}, expected at least 1')
+        self.check_gradients, self.interval = check_gradients, interval
+        self._looks = False
         self._handles: list = []
         self._buffers: list = []
         self._call: tuple = ()
@@ -60,7 +69,8 @@ class NaNGuardHook(Hook):
             self._handles.append(optimizer.register_step_pre_hook(self._check_gradients))
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        self._batch = data_batch
+        self._looks = (runner.iter + 1) % self.interval == 0
+        self._batch = data_batch if self._looks else None
 
     def after_train(self, runner) -> None:
         self._let_go()
@@ -71,7 +81,7 @@ class NaNGuardHook(Hook):
         self._handles, self._batch, self._call, self._buffers = [], None, (), []
 
     def _remember(self, model, args, kwargs) -> None:
-        if model.training and not self._inspecting:
+        if self._looks and model.training and not self._inspecting:
             self._call = (args, kwargs, _random_state())
             self._buffers = [
                 (module, name, buffer.detach().clone())
@@ -85,7 +95,7 @@ class NaNGuardHook(Hook):
             setattr(module, name, value.clone())
 
     def _check_losses(self, model, args, kwargs, losses) -> None:
-        if not model.training or self._inspecting or not isinstance(losses, dict):
+        if not self._looks or not model.training or self._inspecting or not isinstance(losses, dict):
             return
         bad = [name for name, value in losses.items() if not all(_is_finite(tensor) for tensor in _tensors(value))]
         if bad:
@@ -94,6 +104,9 @@ class NaNGuardHook(Hook):
             self._stop(f'{", ".join(bad)} of the model is not finite: {place}')
 
     def _check_gradients(self, optimizer, *_) -> None:
+        # a fused optimizer skips a step by itself
+        if not self._looks or getattr(optimizer, 'found_inf', None) is not None:
+            return
         gradients = [p.grad for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
         if not gradients or torch.stack([g.isfinite().all() for g in gradients]).all():
             return
@@ -156,7 +169,7 @@ class NaNGuardHook(Hook):
         self._restore_buffers()
         try:
             _set_random_state(state)
-            with self._runner.optim_wrapper.optim_context(self._model):
+            with pause(self._model), self._runner.optim_wrapper.optim_context(self._model):
                 return self._model(*args, **kwargs)
         finally:
             self._inspecting = False

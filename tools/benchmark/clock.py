@@ -1,0 +1,190 @@
+"""Where the time of a training iteration goes: iterations, phases, kernels."""
+
+import time
+from collections import defaultdict
+from functools import partial
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+
+PARTS = ('forward', 'loss', 'loss_and_predict')  # methods by which a detector or segmentor calls its parts
+PROFILED = 3  # iterations under the profiler
+
+
+class Enough(Exception):  # noqa: N818  (no error: it ends a run that has been measured)
+    """The run has been measured."""
+
+
+class Clock(Hook):
+    """Times a run: warm-up, iterations as they are, iterations with a synchronisation after each phase, a profile.
+
+    Args:
+        device (str): ``cuda`` or ``cpu``.
+        warmup (int): Iterations that are not timed.
+        iterations (int): Iterations that are.
+        phases (int): Iterations by phase.
+        profile (bool): Whether to profile a few more.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self, device: str, warmup: int, iterations: int, phases: int, profile: bool):
+        self.device, self.first = device, warmup
+        self.second = self.first + iterations
+        self.third = self.second + phases + (phases > 0)  # the first of them is not whole
+        self.last = self.third + (PROFILED + 1 if profile else 0)
+        self.times: list = []
+        self.wall, self.peak = 0.0, 0.0
+        self.count, self.kernels = 0, {}
+        self.phases = Phases(device)
+        self.profiler = None
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self.count += 1
+        if self.first <= self.count <= self.second:
+            if self.count == self.first:
+                synchronize(self.device)
+                if self.device == 'cuda':
+                    torch.cuda.reset_peak_memory_stats()
+                self.begin = time.perf_counter()
+            self.times.append(self._mark())
+        if self.count == self.second:
+            synchronize(self.device)
+            self.wall = time.perf_counter() - self.begin
+            if self.device == 'cuda':
+                self.peak = torch.cuda.max_memory_allocated() / 2**30
+            if self.third > self.second:
+                self.phases.start(runner)
+        if self.count == self.third and self.third > self.second:
+            self.phases.stop()
+        if self.count == self.third and self.last > self.third:
+            activities = [torch.profiler.ProfilerActivity.CPU]
+            if self.device == 'cuda':
+                activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self.profiler = torch.profiler.profile(activities=activities)
+            synchronize(self.device)
+            self.profiler.__enter__()
+        if self.count >= self.last:
+            if self.profiler is not None:
+                synchronize(self.device)
+                self.profiler.__exit__(None, None, None)
+                self.kernels = count_kernels(self.profiler, self.last - self.third)
+            raise Enough
+
+    def _mark(self):
+        if self.device == 'cpu':
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def iterations(self) -> list:
+        """Milliseconds of each iteration; on a GPU from the end of one on the device to that of the next."""
+        pairs = zip(self.times, self.times[1:])
+        if self.device == 'cpu':
+            return [(end - begin) * 1e3 for begin, end in pairs]
+        return [begin.elapsed_time(end) for begin, end in pairs]
+
+
+class Phases:
+    """Milliseconds of the phases of an iteration, with a synchronisation after each.
+
+    Args:
+        device (str): ``cuda`` or ``cpu``.
+    """
+
+    def __init__(self, device: str):
+        self.device, self.seconds, self.count = device, defaultdict(float), 0
+        self._undo: list = []
+        self._depth = 0
+
+    def start(self, runner) -> None:
+        """Wrap what an iteration calls."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._wrap(model.data_preprocessor, 'forward', 'preprocess')
+        for name, child in model.named_children():
+            if name != 'data_preprocessor':
+                for method in PARTS:
+                    if hasattr(child, method):
+                        self._wrap(child, method, name)
+        self._wrap(runner.optim_wrapper, 'backward', 'backward')
+        for method in ('step', 'zero_grad'):
+            self._wrap(runner.optim_wrapper, method, 'optimizer')
+        self._wrap(runner, 'call_hook', 'hooks')
+        self._wrap(runner.model, 'train_step', 'train_step', outer=True)
+        self.begin = None
+
+    def stop(self) -> None:
+        """Put everything back."""
+        for undo in self._undo:
+            undo()
+        self._undo = []
+
+    def milliseconds(self) -> dict:
+        """Of an iteration, by phase; ``other`` is the rest of ``train_step``, such as the parsing of losses."""
+        if not self.count:
+            return {}
+        found = {name: 1e3 * value / self.count for name, value in self.seconds.items()}
+        step = found.pop('train_step', 0.0)
+        inside = sum(value for name, value in found.items() if name not in ('hooks', 'data'))
+        return {**found, 'other': max(step - inside, 0.0)}
+
+    def _wrap(self, owner, method: str, name: str, outer: bool = False) -> None:
+        present = owner.__dict__.get(method)
+        plain = getattr(owner, method)
+        object.__setattr__(owner, method, partial(self._timed, plain, name, outer))
+        if present is None:
+            self._undo.append(partial(owner.__dict__.pop, method))
+        else:
+            self._undo.append(partial(object.__setattr__, owner, method, present))
+
+    def _timed(self, function, name, outer, *args, **kwargs):
+        if self._depth and not outer:
+            return function(*args, **kwargs)
+        if name == 'hooks' and args[:1] == ('before_train_iter',) and self.begin is not None:
+            synchronize(self.device)
+            self.seconds['data'] += time.perf_counter() - self.begin
+            self.count += 1
+        synchronize(self.device)
+        begin = time.perf_counter()
+        self._depth += not outer
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self._depth -= not outer
+            synchronize(self.device)
+            end = time.perf_counter()
+            if name != 'hooks' or self.begin is not None:
+                self.seconds[name] += end - begin
+            if name == 'hooks' and args[:1] == ('after_train_iter',):
+                self.begin = end
+                if not self.count:  # the iteration in which this began is not whole
+                    self.seconds.clear()
+
+
+def count_kernels(profiler, iterations: int) -> dict:
+    """Of an iteration: milliseconds in which the device was busy, launches by the host, and kernels.
+
+    Args:
+        profiler (torch.profiler.profile): After its run.
+        iterations (int): Iterations in it.
+    """
+    spans, launches = [], 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.device_type() == torch.autograd.DeviceType.CUDA:
+            if event.duration_ns() > 0 and not getattr(event, 'is_user_annotation', bool)():
+                spans.append((event.start_ns(), event.start_ns() + event.duration_ns()))
+        elif 'Launch' in event.name() and event.name().startswith('cu'):
+            launches += 1
+    busy, until = 0, 0
+    for begin, end in sorted(spans):
+        busy += max(end - max(begin, until), 0)
+        until = max(until, end)
+    return dict(busy_ms=busy / 1e6 / iterations, launches=launches // iterations, kernels=len(spans) // iterations)
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device."""
+    if device == 'cuda':
+        torch.cuda.synchronize()
