@@ -86,6 +86,7 @@ TEMPLATES = {
     'tools/dist_test.sh CONFIG CHECKPOINT 1 --tta': LAUNCHES,
     'python tools/analysis/throughput.py --model NAME CONFIG': 'tests/test_tools/test_analysis_throughput.py',
     'python tools/analysis/get_flops.py CONFIG': 'tests/test_tools/test_flops.py',
+    'python -m mmvmamba.compat train.py ARGS': 'tests/test_compat/test_finder.py',
     **{f'python tools/analysis/{name}.py': ANALYSES for name in ('erf', 'attention_map', 'robustness_resolution')},
     'python tools/analysis/linear_probe.py': 'tests/test_tools/test_linear_probe.py',
 }
@@ -129,6 +130,7 @@ TABLE = {
     # ---- the doctor
     'source .venv/bin/activate': Row('installs', tests='tests/test_tools/test_setup_env.py'),
     'python -m mmvmamba.doctor': Row('whole', says='mmvmamba', quick=True),
+    'python -m mmvmamba.compat': Row('whole', says='selective_scan_cuda_oflex', quick=True),
     'MMVMAMBA_BACKEND=naive python -m mmvmamba.doctor': Row('whole', says='naive'),
     "pip install 'mmcv-lite==2.1.0'": Row('installs'),
     **{
