@@ -26,7 +26,7 @@ TRAINED = {
     'resnet-64px': ROOT / 'configs/demo/resnet18_1xb64_digits-64px.py',
     'vmamba-64px': ROOT / 'configs/demo/vmamba-nano_1xb64_digits-64px.py',
 }
-# of the demo's pictures, in their sizes: two images and their predictions, a scene and its prediction, a truth and its own
+# parts of the demo's pictures: two images and their classes, a scene and its prediction, a truth and its prediction
 PANELS = {
     'classification': (0.25, 0.04, 0.75, 0.52),
     'detection': (0.01, 0.268, 0.488, 0.508),
