@@ -4,6 +4,7 @@ A process that is spawned imports the script's main module again, under the name
 name is :mod:`mmvmamba.compat.child` here, which provides the names first.
 """
 
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -30,9 +31,14 @@ def run_script(path: str, arguments: Sequence[str], replace: Sequence[str]) -> N
     main = types.ModuleType('__main__')
     main.__file__, main.__spec__ = path, importlib.util.find_spec(CHILD)
     sys.modules['__main__'] = sys.modules['__mp_main__'] = main  # the second is what spawned processes call it
-    with open(path, 'rb') as file:
-        code = compile(file.read(), path, 'exec')
-    exec(code, vars(main))
+    _Script('__main__', path).exec_module(main)
+
+
+class _Script(importlib.machinery.SourceFileLoader):
+    """Leaves no compiled file beside a script, as Python leaves none."""
+
+    def set_data(self, path, data, **_):
+        pass
 
 
 def run_module(name: str, arguments: Sequence[str]) -> None:

@@ -172,7 +172,7 @@ def test_the_finder_is_the_last_one_and_finds_one_name():
     import mmvmamba  # noqa: F401  (installs it)
 
     mmcv_ops.install()
-    assert [entry for entry in sys.meta_path if isinstance(entry, finder.StandInFinder)] == [finder.FINDER]
+    assert [entry for entry in sys.meta_path if isinstance(entry, finder.ExtensionFinder)] == [finder.FINDER]
     assert finder.FINDER.find_spec('mmcv') is finder.FINDER.find_spec('mmcv._extra') is None
 
 
