@@ -73,7 +73,7 @@ class Core:
             self.new(4, self.columns, self.channels),
             self.new(4, self.dt_columns, self.channels),
         )
-        self.dt_weight, self.bias = self.new(4, self.rank, self.padded), self.new(4, self.padded)
+        self.dt_weight, self.bias = self.new(4, self.dt_columns, self.padded), self.new(4, self.padded)
         self.A, self.skip = self.new(4, self.states, self.padded), self.new(self.padded)
         made = (self.weight, self.dt_matrix, self.dt_weight, self.bias, self.A, self.skip)
         sizes = (self.channels, self.padded, self.rank, self.dt_columns, self.columns, self.d_state, self.states)

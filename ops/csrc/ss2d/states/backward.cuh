@@ -49,20 +49,20 @@ template <typename T, int N> struct TwoSteps {
   static constexpr int kSums = 4 * kStates, kSharing = 32 / kChannels;
   static constexpr int kLeft = kSums > kSharing ? kSums / kSharing : 1;
 
-  // Walk back from s after to s before. Adds to dA; leaves in the tile dx in place of x (with `skip` times dy), du2 in
-  // place of dy, and dB and dC of both steps, [2][2N], at `sums`. Returns the lane's du2.
-  __device__ __forceinline__ static float run(const Place& at, const Thread<N>& thread, const Tile<N>& tile,
+  // Walk back from s after to s before. Adds to dA and dD; leaves in the tile dx in place of x (with `skip` times dy),
+  // du2 in place of dy, and dB and dC of both steps, [2][2N], at `sums`. Returns the lane's du2.
+  __device__ __forceinline__ static float run(const Place& at, const Thread<N>& thread, const Tile& tile,
                                               const int (&t)[2], const float* checkpoint, float skip, float (&s)[N],
-                                              float (&dA)[N], float* sums) {
+                                              float (&dA)[N], float& dD, float* sums) {
     float d2[2][kChannels], x[2][kChannels], dy[2][kChannels], with_B[2][kChannels], with_A[2][kChannels];
     typename Thread<N>::Vector B[2], C[2];
     float reduced[kSums];  // [2][dB and dC][kStates]
     clear(reduced);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      thread.read(tile.d2, t[k], d2[k]);
-      thread.read(tile.x, t[k], x[k]);
-      thread.read(tile.out, t[k], dy[k]);
+      thread.read(tile.base + kTileStepSizes, t[k], d2[k]);
+      thread.read(tile.base + kTileX, t[k], x[k]);
+      thread.read(tile.base + kTileOut, t[k], dy[k]);
       B[k] = thread.B(tile, t[k]), C[k] = thread.C(tile, t[k]);
       clear(with_B[k]);
       clear(with_A[k]);
@@ -113,8 +113,9 @@ template <typename T, int N> struct TwoSteps {
       const int own = t[k] * 32 + at.lane;
       const float du = fmaf(own_x[k], with_B[k][0], kLn2 * with_A[k][0]) * softplus2_slope<T>(d2[k][0]);
       total += du;
-      tile.x[own] = fmaf(d2[k][0], with_B[k][0], skip * dy[k][0]);
-      tile.out[own] = du;
+      tile.base[kTileX + own] = fmaf(d2[k][0], with_B[k][0], skip * dy[k][0]);
+      tile.base[kTileOut + own] = du;
+      dD = fmaf(own_x[k], dy[k][0], dD);
     }
     return total;
   }
@@ -124,14 +125,14 @@ template <typename T, int N> struct BackwardKernel {
   static constexpr int kThreads = 64 * kMaxGroups, kBlocks = 1;
   static constexpr int kCheckpoint = N * 32;  // floats
 
-  static __device__ __forceinline__ int rest_floats(const Args& p) {
-    return max(checkpoint_floats(N), dt_floats(p.u == nullptr ? p.rank : 0));
-  }
+  static __device__ __forceinline__ int own_floats(const Args& p) { return tile_floats(N, fused_rank(p)); }
+  static __device__ __forceinline__ int warp_floats(const Args& p) { return own_floats(p) + checkpoint_floats(N); }
 
   static __device__ __forceinline__ void run(const Args& p) {
     const Place at(p, p.splits, p.block_groups);
     const Thread<N> thread(p, at);
-    const Tile<N> tile(threadIdx.x / 32, rest_floats(p));
+    const Tile tile(p, threadIdx.x / 32, warp_floats(p), row_width(N, fused_rank(p)));
+    float* checkpoints = tile.base + own_floats(p);
     const float skip = p.skip[at.padded_channel(p)];
     const int64_t row = (at.batch * p.chain + at.block) * 2 + at.route;
     float s[N], dA[N], dbias = 0.f, dD = 0.f;
@@ -157,89 +158,82 @@ template <typename T, int N> struct BackwardKernel {
         }
         for (int before = 0; before < i; ++before) {
           const TileRange range(at.reversed, before, start, count);
-          tile.template load<T>(p, at, range.start, range.count, p.x, tile.x);
+          tile.template load_steps<T>(p, at, range.start, range.count, p.x, kTileX);
           scan(at, thread, tile, range.count, h);
         }
         const TileRange range(at.reversed, i, start, count);
         load_dy(p, at, range, tile);
-        run_tile(p, at, thread, tile, range.count, adds ? 0.f : skip, h, s, dA, dbias, dD);
-        store(p, at, tile, range.count, adds);
+        run_tile(at, thread, tile, checkpoints, range.count, adds ? 0.f : skip, h, s, dA, dbias, dD);
+        store(p, at, tile, checkpoints, range.count, adds);
       }
     }
     leave_sums(p, at, thread, row, dA, dbias, dD);
   }
 
   static __device__ __forceinline__ void load_dy(const Args& p, const Place& at, const TileRange& range,
-                                                 const Tile<N>& tile) {
-    tile.template load<T>(p, at, range.start, range.count, p.x, tile.x);
-    const T* dy = static_cast<const T*>(p.dy) + at.batch * p.length * p.channels + at.channel;
-    float values[kTile];
-#pragma unroll
-    for (int t = 0; t < kTile; ++t) {
-      values[t] = at.active && t < range.count ? widen(dy[static_cast<int64_t>(tile.pixels[t]) * p.channels]) : 0.f;
-    }
-#pragma unroll
-    for (int t = 0; t < kTile; ++t) tile.out[t * 32 + at.lane] = values[t];
+                                                 const Tile& tile) {
+    tile.template load_steps<T>(p, at, range.start, range.count, p.x, kTileX);
+    const T* dy = static_cast<const T*>(p.dy) + at.batch * p.length * p.channels;
+    tile.load_map(p, at, dy, p.channels, range.count, kTileOut);
     __syncwarp();
   }
 
-  static __device__ __forceinline__ void scan(const Place& at, const Thread<N>& thread, const Tile<N>& tile, int count,
+  static __device__ __forceinline__ void scan(const Place& at, const Thread<N>& thread, const Tile& tile, int count,
                                               float (&h)[N]) {
     float none[Split<N>::kChannels];
+    int t = at.reversed ? count - 1 : 0;
+    const int step = at.reversed ? -1 : 1;
 #pragma unroll 2
-    for (int i = 0; i < count; ++i) thread.template step<false>(tile, at.reversed ? count - 1 - i : i, h, none);
+    for (int i = 0; i < count; ++i, t += step) thread.template step<false>(tile, t, h, none);
   }
 
   // A tile of `count` steps: h enters it, s comes from behind it. An odd number has an inert step more.
-  static __device__ __forceinline__ void run_tile(const Args& p, const Place& at, const Thread<N>& thread,
-                                                  const Tile<N>& tile, int count, float skip, float (&h)[N],
+  static __device__ __forceinline__ void run_tile(const Place& at, const Thread<N>& thread, const Tile& tile,
+                                                  float* checkpoints, int count, float skip, float (&h)[N],
                                                   float (&s)[N], float (&dA)[N], float& dbias, float& dD) {
-    const int twos = (count + 1) / 2;
-    const auto step = [&](int i) { return at.reversed ? 2 * twos - 1 - i : i; };
-    float* own = tile.rest + at.lane * Split<N>::kStates;
+    const int twos = (count + 1) / 2, step = at.reversed ? -1 : 1;
+    int t = at.reversed ? 2 * twos - 1 : 0;
+    float* checkpoint = checkpoints;
+    const int own = at.lane * Split<N>::kStates;
     float none[Split<N>::kChannels];
+    Thread<N>::store(checkpoint + own, h);
 #pragma unroll 1
-    for (int i = 0; i < twos; ++i) {
-      Thread<N>::store(own + i * kCheckpoint, h);
-      if (i + 1 < twos) {
-        thread.template step<false>(tile, step(2 * i), h, none);
-        thread.template step<false>(tile, step(2 * i + 1), h, none);
-      }
-    }
-    if (p.pair == 0 && at.route == 0) {
-      for (int t = 0; t < count; ++t) dD = fmaf(tile.x[t * 32 + at.lane], tile.out[t * 32 + at.lane], dD);
+    for (int i = 1; i < twos; ++i) {
+      thread.template step<false>(tile, t, h, none);
+      thread.template step<false>(tile, t + step, h, none);
+      t += 2 * step, checkpoint += kCheckpoint;
+      Thread<N>::store(checkpoint + own, h);
     }
     __syncwarp();
 #pragma unroll 1
-    for (int i = twos - 1; i >= 0; --i) {
-      const int t[2] = {step(2 * i), step(2 * i + 1)};
-      dbias +=
-          TwoSteps<T, N>::run(at, thread, tile, t, own + i * kCheckpoint, skip, s, dA, tile.rest + i * kCheckpoint);
+    for (int i = 0; i < twos; ++i) {
+      const int both[2] = {t, t + step};
+      dbias += TwoSteps<T, N>::run(at, thread, tile, both, checkpoint + own, skip, s, dA, dD, checkpoint);
+      t -= 2 * step, checkpoint -= kCheckpoint;
     }
     __syncwarp();
   }
 
   // dx and du2 of the lane's channel; dB and dC of the tile, summed over the block's groups in their order.
-  static __device__ __forceinline__ void store(const Args& p, const Place& at, const Tile<N>& tile, int count,
-                                               bool adds) {
+  static __device__ __forceinline__ void store(const Args& p, const Place& at, const Tile& tile,
+                                               const float* checkpoints, int count, bool adds) {
     const int64_t image = at.batch * p.length;
-    flush(static_cast<T*>(p.y) + image * p.channels + at.channel, p.channels, tile.pixels, count, at.active, adds,
-          [&](int t) { return tile.x[t * 32 + at.lane]; });
-    flush(static_cast<T*>(p.du) + (image * 4 + at.q) * p.channels + at.channel, 4 * p.channels, tile.pixels, count,
-          at.active, false, [&](int t) { return tile.out[t * 32 + at.lane]; });
+    tile.store_map(p, at, static_cast<T*>(p.y) + image * p.channels, p.channels, count, kTileX, adds);
+    T* du = static_cast<T*>(p.du) + (image * 4 + at.q) * p.channels;
+    tile.store_map(p, at, du, 4 * p.channels, count, kTileOut, false);
 
-    const int groups = p.block_groups, threads = 32 * groups, warp_floats = tile_floats(N) + rest_floats(p);
-    const Tile<N> first(at.route * groups, rest_floats(p));
+    const int groups = p.block_groups, threads = 32 * groups, stride = warp_floats(p);
+    const float* first = checkpoints - (threadIdx.x / 32 - at.route * groups) * stride;
     barrier_of(1 + at.route, threads);
     const int width = p.parts != nullptr ? 2 * N : p.columns - p.dt_columns, twos = (count + 1) / 2;
     for (int i = threadIdx.x - at.route * threads; i < count * width; i += threads) {
       const int t = i / width, column = i % width, step = at.reversed ? 2 * twos - 1 - t : t;
       float sum = 0.f;
       if (column < 2 * N) {
-        const float* from = first.rest + step / 2 * kCheckpoint + step % 2 * 2 * N + column;
-        for (int g = 0; g < groups; ++g) sum += from[g * warp_floats];
+        const float* from = first + step / 2 * kCheckpoint + step % 2 * 2 * N + column;
+        for (int g = 0; g < groups; ++g) sum += from[g * stride];
       }
-      const int64_t pixel = (image + tile.pixels[t]) * 4 + at.q;
+      const int64_t pixel = (image + tile.pixels()[t]) * 4 + at.q;
       if (p.parts != nullptr) {
         const int64_t split = blockIdx.x / p.chain % p.splits;
         p.parts[(split * p.batch * p.length * 4 + pixel) * width + column] = sum;
@@ -257,7 +251,7 @@ template <typename T, int N> struct BackwardKernel {
     constexpr int states = Split<N>::kStates;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      to[(thread.share * states + n % states) * p.padded + thread.channels[n / states]] = dA[n];
+      to[(thread.share * states + n % states) * p.padded + thread.channel(n / states)] = dA[n];
     }
     to[N * p.padded + at.lane] = dbias;
     to[(N + 1) * p.padded + at.lane] = dD;
@@ -270,7 +264,7 @@ template <typename T, int N> struct BackwardCarriesKernel {
   static __device__ __forceinline__ void run(const Args& p) {
     const Place at(p, p.groups, 1);
     const Thread<N> thread(p, at);
-    const Tile<N> tile(at.route, dt_floats(p.u == nullptr ? p.rank : 0));
+    const Tile tile(p, at.route, tile_floats(N, fused_rank(p)), row_width(N, fused_rank(p)));
     float s[N], sum = 0.f;
     clear(s);
     const Walk walk(p, at, true);
@@ -280,7 +274,7 @@ template <typename T, int N> struct BackwardCarriesKernel {
       const int start = (at.first + segment) * kSegment, count = min(kSegment, p.length - start);
       for (int i = (count - 1) / kTile; i >= 0; --i) {
         const TileRange range(at.reversed, i, start, count);
-        tile.template load<T>(p, at, range.start, range.count, p.dy, tile.out);
+        tile.template load_steps<T>(p, at, range.start, range.count, p.dy, kTileOut);
         run_tile(at, thread, tile, range.count, s, sum);
       }
     }
@@ -289,15 +283,16 @@ template <typename T, int N> struct BackwardCarriesKernel {
     p.sums[row * p.padded + at.channel] = sum;
   }
 
-  static __device__ __forceinline__ void run_tile(const Place& at, const Thread<N>& thread, const Tile<N>& tile,
-                                                  int count, float (&s)[N], float& sum) {
+  static __device__ __forceinline__ void run_tile(const Place& at, const Thread<N>& thread, const Tile& tile, int count,
+                                                  float (&s)[N], float& sum) {
     constexpr int states = Split<N>::kStates;
+    int t = at.reversed ? 0 : count - 1;
+    const int step = at.reversed ? 1 : -1;
 #pragma unroll 2
-    for (int i = 0; i < count; ++i) {
-      const int t = at.reversed ? i : count - 1 - i;
+    for (int i = 0; i < count; ++i, t += step) {
       float d2[Split<N>::kChannels], dy[Split<N>::kChannels];
-      thread.read(tile.d2, t, d2);
-      thread.read(tile.out, t, dy);
+      thread.read(tile.base + kTileStepSizes, t, d2);
+      thread.read(tile.base + kTileOut, t, dy);
       const auto C = thread.C(tile, t);
 #pragma unroll
       for (int n = 0; n < N; ++n) {

@@ -82,7 +82,7 @@ struct Problem {
                const Tensor& A_logs, const Tensor& Ds) {
     weight = allocate({4 * args.columns, args.channels}, x.options().memory_format(at::MemoryFormat::Contiguous));
     dt_matrix = allocate({4, args.dt_columns, args.channels}, weight.options());
-    floats = allocate({int64_t{4 * (args.rank + 1 + states) + 1} * args.padded}, x_proj.options());
+    floats = allocate({int64_t{4 * (args.dt_columns + 1 + states) + 1} * args.padded}, x_proj.options());
     Prepare prepare{};
     prepare.x_proj = x_proj.data_ptr<float>(), prepare.dt_proj = dt_proj.data_ptr<float>();
     prepare.dt_bias = dt_bias.data_ptr<float>(), prepare.A_logs = A_logs.data_ptr<float>();

@@ -21,7 +21,8 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
   static __device__ __forceinline__ void run(const Args& p) {
     const Place at(p, p.groups, 1);
     const Thread<N> thread(p, at);
-    const Tile<N> tile(at.route, dt_floats(p.u == nullptr ? p.rank : 0));
+    const int width = row_width(N, fused_rank(p));
+    const Tile tile(p, at.route, tile_floats(N, fused_rank(p)), width);
     const float skip = p.skip[at.channel];
     const int64_t carry_row = (at.batch * p.chain + at.block) * 2 + at.route;
     float h[N], sum = 0.f;
@@ -43,13 +44,13 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
       const bool adds = p.pair == 1 || walk.second(turn);
       for (int i = 0; i * kTile < count; ++i) {
         const TileRange range(at.reversed, i, start, count);
-        tile.template load<T>(p, at, range.start, range.count, p.x, tile.x);
-        run_tile(p, at, thread, tile, range.count, h, sum);
+        tile.template load_steps<T>(p, at, range.start, range.count, p.x, kTileX);
+        run_tile(at, thread, tile, range.count, adds ? 0.f : skip, h, sum);
         if constexpr (WithOutput) {
           if (p.float_output) {
-            store<float>(p, at, tile, range.count, adds, skip);
+            store<float>(p, at, tile, range.count, adds);
           } else {
-            store<T>(p, at, tile, range.count, adds, skip);
+            store<T>(p, at, tile, range.count, adds);
           }
         }
       }
@@ -60,28 +61,29 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
     }
   }
 
-  static __device__ __forceinline__ void run_tile(const Args& p, const Place& at, const Thread<N>& thread,
-                                                  const Tile<N>& tile, int count, float (&h)[N], float& sum) {
+  // y takes `skip` times x besides.
+  static __device__ __forceinline__ void run_tile(const Place& at, const Thread<N>& thread, const Tile& tile, int count,
+                                                  float skip, float (&h)[N], float& sum) {
+    int t = at.reversed ? count - 1 : 0;
+    const int step = at.reversed ? -1 : 1;
 #pragma unroll 2
-    for (int i = 0; i < count; ++i) {
-      const int t = at.reversed ? count - 1 - i : i;
+    for (int i = 0; i < count; ++i, t += step) {
       float y[Split<N>::kChannels];
-      thread.template step<WithOutput>(tile, t, h, y);
+      const float x = thread.template step<WithOutput>(tile, t, h, y);
       if constexpr (WithOutput) {
         Thread<N>::add_shares(y);
-        tile.out[t * 32 + at.lane] = y[0];
+        tile.base[kTileOut + t * 32 + at.lane] = fmaf(skip, x, y[0]);
       } else {
-        sum += tile.d2[t * 32 + at.lane];
+        sum += tile.base[kTileStepSizes + t * 32 + at.lane];
       }
     }
+    __syncwarp();
   }
 
   template <typename E>
-  static __device__ __forceinline__ void store(const Args& p, const Place& at, const Tile<N>& tile, int count,
-                                               bool adds, float skip) {
-    E* own = static_cast<E*>(p.y) + at.batch * p.length * p.channels + at.channel;
-    flush(own, p.channels, tile.pixels, count, at.active, adds,
-          [&](int t) { return tile.out[t * 32 + at.lane] + (adds ? 0.f : skip * tile.x[t * 32 + at.lane]); });
+  static __device__ __forceinline__ void store(const Args& p, const Place& at, const Tile& tile, int count, bool adds) {
+    E* map = static_cast<E*>(p.y) + at.batch * p.length * p.channels;
+    tile.store_map(p, at, map, p.channels, count, kTileOut, adds);
   }
 };
 template <typename T, int N> using ForwardKernel = ScanKernel<T, N, true>;

@@ -18,7 +18,7 @@ struct Args {
   const void* dy;           // (batch, length, channels), backward only
   const void* projections;  // (batch, length, 4, columns): dt, zeros, B, C of each q, zeros
   const void* u;            // (batch, length, 4, channels): dt projected, without bias; null: the kernels project it
-  const float* dt_weight;   // (4, rank, padded)
+  const float* dt_weight;   // (4, dt_columns, padded), zeros beyond the rank
   const float* bias;        // (4, padded)
   const float* A;           // (4, N, padded), negative
   const float* skip;        // (padded): sum of D over the routes

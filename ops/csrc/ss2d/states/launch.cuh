@@ -19,8 +19,6 @@ template <typename F> void with_states(int states, F f) {
   }
 }
 
-inline int fused_rank(const Args& args) { return args.u == nullptr ? args.rank : 0; }
-
 // A scan of two warps a block.
 template <typename Kernel> void launch_scan(int states, const Args& args, cudaStream_t stream) {
   const int64_t blocks = args.batch * args.groups * args.chain;

@@ -23,19 +23,21 @@ constexpr int columns(int dt_rank, int states) {
   return round_up(dt_columns(dt_rank) + 2 * padded_states(states), kColumnStep);
 }
 
-// Floats of a warp in shared memory: x, step sizes, outputs or dy, each [kTile][32]; B and C [kTile][2N]; the pixels
-// of the tile in memory. Then, forward, dt [rank][kTile]; backward the states before every second step, where dt was
-// before.
-constexpr int kPixelFloats = 16;
-constexpr int tile_floats(int states) { return 3 * kTile * 32 + kTile * 2 * states + kPixelFloats; }
-constexpr int dt_floats(int fused_rank) { return fused_rank * kTile; }
-constexpr int checkpoint_floats(int states) { return kTile / 2 * states * 32; }
-constexpr int forward_bytes(int states, int fused_rank) {
-  return 2 * 4 * (tile_floats(states) + dt_floats(fused_rank));
+// Of the rows of a tile in shared memory: all columns if the kernels project dt, of rank fused_rank; else, 0, those of
+// B, C and the zeros.
+constexpr int row_width(int states, int fused_rank) {
+  return fused_rank > 0 ? columns(fused_rank, states) : round_up(2 * padded_states(states), kColumnStep);
 }
+
+// Floats of a warp in shared memory. A tile: x, step sizes, outputs or dy, each [kTile][32]; the pixels of the tile in
+// memory; the rows of projections. In backward besides the states before every second step.
+constexpr int kTileX = 0, kTileStepSizes = kTile * 32, kTileOut = 2 * kTile * 32, kTilePixels = 3 * kTile * 32;
+constexpr int kTileRows = kTilePixels + 16;
+constexpr int tile_floats(int states, int fused_rank) { return kTileRows + kTile * row_width(states, fused_rank); }
+constexpr int checkpoint_floats(int states) { return kTile / 2 * states * 32; }
+constexpr int forward_bytes(int states, int fused_rank) { return 2 * 4 * tile_floats(states, fused_rank); }
 constexpr int backward_bytes(int states, int fused_rank, int groups) {
-  const int checkpoints = checkpoint_floats(states), dt = dt_floats(fused_rank);
-  return 2 * groups * 4 * (tile_floats(states) + (dt > checkpoints ? dt : checkpoints));
+  return 2 * groups * 4 * (tile_floats(states, fused_rank) + checkpoint_floats(states));
 }
 // Groups of 32 channels that a backward block takes, of `groups` in all, where blocks have so many bytes: evenly over
 // the blocks; 0 if not one fits.

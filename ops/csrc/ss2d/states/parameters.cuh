@@ -54,7 +54,7 @@ template <typename T> struct PrepareKernel {
         static_cast<T*>(p.dt_matrix)[(static_cast<int64_t>(q) * p.dt_columns + column) * p.channels + channel] =
             narrow<T>(dt);
       }
-      if (column < p.rank) p.dt_weight[(static_cast<int64_t>(q) * p.rank + column) * p.padded + channel] = dt;
+      p.dt_weight[(static_cast<int64_t>(q) * p.dt_columns + column) * p.padded + channel] = dt;
     }
     if (column < p.padded_states) {
       // a state that only pads has no drive and no output

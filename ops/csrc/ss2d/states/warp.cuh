@@ -22,6 +22,7 @@
 #include "common/convert.cuh"
 #include "common/launch.cuh"
 #include "common/softplus.cuh"
+#include "common/vector.cuh"
 #include "ss2d/states/kernels.h"
 
 namespace mmvmamba {
@@ -29,6 +30,9 @@ namespace ss2d {
 namespace states {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
+
+// The dt rank if the kernels project dt, else 0.
+__host__ __device__ inline int fused_rank(const Args& p) { return p.u == nullptr ? p.rank : 0; }
 
 template <int N> struct Split {
   static constexpr int kStates = N < 4 ? N : 4;
@@ -39,6 +43,11 @@ template <int N> struct Split {
 template <int Count> struct alignas(4 * Count) Floats {
   float v[Count];
 };
+
+template <int N> __device__ __forceinline__ void clear(float (&values)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) values[i] = 0.f;
+}
 
 // ---- where a warp works ---------------------------------------------------------------------------------------------
 struct Place {
@@ -99,87 +108,156 @@ struct Walk {
 };
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------
-// A warp's shared memory, for kTile pixels.
-template <int N> struct Tile {
-  float *x, *d2, *out;  // [kTile][32]; out: y in forward, dy in backward
-  float* bc;            // [kTile][2N]
-  int* pixels;          // [kTile]: where they are in the image
-  float* rest;          // dt, and in backward the checkpoints
+constexpr int kPart = 8, kParts = 32 / kPart, kRowParts = 8;  // channels, or columns, that a lane moves at once
 
-  __device__ __forceinline__ Tile(int warp, int rest_floats)
-      : x(shared_memory<float>() + warp * (tile_floats(N) + rest_floats)),
-        d2(x + kTile * 32),
-        out(d2 + kTile * 32),
-        bc(out + kTile * 32),
-        pixels(reinterpret_cast<int*>(bc + kTile * 2 * N)),
-        rest(reinterpret_cast<float*>(pixels) + kPixelFloats) {}
+// A warp's shared memory, for kTile pixels. All from one address, so that a step needs few of them.
+struct Tile {
+  float* base;
+  int width, first_column, b_column;  // of a row; of memory, where rows begin; where B begins in a row
 
-  // Load what a scan needs of the `count` pixels from `start`: x (or nothing), d2, B and C; zeros beyond, which make
-  // steps inert. `x_of` is the image's first pixel, null if x is not needed.
-  template <typename T>
-  __device__ __forceinline__ void load(const Args& p, const Place& at, int start, int count, const void* map,
-                                       float* map_tile) const {
+  __device__ __forceinline__ Tile(const Args& p, int warp, int warp_floats, int row_width)
+      : base(shared_memory<float>() + warp * warp_floats),
+        width(row_width),
+        first_column(p.u == nullptr ? 0 : p.dt_columns),
+        b_column(p.dt_columns - first_column) {}
+
+  __device__ __forceinline__ int* pixels() const { return reinterpret_cast<int*>(base + kTilePixels); }
+  __device__ __forceinline__ float* row(int t) const { return base + kTileRows + t * width; }
+
+  // Where the `count` pixels from `start` are in memory; those beyond are the last.
+  __device__ __forceinline__ void locate(const Args& p, const Place& at, int start, int count) const {
     __syncwarp();  // all lanes are done with the tile before
-    if (at.lane < kTile) {
+    if (at.lane < 16) {
       const int step = start + min(at.lane, count - 1);
-      pixels[at.lane] = p.column_order ? step % p.height * p.width + step / p.height : step;
+      pixels()[at.lane] = p.column_order ? step % p.height * p.width + step / p.height : step;
     }
-    __syncwarp();
-    const int64_t image = at.batch * p.length;
-    const T* projections = static_cast<const T*>(p.projections) + (image * 4 + at.q) * p.columns;
-    const T* own = static_cast<const T*>(map) + image * p.channels + at.channel;
-    float values[kTile];
-#pragma unroll
-    for (int t = 0; t < kTile; ++t) {
-      values[t] = at.active && t < count ? widen(own[static_cast<int64_t>(pixels[t]) * p.channels]) : 0.f;
-    }
-#pragma unroll
-    for (int i = 0; i < kTile * 2 * N; i += 32) {
-      const int t = (i + at.lane) / (2 * N), column = (i + at.lane) % (2 * N);
-      if (t < kTile) {
-        const T* from = projections + static_cast<int64_t>(pixels[t]) * 4 * p.columns + p.dt_columns + column;
-        bc[t * 2 * N + column] = t < count ? widen(*from) : 0.f;
-      }
-    }
-#pragma unroll
-    for (int t = 0; t < kTile; ++t) map_tile[t * 32 + at.lane] = values[t];
-    step_sizes<T>(p, at, count, projections);
     __syncwarp();
   }
 
-  // d2 of the lane's channel, from u2 in memory or from dt.
-  template <typename T>
-  __device__ __forceinline__ void step_sizes(const Args& p, const Place& at, int count, const T* projections) const {
-    const int channel = at.padded_channel(p);
-    const float bias = p.bias[at.q * p.padded + channel];
-    float u[kTile];
-    if (p.u != nullptr) {
-      const T* own = static_cast<const T*>(p.u) + (at.batch * p.length * 4 + at.q) * p.channels + at.channel;
+  // The group's channels of a map, `stride` elements from one pixel to the next, to the values at `to`; zeros beyond.
+  template <typename E>
+  __device__ __forceinline__ void load_map(const Args& p, const Place& at, const E* map, int stride, int count,
+                                           int to) const {
+    const int first = at.group * 32;
+    if (p.channels % kPart == 0) {
+      const int part = at.lane % kParts * kPart;
+      const bool inside = first + part < p.channels;
+      const E* from = map + (inside ? first + part : 0);
+      float values[2][kPart];
 #pragma unroll
-      for (int t = 0; t < kTile; ++t) {
-        u[t] = bias + (at.active && t < count ? widen(own[static_cast<int64_t>(pixels[t]) * 4 * p.channels]) : 0.f);
+      for (int i = 0; i < 2; ++i) {
+        load(from + static_cast<int64_t>(pixels()[at.lane / kParts + 8 * i]) * stride, values[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int t = at.lane / kParts + 8 * i;
+        if (inside && t < count) {
+          store(base + to + t * 32 + part, values[i]);
+        } else if (t < kTile) {
+          clear(values[i]);
+          store(base + to + t * 32 + part, values[i]);
+        }
       }
     } else {
-      for (int i = at.lane; i < kTile * p.rank; i += 32) {
-        const int t = i / p.rank, r = i % p.rank;
-        rest[r * kTile + t] = widen(projections[static_cast<int64_t>(pixels[t]) * 4 * p.columns + r]);
+#pragma unroll 1
+      for (int t = 0; t < kTile; ++t) {
+        const bool valid = at.active && t < count;
+        base[to + t * 32 + at.lane] = valid ? widen(map[static_cast<int64_t>(pixels()[t]) * stride + at.channel]) : 0.f;
       }
-      __syncwarp();
+    }
+  }
+
+  // The values at `from` to a map: written, or added to what is there.
+  template <typename E>
+  __device__ __forceinline__ void store_map(const Args& p, const Place& at, E* map, int stride, int count, int from,
+                                            bool adds) const {
+    const int first = at.group * 32;
+    if (p.channels % kPart == 0) {
+      const int part = at.lane % kParts * kPart;
+      if (first + part >= p.channels) return;
 #pragma unroll
-      for (int t = 0; t < kTile; ++t) u[t] = bias;
-      const float* weight = p.dt_weight + at.q * p.rank * p.padded + channel;
-      for (int r = 0; r < p.rank; ++r) {
-        const float w = weight[r * p.padded];
+      for (int i = 0; i < 2; ++i) {
+        const int t = at.lane / kParts + 8 * i;
+        if (t >= count) break;
+        E* to = map + static_cast<int64_t>(pixels()[t]) * stride + first + part;
+        float values[kPart], before[kPart];
+        load(base + from + t * 32 + part, values);
+        if (adds) {
+          load(static_cast<const E*>(to), before);
 #pragma unroll
-        for (int t = 0; t < kTile; t += 4) {
-          const Floats<4> dt = *reinterpret_cast<const Floats<4>*>(rest + r * kTile + t);
+          for (int j = 0; j < kPart; ++j) values[j] += before[j];
+        }
+        store(to, values);
+      }
+    } else if (at.active) {
+#pragma unroll 1
+      for (int t = 0; t < count; ++t) {
+        E* to = map + static_cast<int64_t>(pixels()[t]) * stride + at.channel;
+        *to = narrow<E>(base[from + t * 32 + at.lane] + (adds ? widen(*to) : 0.f));
+      }
+    }
+  }
+
+  // Load what a scan needs of the `count` pixels from `start`: a map to the values at `to`, d2, B and C; zeros beyond,
+  // which make steps inert.
+  template <typename T>
+  __device__ __forceinline__ void load_steps(const Args& p, const Place& at, int start, int count, const void* map,
+                                             int to) const {
+    locate(p, at, start, count);
+    const int64_t image = at.batch * p.length;
+    load_map(p, at, static_cast<const T*>(map) + image * p.channels, p.channels, count, to);
+    const T* rows = static_cast<const T*>(p.projections) + (image * 4 + at.q) * p.columns + first_column;
+    const int column = at.lane % kRowParts * kPart;
+    const T* from = rows + (column < width ? column : 0);
+    float values[kTile / 4][kPart];
 #pragma unroll
-          for (int i = 0; i < 4; ++i) u[t + i] = fmaf(w, dt.v[i], u[t + i]);
+    for (int i = 0; i < kTile / 4; ++i) {
+      load(from + static_cast<int64_t>(pixels()[at.lane / kRowParts + 4 * i]) * 4 * p.columns, values[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kTile / 4; ++i) {
+      const int t = at.lane / kRowParts + 4 * i;
+      if (t >= count) clear(values[i]);
+      if (column < width) store(row(t) + column, values[i]);
+    }
+    if (p.u != nullptr) {
+      const T* u = static_cast<const T*>(p.u) + (image * 4 + at.q) * p.channels;
+      load_map(p, at, u, 4 * p.channels, count, kTileStepSizes);
+    }
+    __syncwarp();
+    step_sizes<T>(p, at, count);
+    __syncwarp();
+  }
+
+  // d2 of the lane's channel, from u2 without bias, which is in its place, or from dt.
+  template <typename T> __device__ __forceinline__ void step_sizes(const Args& p, const Place& at, int count) const {
+    const int channel = at.padded_channel(p);
+    const float bias = p.bias[at.q * p.padded + channel];
+    float* own = base + kTileStepSizes + at.lane;
+    float u[kTile];
+#pragma unroll
+    for (int t = 0; t < kTile; ++t) u[t] = bias;
+    if (p.u != nullptr) {
+#pragma unroll
+      for (int t = 0; t < kTile; ++t) u[t] += own[t * 32];
+    } else {
+      const float* weight = p.dt_weight + at.q * p.dt_columns * p.padded + channel;
+#pragma unroll 1
+      for (int r = 0; r < p.dt_columns; r += kDtStep) {
+        float w[kDtStep];
+#pragma unroll
+        for (int i = 0; i < kDtStep; ++i) w[i] = weight[(r + i) * p.padded];
+#pragma unroll
+        for (int t = 0; t < kTile; ++t) {
+          float dt[kDtStep];
+          load(static_cast<const float*>(row(t) + r), dt);
+#pragma unroll
+          for (int i = 0; i < kDtStep; ++i) u[t] = fmaf(w[i], dt[i], u[t]);
         }
       }
     }
 #pragma unroll
-    for (int t = 0; t < kTile; ++t) d2[t * 32 + at.lane] = at.active && t < count ? softplus2<T>(u[t]) : 0.f;
+    for (int t = 0; t < kTile; ++t) own[t * 32] = at.active && t < count ? softplus2<T>(u[t]) : 0.f;
   }
 };
 
@@ -187,21 +265,22 @@ template <int N> struct Tile {
 template <int N> struct Thread {
   static constexpr int kStates = Split<N>::kStates, kChannels = Split<N>::kChannels;
   using Vector = Floats<kStates>;
-  int share;                // of the states
-  int channels[kChannels];  // in the group
-  float A[N];               // [kChannels][kStates], as all arrays of N
+  int lane, share;  // share: of the states
+  float A[N];       // [kChannels][kStates], as all arrays of N
 
-  __device__ __forceinline__ Thread(const Args& p, const Place& at) : share(at.lane % kChannels) {
+  __device__ __forceinline__ Thread(const Args& p, const Place& at) : lane(at.lane), share(at.lane % kChannels) {
     const int group = min(at.group, p.groups - 1) * 32;
 #pragma unroll
     for (int j = 0; j < kChannels; ++j) {
-      channels[j] = at.lane - share + (j ^ share);
 #pragma unroll
       for (int i = 0; i < kStates; ++i) {
-        A[j * kStates + i] = p.A[(at.q * N + share * kStates + i) * p.padded + group + channels[j]];
+        A[j * kStates + i] = p.A[(at.q * N + share * kStates + i) * p.padded + group + channel(j)];
       }
     }
   }
+
+  // The thread's j-th channel in the group.
+  __device__ __forceinline__ int channel(int j) const { return lane ^ j; }
 
   // N values as [kChannels][32 lanes][kStates].
   __device__ __forceinline__ static void load(const float* from, float (&h)[N]) {
@@ -222,16 +301,16 @@ template <int N> struct Thread {
     }
   }
 
-  // Values of the thread's channels at a step, of [kTile][32].
-  __device__ __forceinline__ void read(const float* tile, int t, float (&values)[kChannels]) const {
+  // Values of the thread's channels at a step, of those [kTile][32] at `from`.
+  __device__ __forceinline__ void read(const float* from, int t, float (&values)[kChannels]) const {
 #pragma unroll
-    for (int j = 0; j < kChannels; ++j) values[j] = tile[t * 32 + channels[j]];
+    for (int j = 0; j < kChannels; ++j) values[j] = from[t * 32 + channel(j)];
   }
-  __device__ __forceinline__ Vector B(const Tile<N>& tile, int t) const {
-    return *reinterpret_cast<const Vector*>(tile.bc + t * 2 * N + share * kStates);
+  __device__ __forceinline__ Vector B(const Tile& tile, int t) const {
+    return *reinterpret_cast<const Vector*>(tile.row(t) + tile.b_column + share * kStates);
   }
-  __device__ __forceinline__ Vector C(const Tile<N>& tile, int t) const {
-    return *reinterpret_cast<const Vector*>(tile.bc + t * 2 * N + N + share * kStates);
+  __device__ __forceinline__ Vector C(const Tile& tile, int t) const {
+    return *reinterpret_cast<const Vector*>(tile.row(t) + tile.b_column + share * kStates + N);
   }
 
   // Sum over the states' shares; the lane's own channel is left in values[0].
@@ -244,12 +323,12 @@ template <int N> struct Thread {
     if constexpr (kChannels >= 2) values[0] += __shfl_xor_sync(kAllLanes, values[1], 1);
   }
 
-  // One step: h from before it to after it; with outputs C h of the thread's channels.
+  // One step: h from before it to after it; with outputs C h of the thread's channels. Returns x of the lane's own.
   template <bool WithOutput>
-  __device__ __forceinline__ void step(const Tile<N>& tile, int t, float (&h)[N], float (&y)[kChannels]) const {
+  __device__ __forceinline__ float step(const Tile& tile, int t, float (&h)[N], float (&y)[kChannels]) const {
     float d2[kChannels], x[kChannels];
-    read(tile.d2, t, d2);
-    read(tile.x, t, x);
+    read(tile.base + kTileStepSizes, t, d2);
+    read(tile.base + kTileX, t, x);
     const Vector b = B(tile, t);
     Vector c;
     if constexpr (WithOutput) c = C(tile, t);
@@ -264,13 +343,9 @@ template <int N> struct Thread {
         if constexpr (WithOutput) y[j] = fmaf(c.v[i], state, y[j]);
       }
     }
+    return x[0];
   }
 };
-
-template <int N> __device__ __forceinline__ void clear(float (&values)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) values[i] = 0.f;
-}
 
 // The tile of a segment that a scan meets as the `index`-th: its first pixel and their number. `start` and `count` are
 // the segment's.
@@ -282,20 +357,6 @@ struct TileRange {
     count = min(kTile, segment_count - number * kTile);
   }
 };
-
-// Add to what is in memory, or write: the lane's channel of a tile, to an image of E with `stride` elements a pixel.
-template <typename E, typename Value>
-__device__ __forceinline__ void flush(E* own, int64_t stride, const int* pixels, int count, bool active, bool adds,
-                                      Value value) {
-  if (!active) return;
-  float before[kTile];
-#pragma unroll
-  for (int t = 0; t < kTile; ++t) before[t] = adds && t < count ? widen(own[pixels[t] * stride]) : 0.f;
-#pragma unroll
-  for (int t = 0; t < kTile; ++t) {
-    if (t < count) own[pixels[t] * stride] = narrow<E>(before[t] + value(t));
-  }
-}
 
 }  // namespace states
 }  // namespace ss2d

@@ -60,7 +60,7 @@ struct Block {
   }
 
   Block(int threads, int bytes, unsigned seed) : fibres(threads), shuffled(threads), received(threads), random(seed) {
-    memory.assign(bytes + 64, static_cast<char>(0xff));  // not a number
+    memory.assign(bytes, static_cast<char>(0xff));  // not a number
   }
 
   // Wait until `threads` threads are at the barrier `name`.
