@@ -4,8 +4,10 @@ import shutil
 import sys
 
 import pytest
+import torch
 
 from mmvmamba.ops import ss2d_scan
+from tests.test_ops.ss2d.test_numerics import ss2d_inputs
 from tests.test_ops.ss2d_inputs import make_map, make_parameters, relative_error, run
 
 pytestmark = pytest.mark.skipif(
@@ -41,3 +43,34 @@ def test_output_and_every_gradient(case, chain, block_groups, project):
     core = Core(x, *parameters, mode, chain, block_groups, project, seed=len(str(case)))
     for name, value, reference in zip(NAMES, [core.forward(), *core.backward(dy)], expected):
         assert relative_error(value, reference) < 1e-5, name
+
+
+@pytest.mark.parametrize('bias', [-1e3, 1e3])
+@pytest.mark.parametrize('A_log', [-70.0, 80.0])
+def test_any_step_and_decay(bias, A_log):
+    """What a state keeps of the step before is multiplied by A, 5e34 here: 0 must be 0 and no rounding error."""
+    from tests.test_ops.ss2d.emulation import Core
+
+    arguments, y = ss2d_inputs('cpu', torch.float32, 1.0, bias, A_log, states=3)
+    dy = torch.linspace(-1, 1, y.numel()).view_as(y)
+    x, *parameters = arguments.values()
+    expected = run(
+        lambda *values: ss2d_scan(*values, backend='naive'), x.double(), [p.double() for p in parameters], dy
+    )
+    core = Core(x, *parameters, 'cross2d', chain=2)
+    for name, value, reference in zip(NAMES, [core.forward(), *core.backward(dy)], expected):
+        assert relative_error(value, reference) < 1e-4, name
+
+
+@pytest.mark.parametrize('which', range(6), ids=('x', 'x_proj', 'dt_projs', 'dt_bias', 'A_logs', 'Ds'))
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+def test_nan_and_infinity_take_the_routes_and_no_others(which, value):
+    from tests.test_ops.ss2d.emulation import Core
+
+    arguments = [make_map(2, 5, 3, 5), *make_parameters(5, 2, 3)]
+    arguments[which] = arguments[which].contiguous()
+    arguments[which].view(-1)[7] = value
+    y, expected = Core(*arguments, 'cross2d').forward(), ss2d_scan(*arguments, backend='naive')
+    finite = expected.isfinite()
+    assert torch.equal(y.isfinite(), finite)
+    torch.testing.assert_close(y[finite], expected[finite], rtol=1e-4, atol=1e-5)
