@@ -6,12 +6,12 @@
 //   route from the last to the first, and of each the tiles likewise: it scans from the segment's saved states to the
 //   tile, through the tile leaving the states before every second step in shared memory (a *checkpoint*), then walks
 //   back two steps at a time. Within two steps all is made of the checkpoint, a state after the other, so a thread
-//   holds just s, A and dA of its states: 2.5 exponentials a state and step, and (N = 16) about 390 instructions a
-//   step, 97 clocks of a processor a warp, which decide.
+//   holds just s, A and dA of its states: 2.5 exponentials a state and step, and (N = 16) about 500 instructions a
+//   step, 126 clocks of a processor a warp, which decide.
 //   Sums over states go by shuffles to the lane of the channel; sums over the warp's channels (dB, dC) by exchanges
 //   that leave each lane with other sums, then over the block's groups by shared memory, where the checkpoints were.
-//   Moves: x three times a route, dy, states, du2 once a route, projections twice a route and block of groups, dx as y
-//   in forward, dB and dC once, or a part for each block of groups.
+//   Moves: x and the projections 1.5 times a route, dy, states, du2 once a route, dx as y in forward, dB and dC once,
+//   or a part for each block of groups.
 // BackwardCarriesKernel: what a block does to s: its end, and the sum of d2.
 #pragma once
 
@@ -51,19 +51,19 @@ template <typename T, int N> struct TwoSteps {
 
   // Walk back from s after to s before. Adds to dA and dD; leaves in the tile dx in place of x (with `skip` times dy),
   // du2 in place of dy, and dB and dC of both steps, [2][2N], at `sums`. Returns the lane's du2.
-  __device__ __forceinline__ static float run(const Place& at, const Thread<N>& thread, const Tile& tile,
-                                              const int (&t)[2], const float* checkpoint, float skip, float (&s)[N],
-                                              float (&dA)[N], float& dD, float* sums) {
+  __device__ __forceinline__ static float run(const Place& at, const Thread<N>& thread, const Tile& tile, int t,
+                                              const float* checkpoint, float skip, float (&s)[N], float (&dA)[N],
+                                              float& dD, float* sums) {
     float d2[2][kChannels], x[2][kChannels], dy[2][kChannels], with_B[2][kChannels], with_A[2][kChannels];
     typename Thread<N>::Vector B[2], C[2];
     float reduced[kSums];  // [2][dB and dC][kStates]
     clear(reduced);
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      thread.read(tile.base + kTileStepSizes, t[k], d2[k]);
-      thread.read(tile.base + kTileX, t[k], x[k]);
-      thread.read(tile.base + kTileOut, t[k], dy[k]);
-      B[k] = thread.B(tile, t[k]), C[k] = thread.C(tile, t[k]);
+      thread.read(tile.base + kTileStepSizes, t + k, d2[k]);
+      thread.read(tile.base + kTileX, t + k, x[k]);
+      thread.read(tile.base + kTileOut, t + k, dy[k]);
+      B[k] = thread.B(tile, t + k), C[k] = thread.C(tile, t + k);
       clear(with_B[k]);
       clear(with_A[k]);
     }
@@ -110,7 +110,7 @@ template <typename T, int N> struct TwoSteps {
     for (int k = 0; k < 2; ++k) {
       Thread<N>::add_shares(with_B[k]);
       Thread<N>::add_shares(with_A[k]);
-      const int own = t[k] * 32 + at.lane;
+      const int own = (t + k) * 32 + at.lane;
       const float du = fmaf(own_x[k], with_B[k][0], kLn2 * with_A[k][0]) * softplus2_slope<T>(d2[k][0]);
       total += du;
       tile.base[kTileX + own] = fmaf(d2[k][0], with_B[k][0], skip * dy[k][0]);
@@ -181,35 +181,30 @@ template <typename T, int N> struct BackwardKernel {
   static __device__ __forceinline__ void scan(const Place& at, const Thread<N>& thread, const Tile& tile, int count,
                                               float (&h)[N]) {
     float none[Split<N>::kChannels];
-    int t = at.reversed ? count - 1 : 0;
-    const int step = at.reversed ? -1 : 1;
-#pragma unroll 2
-    for (int i = 0; i < count; ++i, t += step) thread.template step<false>(tile, t, h, none);
+    for (int first = 0; first < count; first += kSteps) {
+#pragma unroll
+      for (int t = first; t < first + kSteps; ++t) thread.template step<false>(tile, t, h, none);
+    }
   }
 
   // A tile of `count` steps: h enters it, s comes from behind it. An odd number has an inert step more.
   static __device__ __forceinline__ void run_tile(const Place& at, const Thread<N>& thread, const Tile& tile,
                                                   float* checkpoints, int count, float skip, float (&h)[N],
                                                   float (&s)[N], float (&dA)[N], float& dbias, float& dD) {
-    const int twos = (count + 1) / 2, step = at.reversed ? -1 : 1;
-    int t = at.reversed ? 2 * twos - 1 : 0;
-    float* checkpoint = checkpoints;
-    const int own = at.lane * Split<N>::kStates;
+    const int twos = (count + 1) / 2, own = at.lane * Split<N>::kStates;
     float none[Split<N>::kChannels];
-    Thread<N>::store(checkpoint + own, h);
+    Thread<N>::store(checkpoints + own, h);
 #pragma unroll 1
     for (int i = 1; i < twos; ++i) {
-      thread.template step<false>(tile, t, h, none);
-      thread.template step<false>(tile, t + step, h, none);
-      t += 2 * step, checkpoint += kCheckpoint;
-      Thread<N>::store(checkpoint + own, h);
+      thread.template step<false>(tile, 2 * i - 2, h, none);
+      thread.template step<false>(tile, 2 * i - 1, h, none);
+      Thread<N>::store(checkpoints + i * kCheckpoint + own, h);
     }
     __syncwarp();
 #pragma unroll 1
-    for (int i = 0; i < twos; ++i) {
-      const int both[2] = {t, t + step};
-      dbias += TwoSteps<T, N>::run(at, thread, tile, both, checkpoint + own, skip, s, dA, dD, checkpoint);
-      t -= 2 * step, checkpoint -= kCheckpoint;
+    for (int i = twos - 1; i >= 0; --i) {
+      float* checkpoint = checkpoints + i * kCheckpoint;
+      dbias += TwoSteps<T, N>::run(at, thread, tile, 2 * i, checkpoint + own, skip, s, dA, dD, checkpoint);
     }
     __syncwarp();
   }
@@ -225,12 +220,12 @@ template <typename T, int N> struct BackwardKernel {
     const int groups = p.block_groups, threads = 32 * groups, stride = warp_floats(p);
     const float* first = checkpoints - (threadIdx.x / 32 - at.route * groups) * stride;
     barrier_of(1 + at.route, threads);
-    const int width = p.parts != nullptr ? 2 * N : p.columns - p.dt_columns, twos = (count + 1) / 2;
+    const int width = p.parts != nullptr ? 2 * N : p.columns - p.dt_columns;
     for (int i = threadIdx.x - at.route * threads; i < count * width; i += threads) {
-      const int t = i / width, column = i % width, step = at.reversed ? 2 * twos - 1 - t : t;
+      const int t = i / width, column = i % width;
       float sum = 0.f;
       if (column < 2 * N) {
-        const float* from = first + step / 2 * kCheckpoint + step % 2 * 2 * N + column;
+        const float* from = first + t / 2 * kCheckpoint + t % 2 * 2 * N + column;
         for (int g = 0; g < groups; ++g) sum += from[g * stride];
       }
       const int64_t pixel = (image + tile.pixels()[t]) * 4 + at.q;
@@ -286,20 +281,20 @@ template <typename T, int N> struct BackwardCarriesKernel {
   static __device__ __forceinline__ void run_tile(const Place& at, const Thread<N>& thread, const Tile& tile, int count,
                                                   float (&s)[N], float& sum) {
     constexpr int states = Split<N>::kStates;
-    int t = at.reversed ? 0 : count - 1;
-    const int step = at.reversed ? 1 : -1;
-#pragma unroll 2
-    for (int i = 0; i < count; ++i, t += step) {
-      float d2[Split<N>::kChannels], dy[Split<N>::kChannels];
-      thread.read(tile.base + kTileStepSizes, t, d2);
-      thread.read(tile.base + kTileOut, t, dy);
-      const auto C = thread.C(tile, t);
+    for (int first = (count - 1) / kSteps * kSteps; first >= 0; first -= kSteps) {
 #pragma unroll
-      for (int n = 0; n < N; ++n) {
-        const int j = n / states;
-        s[n] = exp2_fast(thread.A[n] * d2[j]) * fmaf(C.v[n % states], dy[j], s[n]);
+      for (int t = first + kSteps - 1; t >= first; --t) {
+        float d2[Split<N>::kChannels], dy[Split<N>::kChannels];
+        thread.read(tile.base + kTileStepSizes, t, d2);
+        thread.read(tile.base + kTileOut, t, dy);
+        const auto C = thread.C(tile, t);
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+          const int j = n / states;
+          s[n] = exp2_fast(thread.A[n] * d2[j]) * fmaf(C.v[n % states], dy[j], s[n]);
+        }
+        sum += d2[0];
       }
-      sum += d2[0];
     }
   }
 };

@@ -1,9 +1,9 @@
 // Forward scan kernels of the fused SS2D core for N = 2 to 16 states a channel; the plan is in states/warp.cuh.
 //
 // ForwardKernel: a block is one group of channels on both routes of a pair, two warps. A step of a thread and a state
-//   is an exponential, two products and two multiply-adds: (N = 16) 16 exponentials and 80 instructions of some 115,
-//   which take 34 and 29 clocks of a processor a warp. So computing exponentials by polynomials as well would gain
-//   nothing: it frees 2 clocks of the one for 2 of the other.
+//   is an exponential, two products and two multiply-adds: (N = 16) 17 exponentials and some 140 instructions with
+//   all around them, which take 34 and 35 clocks of a processor a warp. So computing exponentials by polynomials as
+//   well would gain nothing: it frees 2 clocks of the one for 2 of the other.
 //   Moves: x twice a pair, projections once a group and route, y three times a pair (write, read, write; the second
 //   pair reads it once more), states if training.
 // CarriesKernel: the same without outputs, leaving what a block does to the state: its end, and the sum of d2.
@@ -64,17 +64,17 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
   // y takes `skip` times x besides.
   static __device__ __forceinline__ void run_tile(const Place& at, const Thread<N>& thread, const Tile& tile, int count,
                                                   float skip, float (&h)[N], float& sum) {
-    int t = at.reversed ? count - 1 : 0;
-    const int step = at.reversed ? -1 : 1;
-#pragma unroll 2
-    for (int i = 0; i < count; ++i, t += step) {
-      float y[Split<N>::kChannels];
-      const float x = thread.template step<WithOutput>(tile, t, h, y);
-      if constexpr (WithOutput) {
-        Thread<N>::add_shares(y);
-        tile.base[kTileOut + t * 32 + at.lane] = fmaf(skip, x, y[0]);
-      } else {
-        sum += tile.base[kTileStepSizes + t * 32 + at.lane];
+    for (int first = 0; first < count; first += kSteps) {
+#pragma unroll
+      for (int t = first; t < first + kSteps; ++t) {
+        float y[Split<N>::kChannels];
+        const float x = thread.template step<WithOutput>(tile, t, h, y);
+        if constexpr (WithOutput) {
+          Thread<N>::add_shares(y);
+          tile.base[kTileOut + t * 32 + at.lane] = fmaf(skip, x, y[0]);
+        } else {
+          sum += tile.base[kTileStepSizes + t * 32 + at.lane];
+        }
       }
     }
     __syncwarp();

@@ -9,6 +9,7 @@ namespace states {
 constexpr int kStates[] = {2, 4, 8, 16};  // N with kernels of their own; others are padded to the next one
 constexpr int kMostStates = 16;
 constexpr int kTile = 12;                    // pixels that a warp has in shared memory at a time, an even number
+constexpr int kSteps = 4;                    // of a tile that are one piece of code, inert beyond the image
 constexpr int kSegment = 2 * kTile;          // pixels between two saved states
 constexpr int kDtStep = 8, kColumnStep = 8;  // dt columns, and columns of a route, are multiples
 constexpr int kFusedRank = 12;               // dt ranks up to which dt is projected in the kernels

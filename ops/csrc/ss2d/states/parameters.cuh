@@ -2,6 +2,8 @@
 // value, neighbours along the channels.
 #pragma once
 
+#include <cfloat>
+
 #include "common/convert.cuh"
 #include "common/launch.cuh"
 #include "common/softplus.cuh"
@@ -58,8 +60,8 @@ template <typename T> struct PrepareKernel {
     }
     if (column < p.padded_states) {
       // a state that only pads has no drive and no output
-      p.A[(q * p.padded_states + column) * p.padded + channel] =
-          active && column < p.states ? -expf(p.A_logs[own * p.states + column]) : 0.f;
+      const float A = active && column < p.states ? -expf(p.A_logs[own * p.states + column]) : 0.f;
+      p.A[(q * p.padded_states + column) * p.padded + channel] = A < -FLT_MAX ? -FLT_MAX : A;  // inert steps: A 0 is 0
     }
     if (column == 0) {
       p.bias[q * p.padded + channel] = active ? kLog2e * p.dt_bias[own] : 0.f;

@@ -110,7 +110,8 @@ struct Walk {
 // ---- tiles ----------------------------------------------------------------------------------------------------------
 constexpr int kPart = 8, kParts = 32 / kPart, kRowParts = 8;  // channels, or columns, that a lane moves at once
 
-// A warp's shared memory, for kTile pixels. All from one address, so that a step needs few of them.
+// A warp's shared memory, for kTile pixels, in the order in which the scan meets them. All from one address, so that a
+// step needs few of them.
 struct Tile {
   float* base;
   int width, first_column, b_column;  // of a row; of memory, where rows begin; where B begins in a row
@@ -124,11 +125,11 @@ struct Tile {
   __device__ __forceinline__ int* pixels() const { return reinterpret_cast<int*>(base + kTilePixels); }
   __device__ __forceinline__ float* row(int t) const { return base + kTileRows + t * width; }
 
-  // Where the `count` pixels from `start` are in memory; those beyond are the last.
+  // Where the `count` pixels from `start` are in memory, in the order of the scan; those beyond are the last.
   __device__ __forceinline__ void locate(const Args& p, const Place& at, int start, int count) const {
     __syncwarp();  // all lanes are done with the tile before
     if (at.lane < 16) {
-      const int step = start + min(at.lane, count - 1);
+      const int number = min(at.lane, count - 1), step = start + (at.reversed ? count - 1 - number : number);
       pixels()[at.lane] = p.column_order ? step % p.height * p.width + step / p.height : step;
     }
     __syncwarp();
