@@ -1,4 +1,4 @@
-"""Which fused SS2D kernels launch on which GPUs, with which tiles, from the kernels' own sizes."""
+"""Which kernels that want much shared memory launch on which GPUs, with which tiles, from the kernels' own sizes."""
 
 import ctypes
 import shutil
@@ -48,6 +48,8 @@ def test_groups_of_a_backward_block_of_16_states(gpu, groups):
 
 
 SOURCE = """
+#include "fused/mlp/backward.cuh"
+#include "fused/mlp/product.cuh"
 #include "ss2d/backward.cuh"
 #include "ss2d/forward.cuh"
 
@@ -62,6 +64,12 @@ extern "C" int bytes_of(int half, int rank, int warps, int backward, int image, 
     return backward ? Backward<T>::shared_bytes(rank, warps, args) : Forward<T>::shared_bytes(rank, warps, args);
   };
   return half ? size(__half()) : size(float());
+}
+namespace product = mmvmamba::product;
+extern "C" int mlp_bytes(int depth, int backward) {
+  if (depth == 96) return backward ? product::BackwardMemory<96, 128>::kBytes : product::kSharedBytes<96>;
+  if (depth == 128) return backward ? product::BackwardMemory<128, 64>::kBytes : product::kSharedBytes<128>;
+  return backward ? product::BackwardMemory<192, 64>::kBytes : product::kSharedBytes<192>;
 }
 extern "C" int most_warps(int rank) { return max_warps(rank); }
 """
@@ -105,3 +113,11 @@ def test_every_kernel_for_one_state_launches(gpu, one_state):
         assert all(warps >= 7 for (half, _, _), warps in tiles.items() if half)
     # the kernels of VMamba's s1l8 models, on GPUs of 99 KiB
     assert min(tiles[True, rank, backward] for rank in (6, 12, 24, 48) for backward in (False, True)) >= 4
+
+
+@needs_nvcc
+@pytest.mark.parametrize('gpu', GPUS)
+def test_mlp_kernels_launch_or_leave_it_to_products(gpu, one_state):
+    """GPUs of 99 KiB take none of them, as ``few_channels`` of mlp/cuda.cu finds; all others each."""
+    largest = [max(one_state.mlp_bytes(depth, backward) for backward in (0, 1)) for depth in (96, 128, 192)]
+    assert [size <= GPUS[gpu][0] * KIB for size in largest] == [GPUS[gpu][0] > 99] * 3
