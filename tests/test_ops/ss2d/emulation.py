@@ -15,7 +15,6 @@ from mmvmamba.ops.cross_scan.routes import ROUTES
 
 HERE = Path(__file__).resolve().parent / 'emulated'
 CSRC = Path(__file__).resolve().parents[3] / 'ops/csrc'
-TILE, SEGMENT = 12, 24
 FORWARD, CARRIES, COMBINE, BACKWARD, BACKWARD_CARRIES, COMBINE_BACK, ADD_PARTS = range(7)
 
 
@@ -32,7 +31,7 @@ def library():
 
 
 def size_of(which, *numbers):
-    """A size of ``layout.h``: 0 columns, 1 and 2 shared memory of a block forward and backward, 3 its groups."""
+    """A size of ``layout.h``: 0 columns, 1, 2 shared memory of a block forward and backward, 3 its groups, 4 segment."""
     return library().size_of(which, *numbers, *[0] * (4 - len(numbers)))
 
 
@@ -61,7 +60,7 @@ class Core:
         self.length, self.rank, self.d_state = self.height * self.width, dt_proj.shape[2], A_logs.shape[1]
         self.states, self.seed, self.image = power_of_two(self.d_state), seed, x.permute(0, 2, 3, 1).contiguous()
         self.padded = -(-self.channels // 32) * 32
-        self.groups, self.segments = self.padded // 32, -(-self.length // SEGMENT)
+        self.groups, self.segments = self.padded // 32, -(-self.length // size_of(4))
         self.chunk = -(-self.segments // chain)
         self.chain = -(-self.segments // self.chunk)
         self.splits, self.block_groups = -(-self.groups // block_groups), block_groups

@@ -74,3 +74,12 @@ def test_nan_and_infinity_take_the_routes_and_no_others(which, value):
     finite = expected.isfinite()
     assert torch.equal(y.isfinite(), finite)
     torch.testing.assert_close(y[finite], expected[finite], rtol=1e-4, atol=1e-5)
+
+
+def test_no_order_of_threads_changes_a_bit():
+    from tests.test_ops.ss2d.emulation import Core
+
+    x, dy, parameters = make_map(1, 40, 5, 6), make_map(1, 40, 5, 6, seed=2), make_parameters(40, 3, 4)
+    cores = [Core(x, *parameters, 'cross2d', chain=2, block_groups=2, seed=seed) for seed in (1, 2)]
+    first, second = ([core.forward(), *core.backward(dy)] for core in cores)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))

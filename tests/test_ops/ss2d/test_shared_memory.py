@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmvmamba.ops.extension import load_extension
+from mmvmamba.ops.registration import CONSTANTS
 from mmvmamba.ops.ss2d.registration import cuda_columns
 from tests.test_ops.ss2d.emulation import size_of
 
@@ -21,6 +23,14 @@ needs_compiler = pytest.mark.skipif(
     shutil.which('c++') is None or sys.platform != 'linux', reason='needs a C++ compiler and ucontext'
 )
 needs_nvcc = pytest.mark.skipif(shutil.which('nvcc') is None, reason='needs nvcc')
+
+
+@needs_compiler
+@pytest.mark.skipif(bool(load_extension()), reason=load_extension() or '-')
+def test_python_knows_the_columns_and_the_segment():
+    for rank in (1, 6, 8, 9, 24, 70):
+        assert [cuda_columns(rank, n) for n in range(2, 17)] == [size_of(0, rank, n) for n in range(2, 17)]
+    assert CONSTANTS['ss2d_scan.cuda.states.segment'] == [size_of(4)]
 
 
 @needs_compiler

@@ -78,6 +78,19 @@ struct Problem {
     args.chunk = ceil_div<int64_t>(args.segments, blocks), args.chain = ceil_div(args.segments, args.chunk);
   }
 
+  // Groups of a block in backward: as many as fit, if there are blocks for all processors then, else fewer.
+  void choose_splits() {
+    const auto* device = at::cuda::getCurrentDeviceProperties();
+    args.block_groups = backward_groups(states, fused() ? args.rank : 0, args.groups, device->sharedMemPerBlockOptin);
+    TORCH_CHECK(args.block_groups > 0, "ss2d_scan: a block of the fused kernels needs more shared memory than this ",
+                "GPU has; backend='naive' takes any");
+    const int64_t splits = device->multiProcessorCount / (args.batch * args.chain);
+    if (splits > ceil_div(args.groups, args.block_groups)) {
+      args.block_groups = ceil_div<int64_t>(args.groups, std::min<int64_t>(splits, args.groups));
+    }
+    args.splits = ceil_div(args.groups, args.block_groups);
+  }
+
   void prepare(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj, const Tensor& dt_bias,
                const Tensor& A_logs, const Tensor& Ds) {
     weight = allocate({4 * args.columns, args.channels}, x.options().memory_format(at::MemoryFormat::Contiguous));
@@ -174,12 +187,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor
   const Tensor dy = channel_last(dy_in.scalar_type() == x.scalar_type() ? dy_in : dy_in.to(x.scalar_type()));
   TORCH_CHECK(saved.numel() == problem.saved_floats(),
               "ss2d_scan_backward: the forward was run without saving its states");
-  args.block_groups = backward_groups(problem.states, problem.fused() ? args.rank : 0, args.groups,
-                                      at::cuda::getCurrentDeviceProperties()->sharedMemPerBlockOptin);
-  TORCH_CHECK(args.block_groups > 0, "ss2d_scan: a block of the fused kernels needs more shared memory than this GPU ",
-              "has; backend='naive' takes any");
-  args.splits = ceil_div(args.groups, args.block_groups);
-
+  problem.choose_splits();
   const Tensor u = problem.make_u(projections);
   Tensor du = u.defined() ? u : problem.allocate_u(projections);  // a tile's u is read before its du is written
   Tensor dprojections = allocate({problem.pixels, 4 * args.columns}, options);

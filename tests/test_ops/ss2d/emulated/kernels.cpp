@@ -84,7 +84,8 @@ int64_t size_of(int which, int a, int b, int c, int d) {
     case 0: return s::columns(a, b);
     case 1: return s::forward_bytes(a, b);
     case 2: return s::backward_bytes(a, b, c);
-    default: return s::backward_groups(a, b, c, d);
+    case 3: return s::backward_groups(a, b, c, d);
+    default: return s::kSegment;
   }
 }
 }
