@@ -31,7 +31,7 @@ def library():
 
 
 def size_of(which, *numbers):
-    """A size of ``layout.h``: 0 columns, 1, 2 shared memory of a block forward and backward, 3 its groups, 4 segment."""
+    """A size of ``layout.h``: 0 columns, 1, 2 bytes of a block forward and backward, 3 its groups, 4 the segment."""
     return library().size_of(which, *numbers, *[0] * (4 - len(numbers)))
 
 
