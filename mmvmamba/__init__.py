@@ -6,6 +6,7 @@ try:
     from .training import hooks  # noqa: F401  (registers them under plain names)
     from .training.averaging import ForeachEMA
     from .training.optim_wrapper import FastOptimWrapper
+    from .training.preprocess import BatchClsDataPreprocessor
     from .training.runtime import setup_runtime
     from .version import __version__
 except ModuleNotFoundError as error:
@@ -20,4 +21,4 @@ except ModuleNotFoundError as error:
 setup_runtime()
 install()
 
-__all__ = ['MM_VSSM', 'FastOptimWrapper', 'ForeachEMA', 'VSSMBackbone', '__version__']
+__all__ = ['MM_VSSM', 'BatchClsDataPreprocessor', 'FastOptimWrapper', 'ForeachEMA', 'VSSMBackbone', '__version__']

@@ -16,7 +16,7 @@ from typing import Optional
 
 import torch
 
-from mmvmamba import mmcv_ops
+from mmvmamba import compat, mmcv_ops
 from mmvmamba.mmcv_ops.finder import COMPILE
 from mmvmamba.ops import backend_report, selective_scan
 
@@ -262,6 +262,18 @@ def detect_traps() -> list:
     )
 
 
+def find_broken_names() -> list:
+    """A trap for each name of other projects that is installed and does not load."""
+    return [
+        Trap(
+            f'{row.name} does not load: {row.reason.partition(";")[0]}',
+            f'build it against this torch, or run scripts by python -m mmvmamba.compat --replace {row.name} SCRIPT',
+        )
+        for row in compat.table()
+        if row.kind == 'broken'
+    ]
+
+
 def allows_history_buffer() -> bool:
     """Whether torch's safe loading accepts the class that every mmengine checkpoint holds."""
     return any(getattr(entry, '__name__', '') == 'HistoryBuffer' for entry in torch.serialization.get_safe_globals())
@@ -320,9 +332,11 @@ def main() -> int:
     ops = mmcv_ops.state()
     print(f'mmcv ops: {ops.kind} ({ops.reason})')
     report_backends()
+    print('compiled names of other projects (python -m mmvmamba.compat provides those that are missing)')
+    print(compat.format_table(compat.table()))
     if release(torch.__version__) >= SAFE_LOADING and allows_history_buffer():
         print(f'mended at import: torch {torch.__version__} loads the checkpoints of mmengine, which it would refuse')
-    traps = detect_traps()
+    traps = detect_traps() + find_broken_names()
     print('known traps' if traps else 'known traps: none found')
     for trap in traps:
         print(f'  {trap.what}\n    remedy: {trap.remedy}')

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 DIGITS = 'configs/demo/vmamba-nano_1xb64_digits-32px.py'
+SWIN = 'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py'
 FEW_IMAGES = (
     '--cfg-options train_dataloader.dataset.indices=16 train_dataloader.batch_size=8 train_dataloader.num_workers=0 '
     'train_dataloader.persistent_workers=False val_dataloader.num_workers=0 val_dataloader.persistent_workers=False '
@@ -64,6 +65,9 @@ TRAIN_MINE = 'mim train mmdet my_config.py'
 CONFIGS = 'python tools/train.py configs'
 MODEL = ('CONFIG CHECKPOINT', f'{DIGITS} work_dirs/digits/epoch_20.pth')
 IMAGE = 'data/digits/scenes/val/00000.png'
+PROBE = (
+    'python tools/analysis/linear_probe.py CONFIG CHECKPOINT --data data/digits/classification --size 32 --crop-ratio 1'
+)
 ONE = '--model VMamba-T configs/classification/vmamba-tiny-s1l8_8xb128_in1k.py'
 THREE = (
     f'{ONE} --model Swin-T mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py '
@@ -82,7 +86,9 @@ TEMPLATES = {
     'tools/dist_test.sh CONFIG CHECKPOINT 1 --tta': LAUNCHES,
     'python tools/analysis/throughput.py --model NAME CONFIG': 'tests/test_tools/test_analysis_throughput.py',
     'python tools/analysis/get_flops.py CONFIG': 'tests/test_tools/test_flops.py',
+    'python -m mmvmamba.compat train.py ARGS': 'tests/test_compat/test_finder.py',
     **{f'python tools/analysis/{name}.py': ANALYSES for name in ('erf', 'attention_map', 'robustness_resolution')},
+    'python tools/analysis/linear_probe.py': 'tests/test_tools/test_linear_probe.py',
 }
 TABLE = {
     **{line: Row('templates', tests=tests) for line, tests in TEMPLATES.items()},
@@ -124,6 +130,7 @@ TABLE = {
     # ---- the doctor
     'source .venv/bin/activate': Row('installs', tests='tests/test_tools/test_setup_env.py'),
     'python -m mmvmamba.doctor': Row('whole', says='mmvmamba', quick=True),
+    'python -m mmvmamba.compat': Row('whole', says='selective_scan_cuda_oflex', quick=True),
     'MMVMAMBA_BACKEND=naive python -m mmvmamba.doctor': Row('whole', says='naive'),
     "pip install 'mmcv-lite==2.1.0'": Row('installs'),
     **{
@@ -184,6 +191,14 @@ TABLE = {
     'python tools/analysis/get_flops.py configs/classification/vmamba-tiny-s1l8_8xb128_in1k.py': Row(
         'whole', says='30,249,064'
     ),
+    'python tools/benchmark/training.py configs/classification/vmamba-tiny-s1l8_8xb128-amp_in1k.py '
+    f'{SWIN} train_dataloader.batch_size=128 --amp '
+    '--baseline swin-tiny_16xb64_in1k': Row(
+        'reduced',
+        '--device cpu --batch 1 --warmup 1 --iterations 2 --phases 0 --workers 0 --no-profile --bare',
+        changed=(f'-amp_in1k.py {SWIN} train_dataloader.batch_size=128 --amp', f'_in1k.py {SWIN}'),
+        says='speed ratio',
+    ),
     'python tools/benchmark/models.py --help': Row('whole', says='usage'),
     'python tools/benchmark/ops.py --help': Row('whole', says='usage'),
     f'python tools/analysis/throughput.py {THREE} --precisions tf32 fp16': Row(
@@ -201,6 +216,14 @@ TABLE = {
     ),
     f'python tools/analysis/attention_map.py CONFIG CHECKPOINT {IMAGE} --pixel 64 64 --stage 0': Row(
         'whole', changed=MODEL, after=(TRAIN,), makes='analysis/attention_map/attention_map.png'
+    ),
+    f'python tools/analysis/attention_map.py CONFIG CHECKPOINT {IMAGE} --forms CB CwBw ww --stage 1 --matrix '
+    '--vit mmpretrain::deit/deit-tiny_4xb256_in1k.py none --out-dir analysis/forms': Row(
+        'whole', changed=MODEL, after=(TRAIN,), makes='analysis/forms/attention_matrix.png'
+    ),
+    PROBE: Row('reduced', '--limit 4', changed=MODEL, after=(TRAIN,), makes='analysis/linear_probe/linear_probe.pth'),
+    f'{PROBE} --l2 0.01 --resume --force': Row(
+        'reduced', '--limit 4', changed=MODEL, after=(PROBE,), says='features: 2 of 2 shards are there'
     ),
     f'python tools/analysis/feature_map.py CONFIG CHECKPOINT {IMAGE}': Row(
         'whole', changed=MODEL, after=(TRAIN,), makes='analysis/feature_map/feature_map.png'

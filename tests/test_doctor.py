@@ -1,6 +1,7 @@
 """The doctor: the report of this installation, and every trap with its remedy."""
 
 import importlib.machinery
+import re
 import shutil
 import subprocess
 import sys
@@ -175,5 +176,6 @@ def test_report_of_this_installation():
     for name in ('naive', 'cpu', 'triton', 'cuda'):
         assert f'  {name:8}' in result.stdout
     assert 'naive   yes' in result.stdout and ' ms, error ' in result.stdout and 'FAILED' not in result.stdout
+    assert re.search('selective_scan_cuda_oflex +(missing|installed)', result.stdout), result.stdout
     assert 'known traps' in result.stdout and f'mmcv ops: {mmcv_ops.state().kind} (' in result.stdout
     assert ('mended at import' in result.stdout) is (doctor.release(torch.__version__) >= doctor.SAFE_LOADING)

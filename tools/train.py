@@ -15,6 +15,7 @@ from mmvmamba.cli.launch import (
     get_setting,
     load_config,
     use_atomic_checkpoints,
+    use_loader_defaults,
 )
 
 
@@ -43,8 +44,11 @@ def prepare_config(args: argparse.Namespace):
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:
         optim_wrapper = get_setting(cfg, 'optim_wrapper', needed='--amp')
-        optim_wrapper.type = 'AmpOptimWrapper'
-        optim_wrapper.setdefault('loss_scale', 'dynamic')
+        if optim_wrapper.get('type') == 'mmvmamba.FastOptimWrapper':
+            optim_wrapper.dtype = optim_wrapper.get('dtype') or 'float16'
+        else:
+            optim_wrapper.type = 'AmpOptimWrapper'
+            optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
@@ -54,6 +58,7 @@ def prepare_config(args: argparse.Namespace):
         get_setting(cfg, 'auto_scale_lr.base_batch_size', int, '--auto-scale-lr')
         cfg.auto_scale_lr.enable = True
     use_atomic_checkpoints(cfg)
+    use_loader_defaults(cfg)
     check_data(cfg, 'train')
     return cfg
 

@@ -27,6 +27,7 @@ train_dataloader = dict(
     batch_size=64,
     num_workers=2,
     persistent_workers=True,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         dataset,
@@ -53,7 +54,11 @@ epochs = 20
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0))
+optim_wrapper = dict(
+    type='mmvmamba.FastOptimWrapper',
+    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05, fused=True),
+    clip_grad=dict(max_norm=5.0),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.04, end=epochs // 4, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', begin=epochs // 4, T_max=epochs - epochs // 4, convert_to_iter_based=True),

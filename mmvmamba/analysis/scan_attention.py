@@ -4,15 +4,18 @@ Unrolling the recurrence h_i = exp(delta_i A) h_{i-1} + delta_i B_i u_i, y_i = C
 `Mamba <https://arxiv.org/abs/2312.00752>`_) gives a causal linear attention along a route, as in section 4.4 of `VMamba
 <https://arxiv.org/abs/2401.10166>`_:
 
-    y_i = sum_{j <= i} w_ij u_j + D u_i,    w_ij = C_i^T exp(A sum_{j < t <= i} delta_t) B_j delta_j
+    y_i = sum_{j <= i} a_ij u_j + D u_i,    a_ij = C_i^T w_ij B_j delta_j,    w_ij = exp(A sum_{j < t <= i} delta_t)
 
 Each channel has its own weights; those of a head of Mamba-2 share A and delta. The merged map of SS2D is the sum over
 the four routes, so its weights are too.
+
+The published code draws five forms of it, here under its names (``FORMS``). The paper's values are delta_j u_j, which
+CwBw are the weights of. The decays w are taken from differences of sums and do not overflow.
 """
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +24,16 @@ from torch import nn
 from mmvmamba.layers import intercept_scan, scan_routes
 from mmvmamba.ops import cross_scan
 
+EXACT = 'CwBdtw'  # the form whose weights give the output
+FORMS = {  # the published names, and what they are: sums over states
+    'CB': 'C B',
+    'CBdt': 'C B delta',
+    'CwBw': 'C w B',
+    EXACT: 'C w B delta',
+    'ww': 'w',
+}
+MAX_PIXELS = 4096  # of a matrix: four routes of more than that are over 256 MB
+
 
 @dataclass(frozen=True)
 class ScanAttention:
@@ -28,20 +41,28 @@ class ScanAttention:
 
     Attributes:
         position (tuple[int, int]): Row and column of the pixel in the map.
-        weights (Tensor): w of every route, channel and pixel that is read, (K, D, H, W).
+        form (str): A key of ``FORMS``.
+        weights (Tensor): Those of every route, channel and pixel that is read, (K, D, H, W).
         skip (Tensor): What the skip connections add to the pixel's weight of itself, (D,): D summed over routes.
         x (Tensor): The map that is read, (D, H, W).
         y (Tensor): What the op returned at the pixel, (D,).
     """
 
     position: tuple
+    form: str
     weights: torch.Tensor
     skip: torch.Tensor
     x: torch.Tensor
     y: torch.Tensor
 
     def error(self) -> float:
-        """Largest difference between the weighted sum and the op's output, relative to the largest output."""
+        """Largest difference between the weighted sum and the op's output, relative to the largest output.
+
+        Raises:
+            ValueError: If the form is another than ``CwBdtw``.
+        """
+        if self.form != EXACT:
+            raise ValueError(f'form is {self.form!r}, whose weights do not give the output; expected {EXACT!r}')
         row, column = self.position
         read = torch.einsum('kdhw,dhw->d', self.weights, self.x) + self.skip * self.x[:, row, column]
         return float((read - self.y).abs().max() / self.y.abs().max())
@@ -51,7 +72,7 @@ class ScanAttention:
         return self.weights.mean(dim=1)
 
     def normalized(self) -> tuple:
-        """Mean over channels of each pixel's share of |w|, so that a map sums to 1; skip connections are left out.
+        """Mean over channels of each pixel's share of |a|, so that a map sums to 1; skip connections are left out.
 
         Returns:
             tuple[Tensor, Tensor]: A map of each route (K, H, W), and that of the merged weights (H, W).
@@ -117,42 +138,34 @@ def _find_op(backbone: Any, stage: int, block: int) -> nn.Module:
 
 
 @torch.no_grad()
-def scan_attention(call: dict, row: int, column: int) -> ScanAttention:
-    """The weights with which a pixel reads the map.
+def scan_attention(call: dict, row: int, column: int, form: str = EXACT) -> ScanAttention:
+    """The weights with which a pixel reads the map: the activation map of a query, as VMamba's paper calls it.
 
     Args:
         call (dict): What :func:`record_scan` returned.
         row (int): Row of the pixel in the map.
         column (int): Its column.
+        form (str): A key of ``FORMS``. Default: the one whose weights give the op's output.
 
     Returns:
         ScanAttention: The weights, exact up to rounding in float64.
 
     Raises:
-        ValueError: If the pixel lies outside the map.
+        ValueError: If the pixel lies outside the map, or there is no such form.
     """
+    _check_form(form)
     x = call['x']
     _, channels, height, width = x.shape
     if not (0 <= row < height and 0 <= column < width):
         raise ValueError(f'pixel ({row}, {column}) lies outside the map of {height} rows and {width} columns')
-    numbers = torch.arange(height * width, dtype=x.dtype, device=x.device).view(1, 1, height, width)
-    order = cross_scan(numbers, call['scan_mode'])[0, :, 0].long()  # (K, L): the pixel at each step of a route
-
-    u = x[0].flatten(1)[:, order].transpose(0, 1)  # (K, D, L)
-    delta, B, C, A = _parameters(call, u)
-
-    weights = torch.zeros_like(u)
+    order, parameters = route_order(call), _parameters(call)
+    weights = x.new_zeros(len(order), channels, height * width)
     for route, pixels in enumerate(order):
         i = int((pixels == row * width + column).nonzero())
-        steps = delta[route, :, : i + 1]
-        elapsed = steps.cumsum(dim=-1)
-        elapsed = elapsed[:, -1:] - elapsed  # sum of delta_t over j < t <= i
-        pairs = C[route, :, i : i + 1] * B[route, :, : i + 1]
-        pairs = pairs.sum(0, keepdim=True) if A.shape[2] == 1 else pairs  # all states decay alike
-        read = torch.einsum('nj,dnj->dj', pairs, _decay(A[route], elapsed)) * steps
-        weights[route][:, pixels[: i + 1]] = read
+        weights[route][:, pixels[: i + 1]] = _read(form, i, *(values[route] for values in parameters))
     return ScanAttention(
         position=(row, column),
+        form=form,
         weights=weights.view(-1, channels, height, width),
         skip=call['Ds'].reshape(-1, channels).sum(dim=0),
         x=x[0],
@@ -160,8 +173,67 @@ def scan_attention(call: dict, row: int, column: int) -> ScanAttention:
     )
 
 
-def _parameters(call: dict, u: torch.Tensor) -> tuple:
-    """delta (K, D, L), B and C (K, N, L) and A (K, D, N) of what each route reads, (K, D, L); A (K, D, 1) of heads."""
+@torch.no_grad()
+def attention_matrix(call: dict, form: str = EXACT, progress: Optional[Callable] = None) -> torch.Tensor:
+    """How every pixel reads every other one: the attention map of each route, a mean over channels.
+
+    Args:
+        call (dict): What :func:`record_scan` returned.
+        form (str): A key of ``FORMS``. Default: the one whose weights give the op's output.
+        progress (Callable, optional): Called without arguments H times, each time after W of the L pixels.
+
+    Returns:
+        Tensor: (K, L, L) float32, L = H W: row i is how pixel i reads, both counted by rows of the map.
+
+    Raises:
+        ValueError: If there is no such form, or the map has more than ``MAX_PIXELS`` pixels.
+    """
+    _check_form(form)
+    order = route_order(call)
+    routes, pixels = order.shape
+    if pixels > MAX_PIXELS:
+        raise ValueError(f'the map has {pixels} pixels, expected at most {MAX_PIXELS} for a matrix of all of them')
+    parameters = _parameters(call)
+    matrix = torch.zeros(routes, pixels, pixels, device=order.device)
+    for i in range(pixels):
+        for route in range(routes):
+            read = _read(form, i, *(values[route] for values in parameters)).mean(dim=0)
+            matrix[route, order[route, i], order[route, : i + 1]] = read.float()
+        if progress is not None and (i + 1) % call['x'].shape[3] == 0:
+            progress()
+    return matrix
+
+
+def route_order(call: dict) -> torch.Tensor:
+    """The pixel, counted by rows of the map, at each step of a route: (K, L), int64."""
+    x = call['x']
+    height, width = x.shape[2:]
+    numbers = torch.arange(height * width, dtype=x.dtype, device=x.device).view(1, 1, height, width)
+    return cross_scan(numbers, call['scan_mode'])[0, :, 0].long()
+
+
+def _check_form(form: str) -> None:
+    if form not in FORMS:
+        raise ValueError(f'form is {form!r}, expected one of {", ".join(FORMS)}')
+
+
+def _read(form: str, i: int, delta: torch.Tensor, B: torch.Tensor, C: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
+    """Weights (D, i + 1) of a route's steps up to i, from delta (D, L), B and C (N, L) and A (D, N)."""
+    steps = delta[:, : i + 1]
+    pairs = C[:, i : i + 1] * B[:, : i + 1]
+    if form.startswith('CB'):
+        read = pairs.sum(dim=0).expand_as(steps)
+    else:
+        elapsed = steps.cumsum(dim=-1)
+        decay = torch.exp(A.unsqueeze(-1) * (elapsed[:, -1:] - elapsed).unsqueeze(1))  # (D, N, i + 1)
+        pairs = pairs.sum(dim=0, keepdim=True) if A.shape[1] == 1 else pairs  # all states decay alike
+        read = decay.sum(dim=1) if form == 'ww' else torch.einsum('nj,dnj->dj', pairs, decay)
+    return read * steps if 'dt' in form else read
+
+
+def _parameters(call: dict) -> tuple:
+    """delta (K, D, L), B and C (K, N, L) and A (K, D, N) of what each route reads; A (K, D, 1) of heads."""
+    u = call['x'][0].flatten(1)[:, route_order(call)].transpose(0, 1)  # (K, D, L)
     maps, bias, A = call['x_proj_weight'] @ u, call['dt_projs_bias'].unsqueeze(-1), -call['A_logs'].exp()
     if call['dt_projs_weight'] is None:
         heads, channels = call['Ds'].shape[1:]
@@ -172,8 +244,3 @@ def _parameters(call: dict, u: torch.Tensor) -> tuple:
     d_state = A.shape[1]
     dts, B, C = maps.split([maps.shape[1] - 2 * d_state, d_state, d_state], dim=1)
     return F.softplus(call['dt_projs_weight'] @ dts + bias), B, C, A.view(-1, u.shape[1], d_state)
-
-
-def _decay(A: torch.Tensor, elapsed: torch.Tensor) -> torch.Tensor:
-    """exp(A * elapsed) for A (D, N) and elapsed (D, J): (D, N, J)."""
-    return torch.exp(A.unsqueeze(-1) * elapsed.unsqueeze(1))

@@ -12,7 +12,17 @@ from .arguments import (
     parse_size,
 )
 from .errors import UserError, run_tool
-from .images import as_rgb, image_channels, list_images, normalize, preprocessing, pyplot, read_image
+from .images import (
+    as_rgb,
+    image_channels,
+    list_images,
+    list_samples,
+    normalize,
+    preprocessing,
+    pyplot,
+    read_image,
+    resize_and_crop,
+)
 from .models import NO_CHECKPOINT, load_model, read_config, require_vmamba
 
 __all__ = [
@@ -28,6 +38,7 @@ __all__ = [
     'check_writable',
     'image_channels',
     'list_images',
+    'list_samples',
     'load_model',
     'make_out_dir',
     'normalize',
@@ -37,5 +48,6 @@ __all__ = [
     'read_config',
     'read_image',
     'require_vmamba',
+    'resize_and_crop',
     'run_tool',
 ]

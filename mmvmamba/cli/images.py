@@ -30,6 +30,36 @@ def list_images(path: str, option: str, limit: Optional[int] = None) -> list:
     return images
 
 
+def list_samples(data: str, option: str, limit: Optional[int] = None) -> tuple:
+    """The images of a folder with a subfolder a class, evenly thinned to ``limit`` a class.
+
+    Returns:
+        tuple[list, list]: Pairs of path and place of the class, and the names of the classes in order.
+
+    Raises:
+        UserError: If there is no class, or one without an image.
+    """
+    if not Path(data).is_dir():
+        raise UserError(f'{option} {data!r} is not a folder; expected one with a subfolder a class')
+    classes = sorted(path.name for path in Path(data).iterdir() if path.is_dir())
+    if not classes:
+        raise UserError(f'{option} {data!r} has no subfolder; expected one a class')
+    folders = (str(Path(data) / name) for name in classes)
+    samples = [(path, i) for i, folder in enumerate(folders) for path in list_images(folder, option, limit)]
+    return samples, classes
+
+
+def resize_and_crop(image: np.ndarray, size: int, crop_ratio: float) -> np.ndarray:
+    """Resize the shorter side to size / crop_ratio, bicubically, and take the middle, (size, size, C)."""
+    import mmcv
+
+    scale = round(size / crop_ratio) / min(image.shape[:2])
+    height, width = (max(size, round(side * scale)) for side in image.shape[:2])
+    image = mmcv.imresize(image, (width, height), interpolation='bicubic').reshape(height, width, -1)
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[top : top + size, left : left + size]
+
+
 def read_image(path, option: str, size: Optional[tuple] = None, channels: int = 3) -> np.ndarray:
     """Read an image, resized to (height, width) if ``size`` is given.
 

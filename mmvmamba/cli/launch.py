@@ -184,6 +184,21 @@ def use_atomic_checkpoints(cfg: Config) -> None:
         hook.type = 'mmvmamba.AtomicCheckpointHook'
 
 
+def use_loader_defaults(cfg: Config) -> None:
+    """Give mmpretrain's configs the settings of data loaders that ``mim train mmpretrain`` gives them.
+
+    One tensor a batch rather than one an image, in pinned memory, from workers that stay.
+    """
+    if cfg.get('default_scope') != 'mmpretrain':
+        return
+    for phase in ('train', 'val', 'test'):
+        loader = cfg.get(f'{phase}_dataloader')
+        if loader:
+            loader.setdefault('collate_fn', ConfigDict(type='default_collate'))
+            loader.setdefault('pin_memory', torch.cuda.is_available())
+            loader.setdefault('persistent_workers', bool(loader.get('num_workers')))
+
+
 def set_test_time_augmentation(cfg: Config) -> None:
     """Replace model and pipeline by their test-time-augmented forms.
 
@@ -251,7 +266,8 @@ def build_runner(cfg: Config) -> Runner:
     """
     require_codebase(cfg.default_scope)
     if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
-        torch.distributed.init_process_group('gloo')
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group('gloo')
         wrapper = cfg.get('model_wrapper_cfg') or dict(
             broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False)
         )

@@ -28,7 +28,7 @@ def init_ssm(ssm_init: str, routes: int, d_inner: int, d_state: int, dt_rank: in
         A_logs = torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(routes * d_inner, 1)
         bound = dt_rank**-0.5
         dt_projs_weight = torch.empty(weight).uniform_(-bound, bound)
-        dt_projs_bias = _draw_steps(bias)
+        dt_projs_bias = draw_steps(bias)
     elif ssm_init == 'randn':
         A_logs = torch.randn(state)
         dt_projs_weight, dt_projs_bias = 0.1 * torch.randn(weight), 0.1 * torch.randn(bias)
@@ -56,7 +56,7 @@ def init_ssd(ssm_init: str, routes: int, heads: int, channels: int) -> dict:
     """
     shape = routes, heads
     if ssm_init == 'mamba':
-        A_logs, dt_projs_bias = torch.empty(shape).uniform_(1, 16).log(), _draw_steps(shape)
+        A_logs, dt_projs_bias = torch.empty(shape).uniform_(1, 16).log(), draw_steps(shape)
     elif ssm_init == 'randn':
         A_logs, dt_projs_bias = torch.randn(shape), 0.1 * torch.randn(shape)
     else:
@@ -65,7 +65,9 @@ def init_ssd(ssm_init: str, routes: int, heads: int, channels: int) -> dict:
     return {name: nn.Parameter(value) for name, value in parameters.items()}
 
 
-def _draw_steps(shape: tuple) -> torch.Tensor:
-    """Biases which softplus makes to steps."""
-    dt = torch.empty(shape).uniform_(math.log(DT_MIN), math.log(DT_MAX)).exp().clamp(min=DT_FLOOR)
+def draw_steps(
+    shape: tuple, dt_min: float = DT_MIN, dt_max: float = DT_MAX, dt_floor: float = DT_FLOOR
+) -> torch.Tensor:
+    """Biases of a shape, which softplus makes to steps, log-uniform from ``dt_min`` to ``dt_max``."""
+    dt = torch.empty(shape).uniform_(math.log(dt_min), math.log(dt_max)).exp().clamp(min=dt_floor)
     return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus

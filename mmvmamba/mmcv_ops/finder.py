@@ -1,9 +1,8 @@
 """How an import of ``mmcv._ext`` finds the stand-in where nothing else provides one."""
 
-import importlib.abc
-import importlib.machinery
 import os
-import sys
+
+from .stand_in import StandInFinder
 
 NAME = 'mmcv._ext'
 SWITCH = 'MMVMAMBA_MMCV_OPS'
@@ -44,31 +43,20 @@ def _switched_off() -> ModuleNotFoundError:
     )
 
 
-class StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds ``mmcv._ext`` alone.
+class ExtensionFinder(StandInFinder):
+    """Finds ``mmcv._ext`` alone."""
 
-    It belongs at the end of ``sys.meta_path``: a compiled module is found before it, and one that fails to load stays
-    an error, since no further finder is asked then.
-    """
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname != NAME:
-            return None
-        if switched_off():
+    def provides(self, name):
+        if name == NAME and switched_off():
             raise _switched_off()
-        return importlib.machinery.ModuleSpec(fullname, self, origin='mmvmamba.mmcv_ops.extension')
+        return name == NAME
 
-    def create_module(self, spec):
-        return None
+    def origin(self, name):
+        return 'mmvmamba.mmcv_ops.extension'
 
-    def exec_module(self, module):
-        fill(vars(module))
-
-
-FINDER = StandInFinder()
+    def fill(self, name, namespace):
+        fill(namespace)
 
 
-def install() -> None:
-    """Let ``import mmcv._ext`` find the stand-in in this process, after all other finders; once is enough."""
-    if FINDER not in sys.meta_path:
-        sys.meta_path.append(FINDER)
+FINDER = ExtensionFinder()
+install = FINDER.install

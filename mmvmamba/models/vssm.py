@@ -60,7 +60,7 @@ class VSSMBackbone(BaseModule):
     Note:
         The backbone compiles into one graph, static or dynamic, for inference and training:
         ``backbone.compile(fullgraph=True)``, with ``mode='reduce-overhead'`` for CUDA graphs at small batches.  In a
-        config, ``compile=True`` has mmengine's Runner compile the model around it too.
+        config, :class:`~mmvmamba.training.hooks.CompileHook` does it.
 
     Examples:
         >>> model = VSSMBackbone('nano')

@@ -14,14 +14,15 @@ from .loading import setup_loading
 
 
 def setup_runtime() -> None:
-    """Make mmengine load checkpoints safely and strictly, its own included, and forward the ops' log lines."""
+    """Make mmengine load checkpoints safely and strictly, its own included, and forward our log lines."""
     _load_safely()
     _allow_checkpoint_classes()
-    logger = logging.getLogger('mmvmamba.ops')
-    if not any(isinstance(handler, _MMEngineHandler) for handler in logger.handlers):
-        logger.addHandler(_MMEngineHandler())
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+    for name in ('mmvmamba.ops', 'mmvmamba.compat'):
+        logger = logging.getLogger(name)
+        if not any(isinstance(handler, _MMEngineHandler) for handler in logger.handlers):
+            logger.addHandler(_MMEngineHandler())
+            logger.setLevel(logging.INFO)
+            logger.propagate = False
 
 
 def _load_safely() -> None:

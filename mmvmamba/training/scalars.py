@@ -20,6 +20,9 @@ class PendingHistory(HistoryBuffer):
         history (HistoryBuffer): What was logged so far.
     """
 
+    _logs: np.ndarray
+    _counts: np.ndarray
+
     def __init__(self, history: HistoryBuffer):
         self._pending: list = []
         logs, counts = history.data
@@ -51,7 +54,7 @@ class PendingHistory(HistoryBuffer):
     def current(self) -> np.ndarray:
         """The newest number; one that the host knows needs no wait for the device."""
         if self._pending and not isinstance(self._pending[-1][0], torch.Tensor):
-            return np.float64(self._pending[-1][0])
+            return np.asarray(self._pending[-1][0])[()]
         return super().current()
 
     def _read(self) -> None:

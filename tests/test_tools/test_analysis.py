@@ -12,11 +12,9 @@ from torch import nn
 
 from mmvmamba import VSSMBackbone, cli
 from mmvmamba.analysis.receptive_field import contribution, smallest_square
-from mmvmamba.analysis.scan_attention import record_scan, scan_attention
-from mmvmamba.ops import cross_merge, cross_scan, selective_scan
-from tests.fill import fill_module
 
 from .conftest import ROOT
+from .test_attention import VIT
 
 CLASSIFIER = str(ROOT / 'configs/demo/vmamba-nano_1xb64_digits-32px.py')
 DETECTOR = str(next((ROOT / 'configs/demo').glob('mask-rcnn_*.py')))
@@ -26,77 +24,6 @@ DETECTOR = str(next((ROOT / 'configs/demo').glob('mask-rcnn_*.py')))
 def _quiet_logging(monkeypatch):
     """A logger that an earlier test made writes to that test's captured stream, which is closed by now."""
     monkeypatch.setattr(logging, 'raiseExceptions', False)
-
-
-# ---- attention maps -------------------------------------------------------------------------------------------------
-@pytest.fixture(scope='module', params=[('cross2d', 1), ('cross2d', 3), ('bidi', 1), ('unidi', 2)], ids=str)
-def call(request, filled):
-    scan_mode, d_state = request.param
-    arch = dict(dims=8, depths=(2, 1), scan_mode=scan_mode, d_state=d_state, ssm_ratio=2.0, gate='silu')
-    backbone = filled(VSSMBackbone(arch, out_indices=(0, 1))).eval()
-    return record_scan(backbone, 0, 1, torch.randn(1, 3, 24, 20))
-
-
-def linear_scan(call, x):
-    """The scan with the delta, B and C of the recorded map, as a function of the values alone."""
-    dt_rank, d_state = call['dt_projs_weight'].shape[2], call['A_logs'].shape[1]
-    maps = call['x_proj_weight'] @ cross_scan(call['x'], call['scan_mode'])
-    dts, B, C = maps.split([dt_rank, d_state, d_state], dim=2)
-    y = selective_scan(
-        cross_scan(x, call['scan_mode'], backend='naive').flatten(1, 2),
-        (call['dt_projs_weight'] @ dts).flatten(1, 2),
-        -call['A_logs'].exp(),
-        B,
-        C,
-        call['Ds'],
-        call['dt_projs_bias'].flatten(),
-        delta_softplus=True,
-        backend='naive',
-    )
-    return cross_merge(y.unflatten(1, (4, -1)), tuple(x.shape[2:]), call['scan_mode'], backend='naive')
-
-
-@pytest.mark.parametrize('row, column', [(0, 0), (2, 3), (5, 4)])
-def test_weights_are_the_gradient_of_the_scan_and_give_its_output(call, row, column):
-    attention = scan_attention(call, row, column)
-    assert attention.error() < 1e-12
-    x = call['x'].clone().requires_grad_()
-    y = linear_scan(call, x)
-    torch.testing.assert_close(y, call['output'], rtol=1e-10, atol=1e-12)
-    (expected,) = torch.autograd.grad(y[0, :, row, column].sum(), x)  # channels don't mix in the scan
-    merged = attention.weights.sum(dim=0)
-    merged[:, row, column] += attention.skip
-    torch.testing.assert_close(merged, expected[0], rtol=1e-9, atol=1e-12)
-
-
-def test_weights_of_heads_give_the_output():
-    options = dict(dims=8, depths=(1,), core='ssd', d_state=3, dt_rank=2)
-    backbone = fill_module(VSSMBackbone(options, out_indices=(0,))).eval()
-    recorded = record_scan(backbone, 0, 0, torch.randn(1, 3, 24, 20))
-    assert scan_attention(recorded, 2, 3).error() < 1e-12
-
-
-def test_a_route_reads_what_it_has_passed_and_shares_sum_to_one(call):
-    attention = scan_attention(call, 2, 3)
-    rows = attention.weights[0].abs().sum(dim=0).flatten()
-    passed = 2 * attention.x.shape[2] + 3
-    assert (rows[: passed + 1] > 0).all() and (rows[passed + 1 :] == 0).all()
-    shares, merged = attention.normalized()
-    torch.testing.assert_close(shares.sum(dim=(1, 2)), torch.ones(4, dtype=torch.float64))
-    torch.testing.assert_close(merged.sum(), torch.tensor(1.0, dtype=torch.float64))
-    assert attention.raw().shape == (4, *attention.x.shape[1:])
-
-
-def test_places_without_a_map_are_refused(call):
-    with pytest.raises(ValueError, match=r'pixel \(6, 0\) lies outside the map of 6 rows and 5 columns'):
-        scan_attention(call, 6, 0)
-    backbone = VSSMBackbone(dict(dims=8, depths=(1, 1), scan_mode='cascade2d'), out_indices=(0,))
-    for stage, block, words in ((1, 0, 'stage is 1'), (0, 1, 'block is 1'), (0, 0, 'cascade2d')):
-        with pytest.raises(ValueError, match=words):
-            record_scan(backbone, stage, block, torch.randn(1, 3, 32, 32))
-    backbone = VSSMBackbone(dict(dims=8, depths=(1,), ssm_ratio=0), out_indices=(0,))
-    with pytest.raises(ValueError, match='ssm_ratio is 0, which leaves no scan'):
-        record_scan(backbone, 0, 0, torch.randn(1, 3, 32, 32))
 
 
 # ---- receptive fields -----------------------------------------------------------------------------------------------
@@ -155,6 +82,17 @@ def folder(tmp_path_factory, filled):
     return folder
 
 
+@pytest.fixture(scope='module')
+def vit_config(tmp_path_factory):
+    """Path of a classifier's config with a small vision transformer."""
+    config = tmp_path_factory.mktemp('vit') / 'vit.py'
+    head = dict(type='VisionTransformerClsHead', num_classes=10, in_channels=16)
+    preprocessor = dict(num_classes=10, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)
+    model = dict(type='ImageClassifier', data_preprocessor=preprocessor, backbone=VIT, head=head)
+    config.write_text(f"_base_ = ['mmpretrain::_base_/default_runtime.py']\nmodel = {model}\n")
+    return str(config)
+
+
 def arguments_of(name, folder, **changes):
     """A small valid command line of a tool."""
     values = dict(config=CLASSIFIER, checkpoint=f'{folder}/classifier.pth', image=f'{folder}/images/3/a.png', extra=[])
@@ -207,9 +145,9 @@ def test_contents_of_the_data_files(tool, folder, tmp_path):
         == 0
     )
     data = np.load(tmp_path / 'a/attention_map.npz')
-    assert data['cell'].tolist() == [0, 5] and data['weights'].shape == (4, 64, 5, 6)
-    np.testing.assert_allclose(data['weights'].mean(axis=1), data['raw'], atol=1e-6)
-    np.testing.assert_allclose(data['normalized_merged'].sum(), 1)
+    assert data['cell'].tolist() == [0, 5] and data['CwBdtw_weights'].shape == (4, 64, 5, 6)
+    np.testing.assert_allclose(data['CwBdtw_weights'].mean(axis=1), data['CwBdtw_raw'], atol=1e-6)
+    np.testing.assert_allclose(data['CwBdtw_normalized_merged'].sum(), 1)
     assert tool('analysis/erf.py').main([*arguments_of('erf', folder), '--out-dir', str(tmp_path / 'e')]) == 0
     summary = json.loads((tmp_path / 'e/erf.json').read_text())
     fields = np.load(tmp_path / 'e/erf.npz')
@@ -224,6 +162,23 @@ def test_contents_of_the_data_files(tool, folder, tmp_path):
     assert [maps[f'stage_{stage}'].shape[0] for stage in range(4)] == [32, 64, 128, 256]
 
 
+def test_all_forms_beside_a_vision_transformer_and_as_matrices(tool, folder, tmp_path, vit_config):
+    extra = ['--forms', 'CB', 'CwBw', 'ww', '--vit', vit_config, 'none', '--vit-layer', '1', '--matrix']
+    arguments = [*arguments_of('attention_map', folder, extra=extra), '--stage', '2', '--out-dir', str(tmp_path)]
+    assert tool('analysis/attention_map.py').main([*arguments, '--pixel', '40', '10']) == 0
+    data, matrices = np.load(tmp_path / 'attention_map.npz'), np.load(tmp_path / 'attention_matrix.npz')
+    assert data['cell'].tolist() == [0, 2] and data['vit_cell'].tolist() == [1, 5]
+    assert data['vit_attention'].shape == data['vit_scores'].shape == (5, 6) and data['vit_attention'].sum() < 1
+    for form in ('CB', 'CwBw', 'ww'):
+        routes, merged = matrices[f'{form}_routes'], matrices[f'{form}_merged']
+        assert routes.shape == (4, 9, 9)  # stride 16 of 40x48 pixels
+        np.testing.assert_allclose(merged[2].reshape(3, 3), data[f'{form}_raw_merged'], rtol=1e-4, atol=1e-9)
+        scaled = matrices[f'{form}_mean_scaled']
+        assert scaled.min() >= 0 and scaled.max() <= 1
+    for name in ('attention_map.png', 'attention_matrix.png'):
+        assert cv2.imread(str(tmp_path / name)).std() > 1
+
+
 @pytest.mark.parametrize(
     'name, changes, words',
     [
@@ -232,6 +187,12 @@ def test_contents_of_the_data_files(tool, folder, tmp_path):
         ('attention_map', dict(extra=['--stage', '4']), 'stage is 4, expected one of 0, 1, 2, 3'),
         ('attention_map', dict(extra=['--block', '2', '--stage', '1']), 'block is 2, expected 0 to 0'),
         ('attention_map', dict(config='mmpretrain::resnet/resnet18_8xb32_in1k.py', checkpoint='none'), 'VSSMBackbone'),
+        ('attention_map', dict(extra=['--forms', 'CB', 'BC']), '--forms is CB BC, expected different ones of CB, CBdt'),
+        ('attention_map', dict(extra=['--forms', 'CB', 'CB']), '--forms is CB CB, expected different ones'),
+        ('attention_map', dict(extra=['--vit-layer', '2']), '--vit-layer is 2 without --vit'),
+        ('attention_map', dict(extra=['--vit', CLASSIFIER, 'none']), 'VSSMBackbone, expected a VisionTransformer'),
+        ('attention_map', dict(extra=['--vit', 'VIT', 'none', '--vit-layer', '3']), 'layer is 3, expected 0 to 2'),
+        ('attention_map', dict(extra=['--matrix', '--size', '512']), 'the map has 16384 pixels, expected at most 4096'),
         ('attention_map', dict(config='absent.py'), "config 'absent.py' is not a file"),
         ('attention_map', dict(config=str(ROOT / 'tests/__init__.py')), 'has default_scope None and no model'),
         ('attention_map', dict(checkpoint='absent.pth'), "checkpoint 'absent.pth' is not a file"),
@@ -258,11 +219,12 @@ def test_contents_of_the_data_files(tool, folder, tmp_path):
         ('robustness_resolution', dict(extra=['--sizes', '0']), '--sizes'),
     ],
 )
-def test_bad_input_is_one_clear_line(tool, folder, tmp_path, capfd, monkeypatch, name, changes, words):
+def test_bad_input_is_one_clear_line(tool, folder, tmp_path, capfd, monkeypatch, vit_config, name, changes, words):
     monkeypatch.chdir(tmp_path)
     if changes.pop('other', False):
         changes = dict(changes, checkpoint=f'{folder}/other.pth')
-    assert tool(f'analysis/{name}.py').main(['--out-dir', 'out', *arguments_of(name, folder, **changes)]) == 2
+    arguments = [vit_config if word == 'VIT' else word for word in arguments_of(name, folder, **changes)]
+    assert tool(f'analysis/{name}.py').main(['--out-dir', 'out', *arguments]) == 2
     error = capfd.readouterr().err
     assert error.startswith('error: ') and words in error and error.count('\n') == 1, error
     assert not list(tmp_path.iterdir())

@@ -22,10 +22,9 @@ def tool(monkeypatch):
 def test_measures_and_compares_a_config_with_another_setting(tool, tmp_path, capsys):
     """One that cannot run leaves the others their figures."""
     config, out = str(ROOT / DEMO['mmpretrain']), tmp_path / 'a.json'
-    fast = ['optim_wrapper.type=mmvmamba.FastOptimWrapper', 'optim_wrapper.optimizer.fused=True', 'as=fast']
-    rows = tool.main(
-        [config, config, *fast, *QUICK, '--baseline', 'fast', '--bare', 'eager', 'host', '--out', str(out)]
-    )
+    plain, fast = ['optim_wrapper.type=OptimWrapper'], ['optim_wrapper.dtype=bfloat16', 'as=fast']
+    options = ['--baseline=fast', f'--out={out}', '--bare', 'eager', 'host']
+    rows = tool.main([config, *plain, config, 'optim_wrapper.type=Nothing', config, *fast, *QUICK, *options])
     assert [row['name'] for row in rows] == [Path(config).stem, 'fast']
     for row in rows:
         assert row['iteration_ms'] > 0 and row['batch'] == 2 and row['processes'] == 1
@@ -42,7 +41,7 @@ def test_measures_and_compares_a_config_with_another_setting(tool, tmp_path, cap
     assert '| fast |' in table and 'backward' in table
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+@pytest.mark.parametrize('scope', ['mmdet', pytest.param('mmseg', marks=pytest.mark.slow)])
 def test_measures_detection_and_segmentation(tool, scope):
     (row,) = tool.main([str(ROOT / DEMO[scope]), *QUICK, '--bare', 'host', '--no-profile'])
     assert row['iteration_ms'] > 0 and row['host_ms'] > 0 and row['time_ratio'] == 1

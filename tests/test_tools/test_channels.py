@@ -28,6 +28,8 @@ TOOLS = {
     'analysis/feature_map.py': ['{config}', 'none', '{image}', '--out-dir', '{out}'],
     'analysis/robustness_resolution.py': ['--model', 'mine', '{config}', 'none', '--data', '{data}', '--sizes', '32']
     + ['--out-dir', '{out}'],
+    'analysis/linear_probe.py': ['{config}', 'none', '--data', '{splits}', '--size', '32', '--workers', '0']
+    + ['--out-dir', '{out}'],
     'analysis/throughput.py': [
         '--model',
         'mine',
@@ -68,6 +70,9 @@ def files(channels, tmp_path_factory):
         (folder / 'data' / name).mkdir(parents=True)
         pixels = random.integers(0, 256, (64, 64, channels), dtype=np.uint8)
         cv2.imwrite(str(folder / 'data' / name / 'image.png'), pixels)
+    (folder / 'splits').mkdir()
+    for split in ('train', 'val'):
+        (folder / 'splits' / split).symlink_to(folder / 'data')
     return folder, config
 
 
@@ -75,6 +80,7 @@ def files(channels, tmp_path_factory):
 def test_tool(tool, files, tmp_path, capfd):
     folder, config = files
     places = dict(config=config, image=folder / 'data/one/image.png', data=folder / 'data', out=tmp_path / 'out')
+    places['splits'] = folder / 'splits'
     arguments = [word.format(**places) for word in TOOLS[tool]]
     assert load_tool(tool).main(arguments) == 0, capfd.readouterr().err
 

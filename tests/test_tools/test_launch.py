@@ -5,6 +5,7 @@ import subprocess
 from argparse import ArgumentParser
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from mmvmamba.cli import UserError, launch
@@ -121,7 +122,16 @@ def test_train_options(tool, user_folder, monkeypatch):
     def prepare(*arguments):
         return train.prepare_config(train.parse_args([str(ROOT / DEMO['mmseg']), *arguments]))
 
-    assert prepare('--amp').optim_wrapper.type == 'AmpOptimWrapper'
+    assert prepare().optim_wrapper.get('dtype') is None
+    mixed = prepare('--amp').optim_wrapper
+    assert (mixed.type, mixed.dtype) == ('mmvmamba.FastOptimWrapper', 'float16')
+    mixed = prepare('--amp', '--cfg-options', 'optim_wrapper.type=OptimWrapper').optim_wrapper
+    assert (mixed.type, mixed.loss_scale) == ('AmpOptimWrapper', 'dynamic')
+    cfg = train.prepare_config(train.parse_args([str(ROOT / DEMO['mmpretrain'])]))
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        assert loader.collate_fn.type == 'default_collate' and loader.persistent_workers
+        assert loader.pin_memory is torch.cuda.is_available()
+    assert 'collate_fn' not in prepare().train_dataloader
     assert prepare('--resume').resume is True and prepare('--resume').load_from is None
     assert prepare('--resume', 'a.pth').load_from == 'a.pth'
     assert prepare('--no-validate').val_dataloader is None

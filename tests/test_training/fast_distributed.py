@@ -1,7 +1,7 @@
 """Four steps by one process and by two, on CPU: ``fast_distributed.py OUT``; saves weights to OUT.1 and OUT.2.
 
-The two train as the mixed-precision configs do: a compiled backbone, a static graph, gradients in the buckets, the
-fused step with clipping, foreach averages.
+The two train as the mixed-precision configs do: a compiled backbone, gradients in the buckets, the fused step
+with clipping, foreach averages; gradients of two iterations are accumulated.
 """
 
 import sys
@@ -24,13 +24,18 @@ def train(rank: int, world: int) -> dict:
     average = ForeachEMA(model, 0.1)
     if world > 1:
         compile_modules(model, ['backbone'], backend='eager')
-        model = MMDistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
-        )
+        model = MMDistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     optimizer = dict(type='AdamW', lr=1e-2, weight_decay=0.05, fused=world > 1)
     kind = 'mmvmamba.FastOptimWrapper' if world > 1 else 'OptimWrapper'
     wrapper = build_optim_wrapper(
-        model, dict(type=kind, optimizer=optimizer, clip_grad=dict(max_norm=0.1), paramwise_cfg=dict(bias_decay_mult=0))
+        model,
+        dict(
+            type=kind,
+            optimizer=optimizer,
+            clip_grad=dict(max_norm=0.1),
+            paramwise_cfg=dict(bias_decay_mult=0),
+            accumulative_counts=2,
+        ),
     )
     count = 4 // world
     for step in range(4):

@@ -194,6 +194,16 @@ def test_parameter_groups_are_back_after_a_step_that_fails():
     assert not hasattr(wrapper.optimizer, 'grad_scale')
 
 
+def test_settings_that_cannot_be_compared_leave_the_groups():
+    models = [make_model(), make_model()]
+    for model, fast in zip(models, (False, True)):
+        wrapper = build(model, fast, False)
+        for group in wrapper.optimizer.param_groups:
+            group['betas'] = [0.9, 0.999]
+        run(model, wrapper, last=3, overflows=())
+    compare(*models)
+
+
 def test_wrong_options_are_named():
     optimizer = torch.optim.AdamW(make_model().parameters())
     with pytest.raises(ValueError, match="dtype is 'float8', expected 'float16', 'bfloat16' or None"):
@@ -220,6 +230,23 @@ def test_the_average_is_mmengines_bit_for_bit(options):
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
     assert not torch.equal(ours['module.0.weight'], model[0].weight)
     averages[0].load_state_dict(ours)
+    other = copy.deepcopy(averages[1])
+    other.update_parameters(make_model())
+    assert other.steps == STEPS + 1 and averages[1].steps == STEPS
+    with pytest.raises(ValueError, match='other parameters or buffers'):
+        averages[1].update_parameters(model[0])
+
+
+def test_replaced_buffers_and_weights_are_those_that_count():
+    model = make_model()
+    average = ForeachEMA(model, 0.5)
+    average.update_parameters(model)
+    model[3].running_mean = torch.full((16,), 3.0)
+    model[0].weight = nn.Parameter(torch.zeros(16, 6))
+    before = average.module[0].weight.clone()
+    average.update_parameters(model)
+    assert (average.module[3].running_mean == 3).all()
+    assert torch.equal(average.module[0].weight, before / 2)
 
 
 def test_numbers_wait_for_their_reader_and_copy_as_plain_ones():

@@ -1,5 +1,7 @@
 """The smallest run of mmengine's Runner: four numbers a sample, two layers, a few iterations; and an evil pickle."""
 
+import uuid
+
 import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
@@ -89,7 +91,7 @@ def make_runner(
     runner = Runner(
         model=Toy(norm),
         work_dir=str(work_dir),
-        experiment_name=f'toy-{torch.randint(2**62, ()).item()}-{id(loader)}',
+        experiment_name=f'toy-{uuid.uuid4()}',  # mmengine keeps a message hub for each name
         train_dataloader=loader,
         train_cfg=dict(by_epoch=False, max_iters=epochs, val_interval=1)
         if by_iter

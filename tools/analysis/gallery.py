@@ -26,6 +26,12 @@ TRAINED = {
     'resnet-64px': ROOT / 'configs/demo/resnet18_1xb64_digits-64px.py',
     'vmamba-64px': ROOT / 'configs/demo/vmamba-nano_1xb64_digits-64px.py',
 }
+# parts of the demo's pictures: two images and their classes, a scene and its prediction, a truth and its prediction
+PANELS = {
+    'classification': (0.25, 0.04, 0.75, 0.52),
+    'detection': (0.01, 0.268, 0.488, 0.508),
+    'segmentation': (0.01, 0.268, 0.488, 0.508),
+}
 QUICK = ['train_cfg.max_epochs=1', 'default_hooks.checkpoint.interval=1', 'train_dataloader.batch_size=8']
 QUICK += ['param_scheduler=None', *(f'{name}_dataloader.dataset.indices=16' for name in ('train', 'val'))]
 
@@ -108,6 +114,17 @@ def commands(args: argparse.Namespace, out_dir: Path) -> dict:
     return {name: [str(word) for word in words] for name, words in {**train, **made}.items()}
 
 
+def draw_tasks(demo: Path, path: Path, height: int = 240) -> None:
+    """One picture of the three tasks, from those that the demo drew."""
+    panels = []
+    for task, (left, top, right, bottom) in PANELS.items():
+        picture = mmcv.imread(str(demo / f'{task}.png'))
+        rows, columns = picture.shape[:2]
+        panel = picture[int(top * rows) : int(bottom * rows), int(left * columns) : int(right * columns)]
+        panels += [mmcv.imrescale(panel, (height, 10**6)), np.full((height, 12, 3), 255, np.uint8)]
+    mmcv.imwrite(np.concatenate([panel[:height] for panel in panels[:-1]], axis=1), str(path))
+
+
 def run(args: argparse.Namespace) -> None:
     """Run every tool; the first that fails stops the gallery."""
     out_dir = args.out_dir or args.demo / 'gallery'
@@ -125,6 +142,7 @@ def run(args: argparse.Namespace) -> None:
         if code:
             raise cli.UserError(f'{name} failed with exit code {code}; its log is {out_dir / name}.log')
         record[name] = dict(command=shlex.join(['python', *words]), seconds=round(time.time() - start))
+    draw_tasks(args.demo, out_dir / 'tasks.jpg')
     (out_dir / 'gallery.json').write_text(json.dumps(record, indent=2) + '\n')
     print('\n'.join(f'wrote {path}' for path in sorted(out_dir.rglob('*.png')) if 'work_dirs' not in path.parts))
 

@@ -11,8 +11,6 @@ import json
 import sys
 from pathlib import Path
 
-import mmcv
-import numpy as np
 import torch
 from mmengine.utils import ProgressBar
 
@@ -34,27 +32,6 @@ def parse_args(arguments=None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def list_samples(data: str, limit) -> tuple:
-    """The images of a folder with the place of their class, and the names of the classes."""
-    if not Path(data).is_dir():
-        raise cli.UserError(f'--data {data!r} is not a folder; expected one with a subfolder a class')
-    classes = sorted(path.name for path in Path(data).iterdir() if path.is_dir())
-    if not classes:
-        raise cli.UserError(f'--data {data!r} has no subfolder; expected one a class')
-    folders = (str(Path(data) / name) for name in classes)
-    samples = [(path, i) for i, folder in enumerate(folders) for path in cli.list_images(folder, '--data', limit)]
-    return samples, classes
-
-
-def resize_and_crop(image: np.ndarray, size: int, crop_ratio: float) -> np.ndarray:
-    """Resize the shorter side to size / crop_ratio and take the middle, (size, size, C)."""
-    scale = round(size / crop_ratio) / min(image.shape[:2])
-    height, width = (max(size, round(side * scale)) for side in image.shape[:2])
-    image = mmcv.imresize(image, (width, height), interpolation='bicubic').reshape(height, width, -1)
-    top, left = (height - size) // 2, (width - size) // 2
-    return image[top : top + size, left : left + size]
-
-
 def predict(model, x: torch.Tensor) -> torch.Tensor:
     """Scores of a batch, (B, classes)."""
     with torch.no_grad():
@@ -68,7 +45,9 @@ def accuracy(args, model, samples: list, size: int, bar: ProgressBar) -> float:
     for start in range(0, len(samples), args.batch_size):
         batch = samples[start : start + args.batch_size]
         images = [
-            resize_and_crop(cli.read_image(path, '--data', channels=cli.image_channels(model)), size, args.crop_ratio)
+            cli.resize_and_crop(
+                cli.read_image(path, '--data', channels=cli.image_channels(model)), size, args.crop_ratio
+            )
             for path, _ in batch
         ]
         scores = predict(model, torch.cat([cli.normalize(model, image) for image in images]))
@@ -123,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
             bounds = {'--sizes': f'sizes from 4 to {cli.MAX_SIDE}', '--crop-ratio': 'a number above 0, at most 1'}
             raise cli.UserError(f'{option} is {value}, expected {bounds.get(option, "at least 1")}')
     args.sizes = sorted(set(args.sizes))
-    samples, classes = list_samples(args.data, args.limit)
+    samples, classes = cli.list_samples(args.data, '--data', args.limit)
     results = {spec[0]: measure(args, spec, samples, classes) for spec in args.models}
 
     out_dir = cli.make_out_dir(args.out_dir)

@@ -173,7 +173,7 @@ def count_kernels(profiler, iterations: int) -> dict:
     spans, launches = [], 0
     for event in profiler.profiler.kineto_results.events():
         if event.device_type() == torch.autograd.DeviceType.CUDA:
-            if event.duration_ns() > 0 and not event.is_user_annotation():
+            if event.duration_ns() > 0 and not getattr(event, 'is_user_annotation', bool)():
                 spans.append((event.start_ns(), event.start_ns() + event.duration_ns()))
         elif 'Launch' in event.name() and event.name().startswith('cu'):
             launches += 1

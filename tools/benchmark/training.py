@@ -35,7 +35,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import DefaultScope
 from synthetic import KINDS, find_classes, find_sizes
 
-from mmvmamba.cli.launch import build_runner
+from mmvmamba.cli.launch import build_runner, use_loader_defaults
 from mmvmamba.cli.models import _forget_pretrained, read_config
 from mmvmamba.training.compiling import CompiledForward, restore_modules
 
@@ -123,6 +123,7 @@ def prepare(config: str, options: list, args) -> tuple:
         loader.batch_size = args.batch
     if args.workers is not None:
         loader.num_workers = args.workers
+    use_loader_defaults(cfg)
     if not loader.num_workers:
         for key in ('persistent_workers', 'prefetch_factor'):
             loader.pop(key, None)

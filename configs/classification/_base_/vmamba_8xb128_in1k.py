@@ -6,6 +6,7 @@ model = dict(backbone=dict(_delete_=True, type='mmvmamba.VSSMBackbone', out_indi
 # one tensor a batch, in memory from which it is copied while the GPU works
 train_dataloader = dict(
     batch_size=128,
+    num_workers=12,
     collate_fn=dict(type='default_collate'),
     drop_last=True,
     pin_memory=True,

@@ -1,6 +1,9 @@
 // The op mmvmamba::selective_scan: schema, autograd and autocast.
+#include <ATen/ops/empty.h>
 #include <c10/core/ScalarType.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <cstring>
 
 #include "common/autograd.h"
 #include "common/registration.h"
@@ -44,6 +47,37 @@ Tensors<2> autocast(const Tensor& u, const Tensor& delta, const Tensor& A, const
                                           cast(delta_bias), delta_softplus, float_output, z, cast(initial_state));
 }
 
+// Each row's last state twice, for each chunk, and behind all rows the states; sizes as in pack_carries.
+template <typename T> void pack_rows(const T* states, T* to, int64_t rows, int64_t row, int64_t copies, int64_t N) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* last = states + (r + 1) * row - N;
+    for (int64_t i = 0; i < copies; ++i) *to++ = last[i / 2 % N];
+  }
+}
+
+// What mmvmamba/compat/carries.py lays out, at a fraction of the cost to the host.
+Tensor pack_carries(const Tensor& states_, int64_t chunks) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const Tensor states = states_.contiguous();
+  const int64_t batch = states.size(0), dim = states.size(1), N = states.size(3), row = states.size(2) * N;
+  const int64_t width = 2 * chunks * N, size = batch * dim * width, tail = states.size(2) > 2 ? states.numel() : 0;
+  const Tensor storage = at::empty({size + tail}, states.options());
+  if (states.is_cpu()) {
+    if (states.scalar_type() == at::kDouble) {
+      pack_rows(states.const_data_ptr<double>(), storage.mutable_data_ptr<double>(), batch * dim, row, width, N);
+    } else {
+      pack_rows(states.const_data_ptr<float>(), storage.mutable_data_ptr<float>(), batch * dim, row, width, N);
+    }
+    auto* bytes = static_cast<char*>(storage.mutable_data_ptr());
+    std::memcpy(bytes + size * states.element_size(), states.const_data_ptr(), tail * states.element_size());
+  } else {
+    const Tensor last = states.as_strided({batch, dim, chunks, N, 2}, {dim * row, row, 0, 1, 0}, row - N);
+    storage.as_strided(last.sizes(), {dim * width, width, 2 * N, 2, 1}).copy_(last);
+    if (tail > 0) storage.as_strided(states.sizes(), states.strides(), size).copy_(states);
+  }
+  return storage.as_strided({batch, dim, chunks, 2 * N}, {dim * width, width, 2 * N, 1});
+}
+
 }  // namespace
 }  // namespace mmvmamba
 
@@ -51,7 +85,10 @@ TORCH_LIBRARY_FRAGMENT(mmvmamba, m) {
   mmvmamba::define_ops(m,
 #include "../selective_scan/schema.inc"
   );
+  m.def("pack_carries(Tensor states, int chunks) -> Tensor");
 }
+
+TORCH_LIBRARY_IMPL(mmvmamba, CompositeExplicitAutograd, m) { m.impl("pack_carries", &mmvmamba::pack_carries); }
 
 TORCH_LIBRARY_IMPL(mmvmamba, Autograd, m) { mmvmamba::implement_autograd<mmvmamba::SelectiveScan>(m); }
 

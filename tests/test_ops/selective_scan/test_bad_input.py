@@ -24,7 +24,7 @@ SCAN_ERRORS = {
         r'A must have the dimensions \(dim, N\).*\(6, 2, 1\)',
     ),
     'D_has_two_dimensions': (dict(D=ones(6, 1)), ValueError, r'D must have the dimensions \(dim\).*\(6, 1\)'),
-    'B_has_three_dimensions': (dict(B=ones(2, 2, 9)), ValueError, r'B must have the dimensions.*\(2, 2, 9\)'),
+    'B_has_one_dimension': (dict(B=ones(9)), ValueError, r'B must have the dimensions.*\(9,\)'),
     'no_batch': (dict(u=ones(0, 6, 9)), ValueError, r'u has an empty dimension.*\(0, 6, 9\)'),
     'no_steps': (dict(delta=ones(2, 6, 0)), ValueError, r'delta has an empty dimension.*\(2, 6, 0\)'),
     'no_states': (dict(A=ones(6, 0)), ValueError, r'A has an empty dimension.*\(6, 0\)'),

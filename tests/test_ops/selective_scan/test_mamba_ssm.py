@@ -1,4 +1,7 @@
-"""Beside the ``selective_scan_fn`` of an installed mamba_ssm, as the published code tests its own scan."""
+"""Beside the ``selective_scan_fn`` of an installed mamba_ssm, as the published code tests its own scan.
+
+Where there is none, the comparison itself is held to a recurrence of the same arguments.
+"""
 
 import importlib.util
 
@@ -11,7 +14,6 @@ if importlib.util.find_spec('mamba_ssm') is None:
     REASON = 'mamba_ssm is not installed'
 else:
     REASON = '' if torch.cuda.is_available() else 'mamba_ssm computes on CUDA GPUs only, and torch sees none'
-pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
 # the relative tolerances of the published tests
 LIMITS = {torch.float32: 6e-4, torch.float16: 3e-3, torch.bfloat16: 3e-2}
 
@@ -41,6 +43,7 @@ def compare(scan, device, dtype, d_state, length, groups, optional, delta_softpl
         assert error < LIMITS[dtype], f'{name}: relative difference {error:.2e}'
 
 
+@pytest.mark.skipif(bool(REASON), reason=REASON)
 @pytest.mark.parametrize('dtype', LIMITS, ids=lambda dtype: str(dtype).removeprefix('torch.'))
 @pytest.mark.parametrize('d_state, length', [(1, 49), (8, 130), (16, 64), (16, 1023), (64, 4096)])
 @pytest.mark.parametrize('groups', [1, 4])
@@ -49,3 +52,34 @@ def test_scan(dtype, d_state, length, groups, optional, delta_softplus):
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     compare(selective_scan_fn, 'cuda', dtype, d_state, length, groups, optional, delta_softplus)
+
+
+def recurrence(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
+    """The scan step by step, with the arguments of mamba_ssm's."""
+    assert z is None and return_last_state
+    step = delta.float() if delta_bias is None else delta.float() + delta_bias[:, None]
+    step = torch.nn.functional.softplus(step) if delta_softplus else step
+    B, C = (each.float().repeat_interleave(u.shape[1] // each.shape[1], dim=1) for each in (B, C))
+    state, out = torch.zeros(u.shape[0], *A.shape), []
+    for t in range(u.shape[2]):
+        now = step[:, :, t, None]
+        state = torch.exp(now * A) * state + now * B[..., t] * u[:, :, t, None].float()
+        out.append((state * C[..., t]).sum(dim=-1))
+    out = torch.stack(out, dim=-1)
+    return (out if D is None else out + u.float() * D[:, None]).to(u.dtype), state
+
+
+@pytest.mark.parametrize('dtype', LIMITS, ids=lambda dtype: str(dtype).removeprefix('torch.'))
+@pytest.mark.parametrize('optional, delta_softplus', [(True, True), (False, True), (False, False)])
+def test_the_comparison_accepts_the_recurrence(dtype, optional, delta_softplus):
+    compare(recurrence, 'cpu', dtype, 8, 33, 2, optional, delta_softplus)
+
+
+@pytest.mark.parametrize('wrong', ['out', 'last_state', 'gradient'])
+def test_the_comparison_notices_what_is_wrong(wrong):
+    def other(u, **arguments):
+        out, state = recurrence(u + 0.01 * (u - u.detach()) if wrong == 'gradient' else u, **arguments)
+        return (1.01 * out if wrong == 'out' else out), (1.01 * state if wrong == 'last_state' else state)
+
+    with pytest.raises(AssertionError, match=f'{dict(gradient="du").get(wrong, wrong)}: relative difference'):
+        compare(other, 'cpu', torch.float32, 4, 17, 1, True, True)
