@@ -39,9 +39,18 @@ def map_columns(dt_rank):
     return columns_of(dt_rank, TRITON_RANKS, TRITON_COLUMNS)
 
 
-def cuda_columns(dt_rank):
+def cuda_columns(dt_rank, d_state=1):
     """Columns of the projections of one route in the CUDA kernels."""
+    if d_state > 1:
+        dt_step, step = CONSTANTS['ss2d_scan.cuda.states.columns']
+        dt_columns = (dt_rank + dt_step - 1) // dt_step * dt_step
+        return (dt_columns + 2 * cuda_states(d_state) + step - 1) // step * step
     return columns_of(dt_rank, CONSTANTS['ss2d_scan.cuda.ranks'], CONSTANTS['ss2d_scan.cuda.columns'])
+
+
+def cuda_states(d_state):
+    """States of a channel as the CUDA kernels for several of them pad them."""
+    return min(number for number in CONSTANTS['ss2d_scan.cuda.states.numbers'] if number >= d_state)
 
 
 def cuda_padded(channels):
@@ -75,9 +84,10 @@ def _fake(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mod
     batch, channels, height, width = x.shape
     length, dt_rank, d_state = height * width, dt_projs_weight.shape[2], A_logs.shape[1]
     if x.device.type == 'cuda':
-        (segment,) = CONSTANTS['ss2d_scan.cuda.segment']
-        projections = x.new_empty((batch * length, 4 * cuda_columns(dt_rank)))
-        states = batch * ((length + segment - 1) // segment) * 4 * channels
+        (segment,) = CONSTANTS['ss2d_scan.cuda.states.segment' if d_state > 1 else 'ss2d_scan.cuda.segment']
+        projections = x.new_empty((batch * length, 4 * cuda_columns(dt_rank, d_state)))
+        values = cuda_padded(channels) * cuda_states(d_state) if d_state > 1 else channels
+        states = batch * ((length + segment - 1) // segment) * 4 * values
     else:
         (segment,), (lanes,) = CONSTANTS['ss2d_scan.cpu.segment'], CONSTANTS['ss2d_scan.cpu.lanes']
         projections = x.new_empty((batch * length, 4 * (dt_rank + 2 * d_state)), dtype=torch.float32)

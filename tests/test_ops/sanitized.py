@@ -71,7 +71,7 @@ def layers():
 
 
 def core(channels, height, width, rank, dtype, scan_mode):
-    for states in (1, 2):
+    for states in (1, 2, 16) if DEVICE == 'cuda' else (1, 2):
         shapes = ((2, channels, height, width), (4, rank + 2 * states, channels), (4, channels, rank), (4, channels))
         leaves = [torch.randn(shape, device=DEVICE).to(dtype).requires_grad_() for shape in shapes]
         shapes = ((4 * channels, states), (4 * channels,))

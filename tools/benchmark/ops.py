@@ -12,6 +12,7 @@ more than 4096 pixels.
 import argparse
 import contextlib
 import functools
+import itertools
 import math
 import time
 from pathlib import Path
@@ -180,25 +181,28 @@ def cross_cases(device, dtype, backends, ceiling, repeats):
                 yield row
 
 
-def core_inputs(shape, dtype, device):
-    """Arguments of ss2d_scan with the statistics of a trained model."""
+def core_inputs(shape, dtype, device, states=1):
+    """Arguments of ss2d_scan with the statistics of a trained model, or with the A of a new one if N is above 1."""
     batch, channels, height, width, rank = shape
     x = torch.randn(batch, height, width, channels, device=device).to(dtype).permute(0, 3, 1, 2)
     draw = functools.partial(torch.randn, device=device)
     parameters = (
-        draw(4, rank + 2, channels) * channels**-0.5,
+        draw(4, rank + 2 * states, channels) * channels**-0.5,
         0.5 * draw(4, channels, rank) * rank**-0.5,
         0.5 * draw(4, channels) - 3,
-        0.5 * draw(4 * channels, 1),
+        0.5 * draw(4 * channels, states) + torch.arange(1, states + 1, device=device).log(),
         draw(4 * channels),
     )
     return [x, *parameters]
 
 
-def core_cases(device, dtype, backends, ceiling, repeats):
-    """Rows of ss2d_scan, fused and composed of the unfused ops; on a GPU replayed from a graph, as in training."""
-    for shape in CORE_SHAPES if device == 'cuda' else CPU_CORE_SHAPES:
-        inputs = core_inputs(shape, dtype, device)
+def core_cases(device, dtype, backends, ceiling, repeats, numbers=(1,)):
+    """Rows of ss2d_scan, fused and composed of the unfused ops; on a GPU replayed from a graph, as in training.
+
+    ``numbers`` are those of states a channel, N.
+    """
+    for shape, states in itertools.product(CORE_SHAPES if device == 'cuda' else CPU_CORE_SHAPES, numbers):
+        inputs = core_inputs(shape, dtype, device, states)
         dout = torch.randn_like(inputs[0])
         few, few_dout = [inputs[0][:1], *inputs[1:]], dout[:1]
         size = inputs[0].numel() * inputs[0].element_size()
@@ -211,7 +215,8 @@ def core_cases(device, dtype, backends, ceiling, repeats):
                     check_error('ss2d_scan', shape, name, error, dtype)
                     run = functools.partial(ss2d_scan, backend=backend)
                     row = core_row(run, inputs, dout, device, 1 if slow else repeats, not slow)
-                row.update(op='ss2d_scan', shape='x'.join(map(str, shape)), backend=name, error=error)
+                label = 'x'.join(map(str, shape)) + f' N={states}' * (states > 1)
+                row.update(op='ss2d_scan', shape=label, backend=name, error=error)
                 for which, factor in (('forward', 2), ('backward', 3)):
                     row[f'{which}_GBps'] = factor * size / row[f'{which}_ms'] / 1e6
                     row[f'{which}_fraction'] = row[f'{which}_GBps'] / ceiling
@@ -317,6 +322,9 @@ def main(arguments=None):
     parser.add_argument('--ops', nargs='+', choices=list(CASES), default=list(CASES), help='default: all')
     parser.add_argument('--backends', nargs='+', choices=BACKENDS, help='default: all that can run')
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], help='default: float16, on CPU float32')
+    parser.add_argument(
+        '--states', nargs='+', type=int, default=[1], metavar='N', help='states a channel of ss2d_scan (default: 1)'
+    )
     parser.add_argument('--repeats', type=int, help='runs per median (default: 25, on CPU 5)')
     parser.add_argument('--threads', type=int, default=2, help='CPU threads (default: 2)')
     parser.add_argument(
@@ -348,7 +356,8 @@ def main(arguments=None):
     )
     rows = []
     for op in args.ops:
-        for row in CASES[op](args.device, dtype, backends, ceiling, repeats):
+        own = dict(numbers=args.states) if op == 'ss2d_scan' else {}
+        for row in CASES[op](args.device, dtype, backends, ceiling, repeats, **own):
             rows.append(row)
             print(
                 f'{row["op"]:34}{row["shape"]:22}{row["backend"]:16}'

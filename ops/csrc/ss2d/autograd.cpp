@@ -3,6 +3,7 @@
 #include "common/constants.h"
 #include "common/registration.h"
 #include "ss2d/layout.h"
+#include "ss2d/states/layout.h"
 
 namespace mmvmamba {
 namespace {
@@ -29,11 +30,15 @@ struct Scan : Differentiable {
   }
 };
 
-const AddConstants add_constants({{"ss2d_scan.cuda.segment", {ss2d::kSegment}},
-                                  {"ss2d_scan.cuda.lanes", {ss2d::kGroup}},
-                                  {"ss2d_scan.cuda.ranks", {ss2d::kRanks[0], ss2d::kRanks[1]}},
-                                  {"ss2d_scan.cuda.columns",
-                                   {ss2d::kRankColumns[0], ss2d::kRankColumns[1], ss2d::kColumnStep}}});
+const AddConstants add_constants(
+    {{"ss2d_scan.cuda.segment", {ss2d::kSegment}},
+     {"ss2d_scan.cuda.lanes", {ss2d::kGroup}},
+     {"ss2d_scan.cuda.ranks", {ss2d::kRanks[0], ss2d::kRanks[1]}},
+     {"ss2d_scan.cuda.columns", {ss2d::kRankColumns[0], ss2d::kRankColumns[1], ss2d::kColumnStep}},
+     {"ss2d_scan.cuda.states.numbers",
+      std::vector<int64_t>(std::begin(ss2d::states::kStates), std::end(ss2d::states::kStates))},
+     {"ss2d_scan.cuda.states.segment", {ss2d::states::kSegment}},
+     {"ss2d_scan.cuda.states.columns", {ss2d::states::kDtStep, ss2d::states::kColumnStep}}});
 
 }  // namespace
 }  // namespace mmvmamba

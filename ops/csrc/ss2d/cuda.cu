@@ -1,4 +1,5 @@
-// The fused SS2D core, mmvmamba::ss2d_scan and ss2d_scan_backward on CUDA (N = 1; cross2d, unidi, bidi).
+// The fused SS2D core, mmvmamba::ss2d_scan and ss2d_scan_backward on CUDA (cross2d, unidi, bidi), for N = 1; several
+// states a channel are those of states/core.h.
 //
 // Forward: prepare parameters; one GEMM for the projections of all routes; for float with a dt rank above 12 a batched
 // GEMM for u; then for each pair of routes the block carries (if an image has too many blocks to wait for) and the
@@ -26,6 +27,8 @@
 #include "common/routes.h"
 #include "common/type_of.h"
 #include "ss2d/kernels.h"
+#include "ss2d/products.h"
+#include "ss2d/states/core.h"
 
 namespace mmvmamba {
 namespace {
@@ -179,17 +182,14 @@ struct Problem {
   Tensor rows(const Tensor& map) const { return map.as_strided({pixels, args.channels}, {args.channels, 1}); }
 };
 
-// `x` with its channels last, at a multiple of 16 bytes: itself or a copy.
-Tensor channel_last(const Tensor& x) {
-  const Tensor map = x.contiguous(at::MemoryFormat::ChannelsLast);
-  return reinterpret_cast<std::uintptr_t>(map.data_ptr()) % 16 ? map.clone() : map;
-}
-
 std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x_proj, const Tensor& dt_proj,
                                                 const Tensor& dt_bias, const Tensor& A_logs, const Tensor& Ds,
                                                 int64_t scan_mode, bool float_output, bool save,
                                                 const std::optional<Tensor>& z) {
   check_absent("ss2d_scan", "z", z);
+  if (A_logs.size(1) > 1) {
+    return ss2d::states::forward(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, float_output, save);
+  }
   const c10::cuda::CUDAGuard guard(x.device());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   Problem problem(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, false);
@@ -221,28 +221,14 @@ std::tuple<Tensor, Tensor, Tensor> ss2d_forward(const Tensor& x, const Tensor& x
   return {y, projections, states};
 }
 
-// Parts of a^T b, to be added in float, of dense matrices of many rows: those of chunks of rows as a batch, so that the
-// GEMM fills the GPU, then that of the rows left over. No more chunks than rows.
-Tensor tall_product(const Tensor& a, int64_t a_columns, const Tensor& b, int64_t b_columns, int64_t rows,
-                    int64_t chunks) {
-  const int64_t length = rows / chunks, whole = length * chunks, rest = rows - whole, size = a_columns * b_columns;
-  Tensor parts = allocate({chunks + (rest > 0), a_columns, b_columns}, a.options());
-  Tensor first = rest > 0 ? parts.as_strided({chunks, a_columns, b_columns}, {size, b_columns, 1}) : parts;
-  at::bmm_out(first, a.as_strided({chunks, a_columns, length}, {length * a_columns, 1, a_columns}),
-              b.as_strided({chunks, length, b_columns}, {length * b_columns, b_columns, 1}));
-  if (rest > 0) {
-    Tensor last = parts.as_strided({a_columns, b_columns}, {b_columns, 1}, chunks * size);
-    at::mm_out(last, a.as_strided({a_columns, rest}, {1, a_columns}, a.storage_offset() + whole * a_columns),
-               b.as_strided({rest, b_columns}, {b_columns, 1}, b.storage_offset() + whole * b_columns));
-  }
-  return parts;
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ss2d_backward(const Tensor& dy_in, const Tensor& x,
                                                                          const Tensor& x_proj, const Tensor& dt_proj,
                                                                          const Tensor& dt_bias, const Tensor& A_logs,
                                                                          const Tensor& Ds, const Tensor& projections,
                                                                          const Tensor& states, int64_t scan_mode) {
+  if (A_logs.size(1) > 1) {
+    return ss2d::states::backward(dy_in, x, x_proj, dt_proj, dt_bias, A_logs, Ds, projections, states, scan_mode);
+  }
   const c10::cuda::CUDAGuard guard(x.device());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   Problem problem(x, x_proj, dt_proj, dt_bias, A_logs, Ds, scan_mode, true);

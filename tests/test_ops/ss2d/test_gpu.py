@@ -42,6 +42,24 @@ CASES = [
     (1, 40, 120, 61, 3, 'cross2d'),  # chains too long to wait for
     (1, 40, 120, 61, 20, 'cross2d'),
 ]
+# batch, channels, height, width, rank, mode, N: several states a channel, which the CUDA kernels take
+STATES_CASES = [
+    *((2, 96, 14, 14, 6, mode, states) for states in (2, 4, 8, 16) for mode in ('cross2d', 'unidi', 'bidi')),
+    (1, 32, 1, 1, 2, 'cross2d', 16),
+    (1, 32, 1, 37, 2, 'cross2d', 16),
+    (1, 40, 53, 1, 3, 'cross2d', 8),
+    (3, 33, 7, 5, 6, 'cross2d', 2),
+    (1, 7, 3, 3, 1, 'bidi', 3),
+    (2, 192, 28, 28, 6, 'cross2d', 16),
+    (2, 384, 14, 14, 24, 'cross2d', 16),  # two blocks of groups in backward, dt by a GEMM
+    (2, 768, 7, 7, 48, 'cross2d', 16),
+    (64, 224, 7, 7, 12, 'cross2d', 16),  # 7 groups, of which a block has 4
+    (140, 64, 12, 14, 4, 'cross2d', 16),  # an image is one block
+    (140, 64, 12, 14, 4, 'unidi', 4),
+    (1, 40, 120, 61, 3, 'cross2d', 16),  # long chains
+    (1, 100, 19, 23, 17, 'unidi', 11),
+    (1, 40, 14, 14, 70, 'bidi', 5),
+]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -49,14 +67,19 @@ def backend(request):
     return request.param
 
 
+cuda_only = pytest.mark.parametrize(
+    'backend', [param for param in BACKENDS if param.values == ('cuda',)], indirect=True
+)
+
+
 def fused(backend, mode, out_dtype=None):
     return lambda *values: ss2d_scan(*values, mode, out_dtype=out_dtype, backend=backend)
 
 
-def check_output_and_every_gradient(case, dtype, backend):
+def check_output_and_every_gradient(case, dtype, backend, d_state=1):
     *shape, dt_rank, mode = case
     x, dy = make_map(*shape, dtype, 'cuda'), make_map(*shape, dtype, 'cuda', seed=2)
-    parameters = make_parameters(shape[1], dt_rank, device='cuda')
+    parameters = make_parameters(shape[1], dt_rank, d_state, device='cuda')
     reference = run(
         lambda *values: ss2d_scan(*values, mode, backend='naive'),
         x.double(),
@@ -79,11 +102,53 @@ def test_output_and_every_gradient(case, dtype, backend):
     check_output_and_every_gradient(case, dtype, backend)
 
 
-@pytest.mark.parametrize('backend', [param for param in BACKENDS if param.values == ('cuda',)], indirect=True)
+@cuda_only
 @pytest.mark.parametrize('dtype', LIMITS, ids=lambda dtype: str(dtype)[6:])
 def test_a_rank_whose_maps_leave_room_for_few_segments(dtype, backend):
     """A block takes fewer than 8 segments, lest it need more shared memory than there is."""
     check_output_and_every_gradient((1, 8, 12, 12, 400, 'cross2d'), dtype, backend)
+
+
+@cuda_only
+@pytest.mark.parametrize('dtype', LIMITS, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize('case', STATES_CASES, ids=str)
+def test_several_states(case, dtype, backend):
+    *case, states = case
+    check_output_and_every_gradient(case, dtype, backend, states)
+
+
+@cuda_only
+def test_several_states_as_an_op(backend):
+    """Contiguous maps, float output, another stream, CUDA graphs, torch.compile, and the op's own checks."""
+    x, dy = (make_map(2, 64, 14, 15, torch.float16, 'cuda', seed=seed) for seed in (1, 2))
+    parameters = make_parameters(64, 4, 16, device='cuda')
+    expected = run(fused(backend, 'cross2d'), x, parameters, dy)
+    y = fused(backend, 'cross2d', torch.float32)(x, *parameters)
+    assert y.dtype == torch.float32 and relative_error(y, expected[0]) < 1e-3
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        results = run(fused(backend, 'cross2d'), x.contiguous().clone(), parameters, dy.contiguous())
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        replayed = run(fused(backend, 'cross2d'), x, parameters, dy)
+    graph.replay()
+    compiled = run(torch.compile(fused(backend, 'cross2d'), fullgraph=True), x, parameters, dy)
+    for value, *others in zip(expected, results, replayed, compiled):
+        assert all(torch.equal(value, other) for other in others)
+    leaves = [value.float().requires_grad_() for value in (x[:, :, :5, :6], *parameters)]
+    torch.library.opcheck(torch.ops.mmvmamba.ss2d_scan.default, (*leaves, 0, True, True))
+
+
+@cuda_only
+def test_several_states_in_float_output_add_up_in_float(backend):
+    """The four routes of a half-precision map meet in a float output without a rounding to half between them."""
+    x, parameters = make_map(2, 64, 14, 14, torch.float16, 'cuda'), make_parameters(64, 4, 16, device='cuda')
+    y = fused(backend, 'cross2d', torch.float32)(x, *parameters)
+    expected = ss2d_scan(x.double(), *(value.double() for value in parameters), backend='naive')
+    assert relative_error(y, expected) < LIMITS[torch.float16]
 
 
 def test_contiguous_maps_and_float_output(backend):
@@ -120,7 +185,8 @@ def test_autocast_runs_the_core_in_half_precision(backend):
 
 def test_larger_states_are_composed_and_said_once(caplog, monkeypatch, backend):
     monkeypatch.setattr(interface, '_announced', set())
-    x, parameters = make_map(1, 8, 5, 5, device='cuda'), make_parameters(8, 2, 4, device='cuda')
+    states = interface.MOST_STATES[backend] + 1
+    x, parameters = make_map(1, 8, 5, 5, device='cuda'), make_parameters(8, 2, states, device='cuda')
     with caplog.at_level(logging.INFO, logger='mmvmamba.ops'):
         y = ss2d_scan(x, *parameters, backend=backend)
         ss2d_scan(x, *parameters, backend=backend)

@@ -1,0 +1,3 @@
+#include "ss2d/states/run_backward.cuh"
+
+template struct mmvmamba::ss2d::states::BackwardKernels<__half>;

@@ -1,0 +1,3 @@
+#include "ss2d/states/run_forward.cuh"
+
+template struct mmvmamba::ss2d::states::Kernels<float>;

@@ -1,0 +1,5 @@
+#pragma once
+
+namespace mmvmamba {
+enum class Type { kHalf, kBfloat16, kFloat, kDouble };
+}
