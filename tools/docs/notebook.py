@@ -45,5 +45,6 @@ def _allow_breaks(cell):
 def on_page_content(content, page, config, files):
     """Names in tables break where a reader expects it; roles and links of docstrings become HTML."""
     content = re.sub(r'<td.*?</td>', _allow_breaks, content, flags=re.DOTALL)
+    content = re.sub(r'(?<=:<code>)~[\w.]*\.(?=\w+</code>)', '', content)  # the last part alone
     content = re.sub(r':(?:func|class|data|mod|meth):(?=<code>)', '', content)
     return re.sub(r'<code>([^<]*?) &lt;(https://[^<]*?)&gt;</code>_', r'<a href="\2">\1</a>', content)
