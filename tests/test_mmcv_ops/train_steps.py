@@ -3,6 +3,7 @@
 Run in a process of its own, with compiled mmcv or without, to compare bit by bit; ``make matrix`` runs one step.
 """
 
+import copy
 import hashlib
 import json
 import sys
@@ -77,8 +78,9 @@ def main(task: str, steps: int = STEPS) -> None:
         model = MODELS.build(Config.fromfile(DEMO / config).model)
         model.init_weights()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        drawn = [make_sample(task, size, random) for _ in range(BATCH)]
         for _ in range(steps):
-            images, samples = zip(*(make_sample(task, size, random) for _ in range(BATCH)))
+            images, samples = zip(*copy.deepcopy(drawn))  # the same batch each time: its loss has to fall
             data = model.data_preprocessor(
                 dict(inputs=[torch.from_numpy(image) for image in images], data_samples=list(samples)), training=True
             )
