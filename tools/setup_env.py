@@ -68,7 +68,7 @@ def run(step: str, command: list, advice: str, watch=None, **environment) -> Non
     if re.search(
         r'NewConnectionError|ConnectTimeout|name resolution|Connection refused|ProxyError|Max retries', output
     ):
-        advice = 'The package index can not be reached: check the network (or PIP_INDEX_URL), then run this again'
+        advice = 'The package index cannot be reached: check the network (or PIP_INDEX_URL), then run this again'
     elif 'No space left' in output:
         advice = 'The disk is full: free some space, then run this again'
     raise SetupError(f'{step} failed (exit code {process.returncode}). {advice}')
@@ -178,7 +178,7 @@ def install_mmcv(env: Environment) -> None:
         )
         if env.imports('mmcv.ops'):
             return
-    raise SetupError('mmcv was built, but its ops can not be imported. Remove .venv and run this again')
+    raise SetupError('mmcv was built, but its ops cannot be imported. Remove .venv and run this again')
 
 
 def gpu_is_there() -> bool:

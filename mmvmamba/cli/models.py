@@ -58,7 +58,7 @@ def require_codebase(scope: str) -> None:
         import_module(f'{scope}.models')
     except Exception as error:  # a refused version is an AssertionError, a broken library an OSError
         raise UserError(
-            f'{scope} can not be imported: {first_line(error)}; "python -m mmvmamba.doctor" says what to do'
+            f'{scope} cannot be imported: {first_line(error)}; "python -m mmvmamba.doctor" says what to do'
         ) from error
 
 

@@ -52,7 +52,7 @@ def place() -> str:
     Raises:
         ImportError: Without an installed mmcv, or if ``MMVMAMBA_MMCV_OPS=off``.
         FileExistsError: For an ``_ext`` in mmcv's folder that is not ours.
-        OSError: If the folder can not be written.
+        OSError: If the folder cannot be written.
     """
     folder = _folder()
     if switched_off():
@@ -83,7 +83,7 @@ def remove() -> str:
 
     Raises:
         ImportError: Without an installed mmcv.
-        OSError: If the file can not be removed.
+        OSError: If the file cannot be removed.
     """
     folder = _folder()
     if not is_placed(folder):

@@ -66,7 +66,9 @@ class FastOptimWrapper(OptimWrapper):
         clip_grad: Optional[dict] = None,
     ):
         # mmengine's constructor gives groups of its own kind of dict, which takes ten times as long to read
-        optimizer.param_groups[:] = [{key: group[key] for key in group} for group in optimizer.param_groups]
+        for i, group in enumerate(optimizer.param_groups):
+            if type(group) is not dict:
+                optimizer.param_groups[i] = {key: group[key] for key in group}
         super().__init__(optimizer, accumulative_counts, dict(clip_grad) if clip_grad is not None else None)
         self.cast_dtype = _check_dtype(dtype)
         self._fixed_scale = float(loss_scale) if isinstance(loss_scale, (int, float)) else None

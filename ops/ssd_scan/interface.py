@@ -48,7 +48,8 @@ def ssd_scan(
         h_t = \exp(A\, dt_t)\, h_{t-1} + dt_t\, x_t B_t^\top, \qquad y_t = h_t C_t + D \circ x_t
 
     for each of H heads of P channels, with a state of P x N numbers.  Heads come in G groups of equal size, which share
-    B and C.  The compiled backends compute it as matrix products of chunks of 64 steps (section 6 of the paper).
+    B and C.  The compiled backends compute it as matrix products of chunks of 64 steps, in Triton 32 (section 6 of the
+    paper).
 
     With ``size``, the L steps are the pixels of a map, row by row, and are scanned along the K = 4 routes of
     :func:`mmvmamba.ops.cross_scan`: x is one for all routes; the heads of dt, A, D and the states, and the groups of B

@@ -137,7 +137,7 @@ def test_nothing_is_placed_beside_compiled_ops_or_when_switched_off(folder, monk
     assert 'is compiled and wins: nothing placed' in placing.place()
     assert not (folder / '_ext.py').exists()
     (folder / f'_ext{SUFFIX}').unlink()
-    (folder / '_ext.cpython-27-other.so').touch()  # of another Python: it can not be loaded, so it wins nothing
+    (folder / '_ext.cpython-27-other.so').touch()  # of another Python: it cannot be loaded, so it wins nothing
     assert placing.place().startswith('placed ')
 
 
@@ -164,7 +164,7 @@ def test_a_tool_says_that_a_codebase_does_not_import(monkeypatch):
         raise ModuleNotFoundError(f'{name} found no mmcv._ext\nmore')
 
     monkeypatch.setattr(models, 'import_module', fail)
-    with pytest.raises(UserError, match=r'mmdet can not be imported: mmdet\.models found no mmcv\._ext; "python -m'):
+    with pytest.raises(UserError, match=r'mmdet cannot be imported: mmdet\.models found no mmcv\._ext; "python -m'):
         models.require_codebase('mmdet')
 
 

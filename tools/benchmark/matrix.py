@@ -157,7 +157,7 @@ def install(row: Row, folder: Path, sdist: Path) -> Path:
     try:  # uv fetches an interpreter that is not there, where it can
         run(uv, 'venv', '--clear', '--python', find_python(row.python) or row.python, folder)
     except StepError as error:
-        raise StepError(f'Python {row.python} is not on this machine, and can not be fetched') from error
+        raise StepError(f'Python {row.python} is not on this machine, and cannot be fetched') from error
     (PLACE / 'overrides.txt').write_text('\n'.join(OVERRIDES))
     pip = (uv, 'pip', 'install', '--python', python, '--override', PLACE / 'overrides.txt')
     base = (f'torch=={row.torch}', 'torchvision', f'numpy{row.numpy}', *TOOLS)

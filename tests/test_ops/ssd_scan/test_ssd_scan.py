@@ -1,5 +1,6 @@
 """The scan of Mamba-2 on CPU: the matrix products against the loop, and the op's registration."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,17 @@ OPS = torch.ops.mmvmamba
 
 def ids(value):
     return str(value).replace('torch.', '')
+
+
+@pytest.mark.parametrize('height', [1, 2, 3, 7, 56, 199, 1000, 4093, 1 << 20])
+@pytest.mark.parametrize('units', [-2, 0, 2], ids=lambda units: f'{units} units of the last digit')
+def test_the_float_division_of_the_triton_kernels_is_exact(height, units):
+    """For every step of a map of 2^20 pixels, also with a reciprocal as far off as a GPU's may be."""
+    steps = np.arange(1 << 20, dtype=np.int32)
+    reciprocal = np.float32(1) / np.float32(height)
+    reciprocal += np.float32(units) * np.spacing(reciprocal)
+    columns = ((steps.astype(np.float32) + np.float32(0.5)) * reciprocal).astype(np.int32)
+    assert np.array_equal(columns, steps // height)
 
 
 @needs_cpu
