@@ -160,13 +160,13 @@ def outputs(
         v = tl.load(x + batch * x_b + (pixel[:, None] * x_l + column + p[None, :]), narrow, 0.0)
         y = _dot(weights, v, NARROW, PRECISION, x.dtype.element_ty)
         if HAS_STATE:
-            at = ((batch * chunks + chunk) * groups * heads + own) * channels
-            h = tl.load(states + at * d_state + (p[:, None] * d_state + n[None, :]), state_mask, 0.0)
+            before = states + ((batch * chunks + chunk) * groups * heads + own) * channels * d_state
+            h = tl.load(before + (p[:, None] * d_state + n[None, :]), state_mask, 0.0)
             y += _dot(c, tl.trans(h), NARROW, PRECISION, x.dtype.element_ty) * tl.exp2(cum.to(tl.float32))[:, None]
         if HAS_D:
             y += tl.load(D + own * channels + p, p < channels, 0.0)[None, :] * v.to(tl.float32)
-        place = pixel[:, None] * (groups * heads * channels) + own * channels + p[None, :]
-        tl.store(out + batch * length * groups * heads * channels + place, y.to(out.dtype.element_ty), narrow)
+        at = pixel[:, None] * (groups * heads * channels) + own * channels + p[None, :]
+        tl.store(out + batch * length * groups * heads * channels + at, y.to(out.dtype.element_ty), narrow)
 
 
 @triton.jit
