@@ -1,9 +1,8 @@
 """The Mamba-2 scan in Triton.
 
-Forward launches ``march``, which takes a head's chunks one after the other; or for few heads, all chunks at once:
-``walk``, where there is more than one chunk or a state before the first, and ``outputs``.  Backward launches
-``walk`` for the states again, ``walk`` in reverse for their gradients, and ``gradients``.  The routes of a map are
-added by ``add_routes``.  Every sum has a fixed order.
+Forward launches ``walk``, where there is more than one chunk or a state before the first, and ``outputs``.  Backward
+launches ``walk`` for the states again, ``walk`` in reverse for their gradients, and ``gradients``.  The routes of a map
+are added by ``add_routes``.  Every sum has a fixed order.
 """
 
 import math
@@ -15,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..cross_scan.triton import _COLUMN, _REVERSE
-from .triton_kernels import add_routes, gradients, march, outputs, walk
+from .triton_kernels import add_routes, gradients, outputs, walk
 
 CHUNKS = dict(forward=32, backward=32)  # steps; longer ones have fewer states, and more pairs of steps
 # whether products round to the dtype of x what was computed from it, the states too, as Mamba-2's own kernels do;
@@ -26,16 +25,11 @@ EXACT = 'tf32x3'
 PROGRAMS = 1024  # so many at least, if there are heads to share out
 WALK_ROWS = 64  # of the state that a program of walk carries
 ROUTES = 4
-# no product has 64 rows and 4 warps: Triton 3.6 then takes Hopper's asynchronous ones, whose second operand its
-# assembler (ptxas 12.8) reads from a register that nothing wrote, beyond shared memory
-LAUNCH = dict(
-    march=dict(num_warps=1, num_stages=2),
-    walk=dict(num_warps=2),
-    outputs=dict(num_warps=2),
-    gradients=dict(num_warps=4),
-)
-SEQUENTIAL = 1024  # so many heads of a batch fill a GPU without sharing out the chunks
-STATE = 1024  # elements that the one warp of march keeps in registers
+# Warps of a program, for heads whose state has at most SMALL_STATE elements of 16-bit x, and for larger ones.  No
+# product has 64 rows and 4 warps: Triton 3.6 then takes Hopper's asynchronous ones, whose second operand its assembler
+# (ptxas 12.8) reads from a register that nothing wrote, beyond shared memory.
+WARPS = dict(walk=(2, 2), outputs=(1, 2), gradients=(2, 4))
+SMALL_STATE = 1024
 
 
 def _block(size: int) -> int:
@@ -88,6 +82,10 @@ class _Problem:
             N=_block(self.d_state),
         )
 
+    def warps(self, kernel: str) -> int:
+        small = self.narrow and self.options['P'] * self.options['N'] <= SMALL_STATE
+        return WARPS[kernel][0 if small else 1]
+
     @property
     def state_shape(self) -> tuple:
         return self.batch, self.all_heads, self.channels, self.d_state
@@ -108,7 +106,7 @@ class _Problem:
             *value.stride()[:2], *self.in_units(matrix), *self.dt.stride()[:2],
             self.groups, self.heads, self.channels, self.d_state, *self.place,
             BACKWARD=backward, HAS_FIRST=first is not None, HAS_LAST=last is not None, HEADS=heads,
-            **LAUNCH['walk'], **self.options,
+            num_warps=self.warps('walk'), **self.options,
         )  # fmt: skip
         return states
 
@@ -117,16 +115,6 @@ class _Problem:
         places = self.batch * self.groups * self.chunks
         turns = max(1, min(self.heads, self.heads * places // PROGRAMS))
         return (places, triton.cdiv(self.heads, turns)), turns
-
-    def march(self, first: Optional[torch.Tensor], last: Optional[torch.Tensor], out: torch.Tensor) -> None:
-        """The outputs, each program all chunks of a head."""
-        march[(self.batch * self.groups, self.heads)](
-            self.x, self.dt, self.A, self.B, self.C, self.D, self.bias, first, last, out,
-            *self.x.stride()[:2], *self.dt.stride()[:2], *self.in_units(self.B), *self.in_units(self.C),
-            self.groups, self.heads, self.channels, self.d_state, *self.place,
-            HAS_FIRST=first is not None, HAS_LAST=last is not None, HAS_D=self.D is not None,
-            **LAUNCH['march'], **self.options,
-        )  # fmt: skip
 
     def outputs(self, first: Optional[torch.Tensor], last: Optional[torch.Tensor], out: torch.Tensor) -> None:
         """The outputs, all chunks at once, from the states before them."""
@@ -139,7 +127,7 @@ class _Problem:
             self.x, self.dt, self.A, self.B, self.C, self.D, self.bias, states, out,
             *self.x.stride()[:2], *self.dt.stride()[:2], *self.in_units(self.B), *self.in_units(self.C),
             self.groups, self.heads, turns, self.channels, self.d_state, *self.place,
-            HAS_STATE=has_state, HAS_D=self.D is not None, **LAUNCH['outputs'], **self.options,
+            HAS_STATE=has_state, HAS_D=self.D is not None, num_warps=self.warps('outputs'), **self.options,
         )  # fmt: skip
 
     def merge(self, parts: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -161,10 +149,7 @@ def ssd_scan(
     out = torch.empty(x.shape, dtype=torch.float32 if float_output else x.dtype, device=x.device)
     parts = out.new_empty((*x.shape[:2], p.all_heads, x.shape[3])) if p.routed else out
     with _device_of(x):
-        if p.batch * p.all_heads >= SEQUENTIAL and p.options['P'] * p.options['N'] <= STATE:
-            p.march(first, last if keep_state else None, parts)
-        else:
-            p.outputs(first, last if keep_state else None, parts)
+        p.outputs(first, last if keep_state else None, parts)
         if p.routed:
             p.merge(parts, out)
     return out, last
@@ -198,7 +183,7 @@ def ssd_scan_backward(
             dy, p.x, p.dt, p.A, p.B, p.C, p.D, p.bias, states, flows, parts, ddt, dB, dC, sums, dD,
             *dy.stride()[:2], *p.x.stride()[:2], *p.dt.stride()[:2], *p.in_units(p.B), *p.in_units(p.C),
             p.batch * p.groups, p.groups, p.heads, turns, p.channels, p.d_state, *p.place,
-            HAS_STATE=has_state, HAS_FLOW=has_flow, HAS_D=D is not None, **LAUNCH['gradients'], **p.options,
+            HAS_STATE=has_state, HAS_FLOW=has_flow, HAS_D=D is not None, num_warps=p.warps('gradients'), **p.options,
         )  # fmt: skip
         if p.routed:
             p.merge(parts, dx)

@@ -32,11 +32,6 @@ if INTERPRETED:
         result = dict(out=out.detach(), last_state=last.detach())
         return {**result, **{f'd{name}': leaf.grad for name, leaf in leaves.items() if leaf is not None}}
 
-    @pytest.fixture(params=[0, 1 << 30], ids=['one chunk after the other', 'all chunks at once'])
-    def way(request, monkeypatch):
-        monkeypatch.setattr(ssd_triton, 'SEQUENTIAL', request.param)
-
-    @pytest.mark.usefixtures('way')
     @pytest.mark.parametrize('dtype', LIMITS, ids=str)
     @pytest.mark.parametrize(
         'options',
@@ -57,7 +52,6 @@ if INTERPRETED:
         grads = draw_gradients(inputs)
         assert_ssd_close(run(inputs, grads), run_truth(inputs, *grads))
 
-    @pytest.mark.usefixtures('way')
     @pytest.mark.parametrize('mode', range(3), ids=SCAN_MODES[:3])
     def test_routes(mode):
         inputs = make_ssd_inputs(batch=1, length=77, heads=8, channels=4, groups=4, routes=4, optional=mode == 0)
