@@ -252,12 +252,6 @@ def _names_kernel(op: str, name: str, device_type: str) -> bool:
 
 
 @torch._dynamo.assume_constant_result
-def is_named(op: str, name: Optional[str] = None) -> bool:
-    """Whether a call, its :func:`use_backend` block or the environment names a backend for ``op``, and not ``auto``."""
-    return (_requested_for(op) if name is None else name) != 'auto'
-
-
-@torch._dynamo.assume_constant_result
 def resolve(
     op: str,
     device_type: str,

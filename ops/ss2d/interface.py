@@ -6,15 +6,12 @@ from typing import Optional
 
 import torch
 
-from ..backend import is_named, logger, resolve
+from ..backend import logger, resolve
 from ..checks import autocast_enabled, check_out_dtype, check_same_device, check_shape, check_tensor, records_gradients
 from ..cross_scan.interface import NUM_ROUTES, SCAN_MODES, check_scan_mode
 from . import composed, registration
 
 MOST_STATES = dict(cuda=16, triton=1)  # that the fused kernels take
-# And for how many `auto` takes them. Those of CUDA for more ran on an emulated GPU alone and were not timed yet
-# (tools/benchmark/ops.py --ops ss2d_scan --states 1 2 4 8 16): whoever names the backend gets them.
-MEASURED_STATES = dict(cuda=1, triton=1)
 
 _announced: set = set()
 _composed: ContextVar = ContextVar('mmvmamba_composed', default=False)
@@ -90,9 +87,8 @@ def ss2d_scan(
 
     training = records_gradients(x, *parameters.values())
     dt_rank, d_state = dt_projs_weight.shape[2], A_logs.shape[1]
-    named = is_named(op, backend)
     backend = resolve(op, x.device.type, backend, training, d_state, x.dtype == torch.float64)
-    if backend != 'naive' and not _wants_composed() and _fits(x, dt_rank, d_state, backend, named):
+    if backend != 'naive' and not _wants_composed() and _fits(x, dt_rank, d_state, backend):
         run = torch.ops.mmvmamba.ss2d_scan_triton if backend == 'triton' else torch.ops.mmvmamba.ss2d_scan
         weights = [t.float().contiguous() for t in parameters.values()]
         return run(x, *weights, SCAN_MODES.index(scan_mode), out_dtype == torch.float32, training)[0]
@@ -106,7 +102,7 @@ def _wants_composed() -> bool:
     return _composed.get()
 
 
-def _fits(x: torch.Tensor, dt_rank: int, d_state: int, backend: str, named: bool = True) -> bool:
+def _fits(x: torch.Tensor, dt_rank: int, d_state: int, backend: str) -> bool:
     """Whether the fused kernels take this problem; what they don't is composed of the unfused ops, and said once."""
     if x.dtype == torch.float64:
         reason = 'x is float64'
@@ -114,8 +110,6 @@ def _fits(x: torch.Tensor, dt_rank: int, d_state: int, backend: str, named: bool
         return True
     elif d_state > MOST_STATES[backend]:
         reason = f'd_state is {d_state}, and the fused kernels take at most {MOST_STATES[backend]}'
-    elif d_state > MEASURED_STATES[backend] and not named:
-        reason = f'd_state is {d_state}, for which the fused kernels were not timed yet and have to be named'
     elif _too_large(x, dt_rank, d_state, backend):
         reason = 'an image of x has 2**29 elements or more, its channels padded as in the kernels'
     elif backend == 'triton' and registration.UNSUPPORTED:

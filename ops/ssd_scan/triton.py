@@ -16,7 +16,8 @@ import triton.language as tl
 from ..cross_scan.triton import _COLUMN, _REVERSE
 from .triton_kernels import add_routes, gradients, outputs, walk
 
-CHUNKS = dict(forward=32, backward=32)  # steps; longer ones have fewer states, and more pairs of steps
+CHUNK = 32  # steps; longer ones have fewer states, and more pairs of steps
+WHOLE = 64  # so many at most are one chunk, which needs no states, where they are small
 # whether products round to the dtype of x what was computed from it, the states too, as Mamba-2's own kernels do;
 # where not, they take it as float32, or of float16 as TF32, which has float16's digits and float32's range
 NARROW = {torch.float32: False, torch.float16: True, torch.bfloat16: True}
@@ -28,7 +29,7 @@ ROUTES = 4
 # Warps of a program, for heads whose state has at most SMALL_STATE elements of 16-bit x, and for larger ones.  No
 # product has 64 rows and 4 warps: Triton 3.6 then takes Hopper's asynchronous ones, whose second operand its assembler
 # (ptxas 12.8) reads from a register that nothing wrote, beyond shared memory.
-WARPS = dict(walk=(2, 2), outputs=(1, 2), gradients=(2, 4))
+WARPS = dict(walk=(1, 2), outputs=(1, 2), gradients=(2, 4))
 SMALL_STATE = 1024
 
 
@@ -48,13 +49,17 @@ def _last_dense(value: torch.Tensor) -> torch.Tensor:
 class _Problem:
     """What the two directions share: sizes, tensors as the kernels read them, and options of every kernel."""
 
-    def __init__(self, direction, x, dt, A, B, C, D, dt_bias, dt_softplus, height, width, scan_mode):
+    def __init__(self, x, dt, A, B, C, D, dt_bias, dt_softplus, height, width, scan_mode):
         self.x, self.dt, self.B, self.C = _heads_dense(x), _last_dense(dt), _last_dense(B), _last_dense(C)
         self.A, self.D, self.bias = (None if t is None else t.contiguous() for t in (A, D, dt_bias))
         self.batch, self.length, self.shared, self.channels = x.shape
         self.all_heads, self.groups, self.d_state = dt.shape[2], B.shape[2], B.shape[3]
         self.heads = self.all_heads // self.groups
-        chunk = min(CHUNKS[direction], _block(self.length))
+        exact = x.dtype == torch.float32
+        self.narrow = NARROW[x.dtype]
+        P, N = _block(self.channels), _block(self.d_state)
+        self.small = self.narrow and P * N <= SMALL_STATE
+        chunk = min(WHOLE if self.small and self.length <= WHOLE else CHUNK, _block(self.length))
         self.chunks = triton.cdiv(self.length, chunk)
         self.routed = scan_mode >= 0
         self.place = (height, width, self.length, self.chunks)
@@ -64,8 +69,6 @@ class _Problem:
         image = self.length * max(
             self.x.stride(1), self.dt.stride(1), steps[1], steps[4], self.all_heads * self.channels
         )
-        exact = x.dtype == torch.float32
-        self.narrow = NARROW[x.dtype]
         self.options = dict(
             SHARED=self.routed,
             COLUMN=_COLUMN[scan_mode] if self.routed else 0,
@@ -78,13 +81,12 @@ class _Problem:
             NARROW=self.narrow,
             PRECISION=EXACT if exact and torch.get_float32_matmul_precision() == 'highest' else 'tf32',
             Q=chunk,
-            P=_block(self.channels),
-            N=_block(self.d_state),
+            P=P,
+            N=N,
         )
 
     def warps(self, kernel: str) -> int:
-        small = self.narrow and self.options['P'] * self.options['N'] <= SMALL_STATE
-        return WARPS[kernel][0 if small else 1]
+        return WARPS[kernel][0 if self.small else 1]
 
     @property
     def state_shape(self) -> tuple:
@@ -143,7 +145,7 @@ def ssd_scan(
     x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus, float_output, keep_state, height, width, scan_mode
 ):  # fmt: skip
     """Forward; arguments and results as in the schema of the op."""
-    p = _Problem('forward', x, dt, A, B, C, D, dt_bias, dt_softplus, height, width, scan_mode)
+    p = _Problem(x, dt, A, B, C, D, dt_bias, dt_softplus, height, width, scan_mode)
     first = None if initial_state is None else initial_state.contiguous()
     last = A.new_empty(p.state_shape if keep_state else (0,))
     out = torch.empty(x.shape, dtype=torch.float32 if float_output else x.dtype, device=x.device)
@@ -159,7 +161,7 @@ def ssd_scan_backward(
     dout, dlast_state, x, dt, A, B, C, D, dt_bias, initial_state, dt_softplus, height, width, scan_mode
 ):  # fmt: skip
     """Gradients of :func:`ssd_scan` for its tensors, empty where they are absent."""
-    p = _Problem('backward', x, dt, A, B, C, D, dt_bias, dt_softplus, height, width, scan_mode)
+    p = _Problem(x, dt, A, B, C, D, dt_bias, dt_softplus, height, width, scan_mode)
     first, flow = (None if t is None else t.contiguous() for t in (initial_state, dlast_state))
     dy = torch.zeros(x.shape, dtype=x.dtype, device=x.device) if dout is None else _heads_dense(dout)
     grid, turns = p.grid()

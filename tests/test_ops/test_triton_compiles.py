@@ -60,10 +60,10 @@ def module(op):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.float32])
 def test_ssd_scan(launches, dtype):
     draw = lambda *shape: torch.randn(shape, dtype=dtype)  # noqa: E731
-    x, dt, B, C = draw(2, 49, 3, 16), draw(2, 49, 12), draw(2, 49, 4, 64), draw(2, 49, 4, 64)
+    x, dt, B, C = draw(2, 81, 3, 16), draw(2, 81, 12), draw(2, 81, 4, 64), draw(2, 81, 4, 64)
     A, D, bias = -torch.rand(12), torch.randn(12, 16), torch.randn(12)
-    module('ssd_scan').ssd_scan(x, dt, A, B, C, D, bias, None, True, False, False, 7, 7, 0)
-    module('ssd_scan').ssd_scan_backward(x, None, x, dt, A, B, C, D, bias, None, True, 7, 7, 0)
+    module('ssd_scan').ssd_scan(x, dt, A, B, C, D, bias, None, True, False, False, 9, 9, 0)
+    module('ssd_scan').ssd_scan_backward(x, None, x, dt, A, B, C, D, bias, None, True, 9, 9, 0)
     compile_all(launches, {'walk', 'outputs', 'gradients', 'add_routes'})
 
 

@@ -116,23 +116,11 @@ def test_maps_too_large_for_the_fused_kernels_are_composed_and_said_once(
 
 
 @needs_extension
-@pytest.mark.parametrize(
-    'd_state, named, fits', [(1, False, True), (2, False, False), (2, True, True), (16, True, True), (17, True, False)]
-)
-def test_states_that_the_cuda_kernels_take(d_state, named, fits, monkeypatch):
-    """Those which were not timed yet have to be named."""
+@pytest.mark.parametrize('d_state, fits', [(1, True), (2, True), (16, True), (17, False)])
+def test_states_that_the_cuda_kernels_take(d_state, fits, monkeypatch):
     monkeypatch.setattr(interface, '_announced', set())
     x = torch.empty(1, 32, 4, 4, device='meta')
-    assert interface._fits(x, 6, d_state, 'cuda', named) == fits
-    assert not fits or d_state <= interface.MOST_STATES['cuda']
-
-
-@pytest.mark.parametrize('block, named', [('auto', False), ('cpu', True)])
-def test_a_backend_is_named_by_the_call_or_the_block(block, named):
-    from mmvmamba.ops.backend import is_named
-
-    with use_backend(block):
-        assert is_named('ss2d_scan') == named and is_named('ss2d_scan', 'naive') and not is_named('ss2d_scan', 'auto')
+    assert interface._fits(x, 6, d_state, 'cuda') == fits
 
 
 @pytest.mark.parametrize('dt_rank, columns', [(1, 8), (6, 8), (7, 16), (12, 16), (13, 16), (24, 32), (48, 64)])
