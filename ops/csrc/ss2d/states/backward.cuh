@@ -89,7 +89,7 @@ template <typename T, int N> struct TwoSteps {
 
   // Walk back from s after to s before. Adds to dA; leaves dx (with `skip` times dy) and du2 in place of the lane's
   // own steps, and sums of dB and dC in place of the checkpoint. Returns the lane's du2.
-  __device__ __forceinline__ static float run(const Place& at, const Thread<N>& thread, const Tile<T, N>& tile,
+  __device__ __forceinline__ static float run(const Thread<N>& thread, const Tile<T, N>& tile,
                                               const T* xs, int t, float* checkpoint, float skip, float (&s)[N],
                                               float (&dA)[N]) {
     float with_B[2][kChannels], with_A[2][kChannels], own_d2[2], own_dy[2];
@@ -98,7 +98,7 @@ template <typename T, int N> struct TwoSteps {
 #pragma unroll
     for (int k = 0; k < 2; ++k) B[k] = thread.B(tile, t + k), C[k] = thread.C(tile, t + k);
     float before[N];
-    Slots<N>::load_states(checkpoint, at.lane, before);
+    Slots<N>::load_states(checkpoint, thread.lane, before);
 #pragma unroll
     for (int j = 0; j < kChannels; ++j) {
       const int channel = thread.channel(j);
@@ -129,16 +129,16 @@ template <typename T, int N> struct TwoSteps {
       }
     }
 
-    Slots<N>::sum(checkpoint, at.lane, reduced);  // all lanes have read the steps
+    Slots<N>::sum(checkpoint, thread.lane, reduced);  // all lanes have read the steps
     float total = 0.f;
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       Thread<N>::add_shares(with_B[k]);
       Thread<N>::add_shares(with_A[k]);
-      const float x = widen(xs[(t + k) * 32 + at.lane]);
+      const float x = widen(xs[(t + k) * 32 + thread.lane]);
       const float du = fmaf(x, with_B[k][0], kLn2 * with_A[k][0]) * softplus2_slope<T>(own_d2[k]);
       total += du;
-      tile.steps(t + k)[at.lane] = Floats<2>{fmaf(own_d2[k], with_B[k][0], skip * own_dy[k]), du};
+      tile.steps(t + k)[thread.lane] = Floats<2>{fmaf(own_d2[k], with_B[k][0], skip * own_dy[k]), du};
     }
     return total;
   }
@@ -166,10 +166,11 @@ template <typename T, int N> struct BackwardKernel {
     float* pieces = checkpoints + (kCheckpoints - 1) * kCheckpoint + kSumFloats;  // the first, and back from there
     const Steps tile(reinterpret_cast<char*>(memory), reinterpret_cast<char*>(pieces), -4 * kCheckpoint);
     const float skip = p.skip[at.padded_channel(p)];
-    const int64_t row = (at.batch * p.chain + at.block) * 2 + at.route;
+    tile.leave_sources(p, at);
     State own;
     clear(own.dA);
     if (p.carries != nullptr && at.exists(p)) {
+      const int64_t row = (at.batch * p.chain + at.block) * 2 + at.route;
       Thread<N>::load(p.carries + at.template states_at<N>(p, row), own.s);
     } else {
       clear(own.s);
@@ -177,114 +178,128 @@ template <typename T, int N> struct BackwardKernel {
 
     const Walk walk(p, at, true);
     const Tiles tiles(p, at);
+    const int first_segment = at.first;
+    const bool reversed = at.reversed;
     int which = 0;
-    fetch_first(p, at, tile, tiles, walk.nth(0), which);
+    fetch_first(p, first_segment, tile, tiles, walk.nth(0), which);
     for (int turn = 0; turn < walk.turns(); ++turn) {
       walk.meet(turn);
       const int segment = walk.segment(turn);
       if (segment < 0) continue;
       const bool adds = p.pair == 1 || walk.second(turn);
-      const int number = at.first + segment, first = number * kSegmentTiles, in_segment = tiles.of_segment(number);
-      float h[N];
-      load_states(p, at, number, h);
+      const int number = first_segment + segment, first = number * kSegmentTiles, in_segment = tiles.of_segment(number);
+      const auto enter = [&] { copy_states(p, tile, segment, checkpoints); };
       if (in_segment == 2) {  // to the second tile
-        const TileRange range = tiles.range(first + at.reversed);
-        tile.template convert<true>(p, at, range.count);
+        const TileRange range = tiles.range(first + reversed);
+        tile.template convert<true>(p, range.count, enter);
         which ^= 1;
-        fetch(p, at, tile, tiles.range(first + !at.reversed), which, true);
-        scan(thread, tile, range.count, h);
+        scan(thread, tile, range.count, checkpoints,
+             [&] { fetch(p, tile, tiles.range(first + !reversed), which, true); });
       }
 #pragma unroll 1
       for (int left = in_segment; left > 0; --left) {
         // the earlier of the segment's tiles is the last
-        const TileRange range = tiles.range(first + (left == 2 ? !at.reversed : in_segment == 2 && at.reversed));
-        if (left < in_segment) load_states(p, at, number, h);
-        tile.template convert<true>(p, at, range.count);
-        load_dy(at, tile, xs, own.dD);
+        const TileRange range = tiles.range(first + (left == 2 ? !reversed : in_segment == 2 && reversed));
+        tile.template convert<true>(p, range.count, [&] {
+          if (left == 1) enter();
+        });
+        load_dy(tile, xs, own.dD);
         const auto fetch_next = [&] {
           if (left == 2) {
-            fetch(p, at, tile, tiles.range(first + at.reversed), which ^ 1, true);
+            fetch(p, tile, tiles.range(first + reversed), which ^ 1, true);
           } else {
-            fetch_first(p, at, tile, tiles, walk.following(turn), which ^ 1);
+            fetch_first(p, first_segment, tile, tiles, walk.following(turn), which ^ 1);
           }
         };
         const auto fetch_before = [&] {
           if (adds && p.channels % kPart == 0) {
-            tile.copy_map(p, at, static_cast<const T*>(p.y) + at.batch * p.length * p.channels, p.channels, range.count,
-                          which, [&](int t) { return tile.template piece<T>(kBeforeGradient) + t * 32; });
+            tile.copy_map(p, static_cast<const T*>(p.y) + tile.sources().map, p.channels, range.count, which,
+                          [&](int t) { return tile.template piece<T>(kBeforeGradient) + t * 32; });
           }
         };
-        run_tile(at, thread, tile, xs, checkpoints, range.count, adds ? 0.f : skip, h, own, fetch_next, fetch_before);
-        store(p, at, tile, range.count, which, adds);
-        store_sums(p, at, tile, checkpoints, range.count, which);
+        run_tile(thread, tile, xs, checkpoints, range.count, adds ? 0.f : skip, own, fetch_next, fetch_before);
+        store(p, tile, range.count, which, adds);
+        store_sums(p, tile, checkpoints, range.count, which);
         which ^= 1;
       }
     }
-    leave_sums(p, at, thread, row, own.dA, own.dbias, own.dD);
+    leave_sums(p, thread, tile, own);
   }
 
-  static __device__ __forceinline__ void load_states(const Args& p, const Place& at, int number, float (&h)[N]) {
-    if (at.exists(p)) {
-      Thread<N>::load(p.states + at.template states_at<N>(p, (at.batch * p.segments + number) * 4 + at.q), h);
-    } else {
-      clear(h);
+  // Begin to copy what enters a segment.
+  static __device__ __forceinline__ void copy_states(const Args& p, const Steps& tile, int segment, float* checkpoint) {
+    constexpr int states = Split<N>::kStates;
+    const bool exists = tile.exists();
+    const float* from = exists ? tile.states_of(p, segment) : p.states;
+#pragma unroll
+    for (int j = 0; j < N / states; ++j) {
+      copy_async<4 * states>(checkpoint + Slots<N>::at(Steps::lane(), j), from + j * 32 * states, exists);
     }
   }
 
-  static __device__ __forceinline__ void fetch(const Args& p, const Place& at, const Steps& tile,
-                                               const TileRange& range, int which, bool with_dy) {
-    tile.fetch(p, at, range, which, p.x);
+  static __device__ __forceinline__ void fetch(const Args& p, const Steps& tile, const TileRange& range, int which,
+                                               bool with_dy) {
+    tile.fetch(p, range, which, p.x);
     if (with_dy) {
-      tile.copy_map(p, at, static_cast<const T*>(p.dy) + at.batch * p.length * p.channels, p.channels, range.count,
-                    which, [&](int t) { return tile.template piece<T>(kGradientPiece) + t * 32; });
+      tile.copy_map(p, static_cast<const T*>(p.dy) + tile.sources().map, p.channels, range.count, which,
+                    [&](int t) { return tile.template piece<T>(kGradientPiece) + t * 32; });
     }
   }
   // The tile that a segment of the block, if there is one, needs first.
-  static __device__ __forceinline__ void fetch_first(const Args& p, const Place& at, const Steps& tile,
+  static __device__ __forceinline__ void fetch_first(const Args& p, int first_segment, const Steps& tile,
                                                      const Tiles& tiles, int segment, int which) {
     if (segment < 0) return;
-    const int number = at.first + segment, in_segment = tiles.of_segment(number);
-    const bool second = in_segment == 2 && at.reversed;
-    fetch(p, at, tile, tiles.range(number * kSegmentTiles + second), which, in_segment == 1);
+    const int number = first_segment + segment, in_segment = tiles.of_segment(number);
+    const bool second = in_segment == 2 && tile.sources().reversed;
+    fetch(p, tile, tiles.range(number * kSegmentTiles + second), which, in_segment == 1);
   }
 
   // dy and x, each lane its own channel's.
-  static __device__ __forceinline__ void load_dy(const Place& at, const Steps& tile, T* xs, float& dD) {
+  static __device__ __forceinline__ void load_dy(const Steps& tile, T* xs, float& dD) {
+    const int lane = Steps::lane();
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
-      const T x = tile.template piece<T>(0)[t * 32 + at.lane];
-      const float dy = widen(tile.template piece<T>(kGradientPiece)[t * 32 + at.lane]);
-      xs[t * 32 + at.lane] = x;
-      tile.base[kTileOut + t * 32 + at.lane] = dy;
+      const T x = tile.template piece<T>(0)[t * 32 + lane];
+      const float dy = widen(tile.template piece<T>(kGradientPiece)[t * 32 + lane]);
+      xs[t * 32 + lane] = x;
+      tile.base[kTileOut + t * 32 + lane] = dy;
       dD = fmaf(widen(x), dy, dD);
     }
     __syncwarp();
   }
 
-  static __device__ __forceinline__ void scan(const Thread<N>& thread, const Steps& tile, int count, float (&h)[N]) {
-    float none[Split<N>::kChannels];
+  // From the first checkpoint over a tile to the next tile's first checkpoint.
+  template <typename Next>
+  static __device__ __forceinline__ void scan(const Thread<N>& thread, const Steps& tile, int count, float* checkpoint,
+                                              Next fetch_next) {
+    wait_for_copies();
+    fetch_next();
+    float h[N], none[Split<N>::kChannels];
+    Slots<N>::load_states(checkpoint, thread.lane, h);
 #pragma unroll 1
     for (int first = 0; first < count; first += kSteps) {
 #pragma unroll
       for (int t = first; t < first + kSteps; ++t) thread.template step<false>(tile, t, h, none);
     }
+    Slots<N>::store_states(checkpoint, thread.lane, h);
     __syncwarp();
   }
 
-  // A tile of `count` steps: h enters it, s comes from behind it. An odd number has an inert step more. When the last
+  // A tile of `count` steps: the first checkpoint enters it, s comes from behind it. An odd number has an inert step more. When the last
   // checkpoints are done with, what comes next is fetched to where they were.
   template <typename Next, typename Before>
-  static __device__ __forceinline__ void run_tile(const Place& at, const Thread<N>& thread, const Steps& tile,
-                                                  const T* xs, float* checkpoints, int count, float skip, float (&h)[N],
-                                                  State& own, Next fetch_next, Before fetch_before) {
+  static __device__ __forceinline__ void run_tile(const Thread<N>& thread, const Steps& tile, const T* xs,
+                                                  float* checkpoints, int count, float skip, State& own,
+                                                  Next fetch_next, Before fetch_before) {
     const int twos = (count + 1) / 2;
-    float none[Split<N>::kChannels];
-    Slots<N>::store_states(checkpoints, at.lane, h);
+    float h[N], none[Split<N>::kChannels];
+    wait_for_copies();
+    Slots<N>::load_states(checkpoints, thread.lane, h);
 #pragma unroll 1
     for (int i = 1; i < twos; ++i) {
       thread.template step<false>(tile, 2 * i - 2, h, none);
       thread.template step<false>(tile, 2 * i - 1, h, none);
-      Slots<N>::store_states(checkpoints + i * kCheckpoint, at.lane, h);
+      Slots<N>::store_states(checkpoints + i * kCheckpoint, thread.lane, h);
     }
     int i = twos - 1;
 #pragma unroll 1
@@ -294,7 +309,7 @@ template <typename T, int N> struct BackwardKernel {
 #pragma unroll 1
       for (; i >= last; --i) {
         own.dbias +=
-            TwoSteps<T, N>::run(at, thread, tile, xs, 2 * i, checkpoints + i * kCheckpoint, skip, own.s, own.dA);
+            TwoSteps<T, N>::run(thread, tile, xs, 2 * i, checkpoints + i * kCheckpoint, skip, own.s, own.dA);
       }
     }
     wait_for_copies();
@@ -302,17 +317,15 @@ template <typename T, int N> struct BackwardKernel {
   }
 
   // dx and du2 of the tile, from where the steps were.
-  static __device__ __forceinline__ void store(const Args& p, const Place& at, const Steps& tile, int count, int which,
-                                               bool adds) {
-    const int64_t image = at.batch * p.length;
-    T* dx = static_cast<T*>(p.y) + image * p.channels;
-    T* du = static_cast<T*>(p.du) + (image * 4 + at.q) * p.channels;
+  static __device__ __forceinline__ void store(const Args& p, const Steps& tile, int count, int which, bool adds) {
+    T *dx = static_cast<T*>(p.y) + tile.sources().map, *du = static_cast<T*>(p.du) + tile.sources().maps;
+    const int lane = Steps::lane(), channels = tile.sources().channels;
     if (p.channels % kPart == 0) {
-      const int part = at.lane % 4 * kPart;
-      if (at.group * 32 + part >= p.channels) return;
+      const int part = lane % 4 * kPart;
+      if (part >= channels) return;
 #pragma unroll
       for (int first = 0; first < kTile; first += 8) {
-        const int t = first + at.lane / 4;
+        const int t = first + lane / 4;
         if (t >= count) break;
         float both[2 * kPart], values[kPart], before[kPart];
         load(static_cast<const float*>(tile.base + (t * 32 + part) * 2), both);
@@ -324,61 +337,59 @@ template <typename T, int N> struct BackwardKernel {
 #pragma unroll
         for (int j = 0; j < kPart; ++j) values[j] = before[j] + both[2 * j];
         const int64_t offset = static_cast<int64_t>(tile.pixels(which)[t]) * p.channels;
-        mmvmamba::store(dx + offset + at.group * 32 + part, values);
+        mmvmamba::store(dx + offset + part, values);
 #pragma unroll
         for (int j = 0; j < kPart; ++j) values[j] = both[2 * j + 1];
-        mmvmamba::store(du + 4 * offset + at.group * 32 + part, values);
+        mmvmamba::store(du + 4 * offset + part, values);
       }
-    } else if (at.active) {
+    } else if (lane < channels) {
 #pragma unroll 1
       for (int t = 0; t < count; ++t) {
         const int64_t offset = static_cast<int64_t>(tile.pixels(which)[t]) * p.channels;
-        const auto value = tile.steps(t)[at.lane];
-        T* to = dx + offset + at.channel;
-        *to = narrow<T>(value.v[0] + (adds ? widen(*to) : 0.f));
-        du[4 * offset + at.channel] = narrow<T>(value.v[1]);
+        const auto value = tile.steps(t)[lane];
+        T* own = dx + offset + lane;
+        *own = narrow<T>(value.v[0] + (adds ? widen(*own) : 0.f));
+        du[4 * offset + lane] = narrow<T>(value.v[1]);
       }
     }
   }
 
   // dB and dC of the tile, summed over the block's groups in their order.
-  static __device__ __forceinline__ void store_sums(const Args& p, const Place& at, const Steps& tile,
-                                                    const float* checkpoints, int count, int which) {
-    const int64_t image = at.batch * p.length;
-    const int groups = p.block_groups, threads = 32 * groups;
-    const float* first = checkpoints - (threadIdx.x / 32 - at.route * groups) * kWarpFloats;
-    barrier_of(1 + at.route, threads);
+  static __device__ __forceinline__ void store_sums(const Args& p, const Steps& tile, const float* checkpoints,
+                                                    int count, int which) {
+    const int groups = p.block_groups, threads = 32 * groups, route = threadIdx.x >= threads;
+    const int thread = threadIdx.x - route * threads;
+    const float* first = checkpoints - thread / 32 * kWarpFloats;
+    barrier_of(1 + route, threads);
     constexpr int width = Steps::kWidth;
-    for (int i = threadIdx.x - at.route * threads; i < count * width; i += threads) {
+    for (int i = thread; i < count * width; i += threads) {
       const int t = i / width, column = i % width;
-      if (p.parts != nullptr && column >= 2 * N) continue;
       float sum = 0.f;
       if (column < 2 * N) {
         const float* from = first + t / 2 * kCheckpoint;
         for (int g = 0; g < groups; ++g) sum += Slots<N>::part_sums(from + g * kWarpFloats, t % 2, column);
       }
-      const int64_t pixel = (image + tile.pixels(which)[t]) * 4 + at.q;
-      if (p.parts != nullptr) {
-        const int64_t split = blockIdx.x / p.chain % p.splits;
-        p.parts[(split * p.batch * p.length * 4 + pixel) * (2 * N) + column] = sum;
-      } else {
-        static_cast<T*>(p.dprojections)[pixel * p.columns + p.dt_columns + column] = narrow<T>(sum);
+      const int64_t pixel = tile.pixels(which)[t];
+      if (p.parts == nullptr) {
+        static_cast<T*>(p.dprojections)[tile.sources().rows + pixel * (4 * p.columns) + p.dt_columns + column] = narrow<T>(sum);
+      } else if (column < 2 * N) {
+        p.parts[tile.sources().parts + pixel * (8 * N) + column] = sum;
       }
     }
-    barrier_of(1 + at.route, threads);
+    barrier_of(1 + route, threads);
   }
 
-  static __device__ __forceinline__ void leave_sums(const Args& p, const Place& at, const Thread<N>& thread,
-                                                    int64_t row, const float (&dA)[N], float dbias, float dD) {
-    if (!at.exists(p)) return;
-    float* to = p.partial + row * (N + 2) * p.padded + at.group * 32;
+  static __device__ __forceinline__ void leave_sums(const Args& p, const Thread<N>& thread, const Steps& tile,
+                                                    const State& own) {
+    if (!tile.exists()) return;
+    float* to = p.partial + tile.sources().partial;
     constexpr int states = Split<N>::kStates;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      to[(thread.share * states + n % states) * p.padded + thread.channel(n / states)] = dA[n];
+      to[(thread.share * states + n % states) * p.padded + thread.channel(n / states)] = own.dA[n];
     }
-    to[N * p.padded + at.lane] = dbias;
-    to[(N + 1) * p.padded + at.lane] = dD;
+    to[N * p.padded + thread.lane] = own.dbias;
+    to[(N + 1) * p.padded + thread.lane] = own.dD;
   }
 };
 
@@ -390,26 +401,26 @@ template <typename T, int N> struct BackwardCarriesKernel {
     const Thread<N> thread(p, at);
     char* memory = shared_memory<char>() + at.route * forward_warp_bytes(N, sizeof(T), sizeof(T));
     const Tile<T, N> tile(memory, memory + 4 * tile_floats(N), piece_bytes(sizeof(T)));
+    tile.leave_sources(p, at);
     float s[N], sum = 0.f;
     clear(s);
     const Tiles tiles(p, at);
     const int step = at.reversed ? 1 : -1;
     int number = at.reversed ? tiles.begin : tiles.end - 1, which = 0;
-    tile.fetch(p, at, tiles.range(number), which, p.dy);
+    tile.fetch(p, tiles.range(number), which, p.dy);
     for (; tiles.have(number); number += step) {
       const int count = tiles.range(number).count;
-      tile.template convert<false>(p, at, count);
+      tile.template convert<false>(p, count, [] {});
       which ^= 1;
-      if (tiles.have(number + step)) tile.fetch(p, at, tiles.range(number + step), which, p.dy);
-      run_tile(at, thread, tile, count, s, sum);
+      if (tiles.have(number + step)) tile.fetch(p, tiles.range(number + step), which, p.dy);
+      run_tile(thread, tile, count, s, sum);
     }
     const int64_t row = (at.batch * p.chain + at.block) * 2 + at.route;
     Thread<N>::store(p.carries + at.template states_at<N>(p, row), s);
     p.sums[row * p.padded + at.channel] = sum;
   }
 
-  static __device__ __forceinline__ void run_tile(const Place& at, const Thread<N>& thread, const Tile<T, N>& tile,
-                                                  int count, float (&s)[N], float& sum) {
+  static __device__ __forceinline__ void run_tile(const Thread<N>& thread, const Tile<T, N>& tile, int count, float (&s)[N], float& sum) {
     constexpr int states = Split<N>::kStates;
     for (int first = (count - 1) / kSteps * kSteps; first >= 0; first -= kSteps) {
 #pragma unroll

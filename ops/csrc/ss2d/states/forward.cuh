@@ -25,7 +25,7 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
     const int output_bytes = p.float_output ? 4 : sizeof(T);
     char* memory = shared_memory<char>() + at.route * forward_warp_bytes(N, sizeof(T), output_bytes);
     const Steps tile(memory, memory + 4 * tile_floats(N), piece_bytes(sizeof(T)));
-    tile.base[kTileSkip + at.lane] = p.skip[at.padded_channel(p)];
+    tile.leave_sources(p, at);
     const int64_t carry_row = (at.batch * p.chain + at.block) * 2 + at.route;
     float h[N], sum = 0.f;
     if (WithOutput && p.carries != nullptr) {
@@ -37,30 +37,30 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
     const Walk walk(p, at, false);
     const Tiles tiles(p, at);
     int number = at.reversed ? tiles.end - 1 : tiles.begin, which = 0;
-    tile.fetch(p, at, tiles.range(number), which, p.x);
+    tile.fetch(p, tiles.range(number), which, p.x);
     for (int turn = 0; turn < walk.turns(); ++turn) {
       if constexpr (WithOutput) walk.meet(turn);
       const int segment = walk.segment(turn);
       if (segment < 0) continue;
       if (WithOutput && p.states != nullptr) {
-        const int64_t row = (at.batch * p.segments + at.first + segment) * 4 + at.q;
-        Thread<N>::store(p.states + at.template states_at<N>(p, row), h);
+        Thread<N>::store(tile.states_of(p, segment), h);
       }
       const bool adds = p.pair == 1 || walk.second(turn);
       for (int left = tiles.of_segment(at.first + segment); left > 0; --left) {
         const TileRange range = tiles.range(number);
         number += at.reversed ? -1 : 1;
-        tile.template convert<true>(p, at, range.count);
-        if constexpr (WithOutput) fetch_before(p, at, tile, range.count, which, adds);
+        tile.template convert<true>(p, range.count, [&] {
+          if constexpr (WithOutput) fetch_before(p, tile, range.count, which, adds);
+        });
         which ^= 1;
-        if (tiles.have(number)) tile.fetch(p, at, tiles.range(number), which, p.x);
-        run_tile(at, thread, tile, range.count, h, sum);
+        if (tiles.have(number)) tile.fetch(p, tiles.range(number), which, p.x);
+        run_tile(thread, tile, range.count, h, sum);
         __syncwarp();
         if constexpr (WithOutput) {
           if (p.float_output) {
-            store<float>(p, at, tile, range.count, which ^ 1, adds);
+            store<float>(p, tile, range.count, which ^ 1, adds);
           } else {
-            store<T>(p, at, tile, range.count, which ^ 1, adds);
+            store<T>(p, tile, range.count, which ^ 1, adds);
           }
         }
       }
@@ -71,8 +71,8 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
     }
   }
 
-  static __device__ __forceinline__ void run_tile(const Place& at, const Thread<N>& thread, const Steps& tile,
-                                                  int count, float (&h)[N], float& sum) {
+  static __device__ __forceinline__ void run_tile(const Thread<N>& thread, const Steps& tile, int count, float (&h)[N],
+                                                  float& sum) {
 #pragma unroll 1
     for (int first = 0; first < count; first += kSteps) {
 #pragma unroll
@@ -81,41 +81,39 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
         thread.template step<WithOutput>(tile, t, h, y);
         if constexpr (WithOutput) {
           Thread<N>::add_shares(y);
-          tile.base[kTileOut + t * 32 + at.lane] = y[0];
+          tile.base[kTileOut + t * 32 + thread.lane] = y[0];
         } else {
-          sum += tile.steps(t)[at.lane].v[0];
+          sum += tile.steps(t)[thread.lane].v[0];
         }
       }
     }
   }
 
   // Begin to copy what the outputs are added to: what is there, or x, which then is multiplied by D.
-  static __device__ __forceinline__ void fetch_before(const Args& p, const Place& at, const Steps& tile, int count,
-                                                      int which, bool adds) {
-    const int64_t image = at.batch * p.length * p.channels;
+  static __device__ __forceinline__ void fetch_before(const Args& p, const Steps& tile, int count, int which,
+                                                      bool adds) {
     if (p.channels % kPart != 0) return;  // `store` reads it
     if (adds && p.float_output) {
-      tile.copy_map(p, at, static_cast<const float*>(p.y) + image, p.channels, count, which,
+      tile.copy_map(p, static_cast<const float*>(p.y) + tile.sources().map, p.channels, count, which,
                     [&](int t) { return tile.template piece<float>(kBeforePiece) + t * 32; });
     } else {
-      tile.copy_map(p, at, static_cast<const T*>(adds ? p.y : p.x) + image, p.channels, count, which,
+      tile.copy_map(p, static_cast<const T*>(adds ? p.y : p.x) + tile.sources().map, p.channels, count, which,
                     [&](int t) { return tile.template piece<T>(kBeforePiece) + t * 32; });
     }
   }
 
   template <typename E>
-  static __device__ __forceinline__ void store(const Args& p, const Place& at, const Steps& tile, int count, int which,
-                                               bool adds) {
+  static __device__ __forceinline__ void store(const Args& p, const Steps& tile, int count, int which, bool adds) {
     wait_for_copies();
     __syncwarp();  // all lanes' copies are there
-    const int64_t image = at.batch * p.length * p.channels;
-    E* map = static_cast<E*>(p.y) + image;
+    const int lane = Steps::lane(), channels = tile.sources().channels;
+    E* map = static_cast<E*>(p.y) + tile.sources().map;
     if (p.channels % kPart == 0) {
-      const int part = at.lane % 4 * kPart;
-      if (at.group * 32 + part >= p.channels) return;
+      const int part = lane % 4 * kPart;
+      if (part >= channels) return;
 #pragma unroll
       for (int first = 0; first < kTile; first += 8) {
-        const int t = first + at.lane / 4;
+        const int t = first + lane / 4;
         if (t >= count) break;
         float values[kPart], before[kPart];
         load(static_cast<const float*>(tile.base + kTileOut + t * 32 + part), values);
@@ -125,22 +123,22 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
           for (int j = 0; j < kPart; ++j) values[j] += before[j];
         } else {
           float skip[kPart];
-          load(static_cast<const float*>(tile.base + kTileSkip + part), skip);
+          load(p.skip + tile.sources().skip + part, skip);
           load(static_cast<const T*>(tile.template piece<T>(kBeforePiece) + t * 32 + part), before);
 #pragma unroll
           for (int j = 0; j < kPart; ++j) values[j] = fmaf(skip[j], before[j], values[j]);
         }
         const int64_t offset = static_cast<int64_t>(tile.pixels(which)[t]) * p.channels;
-        mmvmamba::store(map + offset + at.group * 32 + part, values);
+        mmvmamba::store(map + offset + part, values);
       }
-    } else if (at.active) {
-      const float skip = tile.base[kTileSkip + at.lane];
+    } else if (lane < channels) {
+      const float skip = p.skip[tile.sources().skip + lane];
 #pragma unroll 1
       for (int t = 0; t < count; ++t) {
-        const int64_t offset = static_cast<int64_t>(tile.pixels(which)[t]) * p.channels + at.channel;
-        const float value = tile.base[kTileOut + t * 32 + at.lane];
+        const int64_t offset = static_cast<int64_t>(tile.pixels(which)[t]) * p.channels + lane;
+        const float value = tile.base[kTileOut + t * 32 + lane];
         map[offset] = narrow<E>(adds ? value + widen(map[offset])
-                                     : fmaf(skip, widen(static_cast<const T*>(p.x)[image + offset]), value));
+                                     : fmaf(skip, widen(static_cast<const T*>(p.x)[tile.sources().map + offset]), value));
       }
     }
   }

@@ -15,6 +15,26 @@ namespace states {
 
 constexpr int kPart = 8;  // channels that a lane stores at once, and columns that it converts
 
+// Where a warp's values of its image, route and group begin in the maps, of 1 and of 4 routes, and so on, but for the
+// pixel and the channel in the group. In shared memory, since the registers that they would take hold states.
+struct Sources {
+  int64_t map, maps, rows, parts, states, partial;
+  int weight, bias, skip;
+  int channels, reversed;  // channels: that the group has
+
+  __device__ __forceinline__ Sources(const Args& p, const Place& at, int states) {
+    const int64_t image = at.batch * p.length, routes = image * 4 + at.q, split = blockIdx.x / p.chain % p.splits;
+    const int group = at.group * 32, padded = min(at.group, p.groups - 1) * 32;
+    channels = at.exists(p) ? min(32, p.channels - group) : 0, reversed = at.reversed;
+    map = image * p.channels + group, maps = routes * p.channels + group, rows = routes * p.columns;
+    weight = at.q * p.dt_columns * p.padded + padded, bias = at.q * p.padded + padded, skip = padded;
+    parts = (split * p.batch * p.length * 4 + routes) * (2 * states);
+    // of the block's first segment
+    this->states = (((at.batch * p.segments + at.first) * 4 + at.q) * p.groups + at.group) * (states * 32);
+    partial = ((at.batch * p.chain + at.block) * 2 + at.route) * (states + 2) * p.padded + group;
+  }
+};
+
 template <typename T, int N> struct Tile {
   static constexpr int kWidth = row_width(N), kSize = sizeof(T), kAligned = 16 / kSize;  // values of a copy
   float* base;
@@ -46,28 +66,44 @@ template <typename T, int N> struct Tile {
   }
 
   // ---- from memory, in the background ---------------------------------------------------------------------------------
+  __device__ __forceinline__ const Sources& sources() const {
+    return *reinterpret_cast<const Sources*>(base + kTileSources);
+  }
+  __device__ __forceinline__ void leave_sources(const Args& p, const Place& at) const {
+    static_assert(sizeof(Sources) <= 4 * (kTileRows - kTileSources), "of layout.h");
+    if (at.lane == 0) *reinterpret_cast<Sources*>(base + kTileSources) = Sources(p, at, N);
+    __syncwarp();
+  }
+  // What the lane saves of a segment of the block.
+  __device__ __forceinline__ float* states_of(const Args& p, int segment) const {
+    return p.states + sources().states + static_cast<int64_t>(segment) * (4 * p.groups * N * 32) + lane() * Split<N>::kStates;
+  }
+  __device__ __forceinline__ bool exists() const { return sources().channels > 0; }
+  static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+
   // Where the pixels of a range are in memory, in the order of the scan; those beyond are the last.
-  __device__ __forceinline__ void locate(const Args& p, const Place& at, const TileRange& range, int which) const {
-    if (at.lane < 16) {
-      const int number = min(at.lane, range.count - 1);
-      const int step = range.start + (at.reversed ? range.count - 1 - number : number);
-      pixels(which)[at.lane] = p.column_order ? step % p.height * p.width + step / p.height : step;
+  __device__ __forceinline__ void locate(const Args& p, const TileRange& range, int which) const {
+    if (lane() < 16) {
+      const int number = min(lane(), range.count - 1);
+      const int step = range.start + (sources().reversed ? range.count - 1 - number : number);
+      pixels(which)[lane()] = p.column_order ? step % p.height * p.width + step / p.height : step;
     }
     __syncwarp();
   }
 
   // The group's channels of a map, `stride` elements from one pixel to the next, pixel t to place(t); zeros beyond.
   template <typename E, typename Places>
-  __device__ __forceinline__ void copy_map(const Args& p, const Place& at, const E* map, int stride, int count,
-                                           int which, Places place) const {
+  __device__ __forceinline__ void copy_map(const Args& p, const E* map, int stride, int count, int which,
+                                           Places place) const {
     constexpr int values = 16 / sizeof(E), lanes = 32 / values, rows = 32 / lanes;
+    const int channels = sources().channels;
     if (p.channels % kPart == 0) {
-      const int part = at.lane % lanes * values;
-      const bool inside = at.group * 32 + part < p.channels;
-      const E* from = map + (inside ? at.group * 32 + part : 0);
+      const int part = lane() % lanes * values;
+      const bool inside = part < channels;
+      const E* from = map + (inside ? part : 0);
 #pragma unroll
       for (int first = 0; first < kTile; first += rows) {
-        const int t = first + at.lane / lanes;
+        const int t = first + lane() / lanes;
         if (first + rows <= kTile || t < kTile) {
           const int64_t offset = static_cast<int64_t>(pixels(which)[t]) * stride;
           copy_async<16>(place(t) + part, from + offset, inside && t < count);
@@ -76,52 +112,50 @@ template <typename T, int N> struct Tile {
     } else {
 #pragma unroll 1
       for (int t = 0; t < kTile; ++t) {
-        const bool valid = at.active && t < count;
-        const int64_t offset = static_cast<int64_t>(pixels(which)[t]) * stride + at.channel;
-        place(t)[at.lane] = valid ? map[offset] : narrow<E>(0.f);
+        const bool valid = lane() < channels && t < count;
+        const int64_t offset = static_cast<int64_t>(pixels(which)[t]) * stride + lane();
+        place(t)[lane()] = valid ? map[offset] : narrow<E>(0.f);
       }
     }
   }
 
   // Begin to copy what a scan needs of a range: the group's channels of `map`, the projections, u if dt is projected.
-  __device__ __forceinline__ void fetch(const Args& p, const Place& at, const TileRange& range, int which,
-                                        const void* map) const {
-    locate(p, at, range, which);
-    const int64_t image = at.batch * p.length;
-    copy_map(p, at, static_cast<const T*>(map) + image * p.channels, p.channels, range.count, which,
-             [&](int t) { return piece<T>(0) + t * 32; });
+  __device__ __forceinline__ void fetch(const Args& p, const TileRange& range, int which, const void* map) const {
+    locate(p, range, which);
+    copy_map(p, static_cast<const T*>(map) + sources().map, p.channels, range.count, which, [&](int t) { return piece<T>(0) + t * 32; });
     constexpr int lanes = 8 * 8 / kAligned, rows = 32 / lanes;  // that move a row
-    const int number = columns(p), column = at.lane % lanes * kAligned;
-    const T* from = static_cast<const T*>(p.projections) + (image * 4 + at.q) * p.columns + first_column(p) + column;
+    const int number = columns(p), column = lane() % lanes * kAligned;
     if (column < number) {
+      const T* from = static_cast<const T*>(p.projections) + sources().rows + first_column(p) + column;
 #pragma unroll
       for (int first = 0; first < kTile; first += rows) {
-        const int t = first + at.lane / lanes;
+        const int t = first + lane() / lanes;
         const int64_t offset = static_cast<int64_t>(pixels(which)[t]) * (4 * p.columns);
         copy_async<16>(raw_row(t, number) + column, from + offset, t < range.count);
       }
     }
     if (p.u != nullptr) {
-      const T* u = static_cast<const T*>(p.u) + (image * 4 + at.q) * p.channels;
-      copy_map(p, at, u, 4 * p.channels, range.count, which, [&](int t) { return raw_u(t); });
+      copy_map(p, static_cast<const T*>(p.u) + sources().maps, 4 * p.channels, range.count, which, [&](int t) { return raw_u(t); });
     }
   }
 
   // ---- what a step reads ----------------------------------------------------------------------------------------------
   // From the pieces to steps of `count` pixels. The second of a step's two values is the drive, of x, or (`Product`
   // false) the value itself.
-  template <bool Product>
-  __device__ __forceinline__ void convert(const Args& p, const Place& at, int count) const {
+  // `copy` begins to copy what is needed after that.
+  template <bool Product, typename Copy>
+  __device__ __forceinline__ void convert(const Args& p, int count, Copy copy) const {
     wait_for_copies();
     __syncwarp();
-    const int number = columns(p), dt_columns = fused_columns(p), column = at.lane % 8 * kPart;
+    copy();
+    const int number = columns(p), dt_columns = fused_columns(p), column = lane() % 8 * kPart;
     if (column < number) {
       const bool is_dt = column < dt_columns;
       float* to = is_dt ? base + kTileOut + column : row(0) + column - dt_columns;
       const int stride = is_dt ? dt_columns : kWidth;
 #pragma unroll
       for (int first = 0; first < kTile; first += 4) {
-        const int t = first + at.lane / 8;
+        const int t = first + lane() / 8;
         float values[kPart];
         load(static_cast<const T*>(raw_row(t, number) + column), values);
         store(to + t * stride, values);
@@ -129,14 +163,14 @@ template <typename T, int N> struct Tile {
     }
     __syncwarp();
 
-    const int channel = at.padded_channel(p);
     float u[kTile];
-    step_sizes(p, at, channel, u);
-    Floats<2>* own = steps(0) + at.lane;
+    step_sizes(p, u);
+    Floats<2>* own = steps(0) + lane();
+    const bool active = lane() < sources().channels;
 #pragma unroll
     for (int t = 0; t < kTile; ++t) {
-      const float d2 = at.active && t < count ? softplus2<T>(u[t]) : 0.f;
-      const float x = widen(piece<T>(0)[t * 32 + at.lane]);
+      const float d2 = active && t < count ? softplus2<T>(u[t]) : 0.f;
+      const float x = widen(piece<T>(0)[t * 32 + lane()]);
       own[t * 32] = Floats<2>{d2, Product ? d2 * x : x};
     }
     __syncwarp();
@@ -144,15 +178,15 @@ template <typename T, int N> struct Tile {
   __device__ __forceinline__ Floats<2>* steps(int t) const { return reinterpret_cast<Floats<2>*>(base) + t * 32; }
 
   // u2 of the lane's channel, from u without bias, or from dt.
-  __device__ __forceinline__ void step_sizes(const Args& p, const Place& at, int channel, float (&u)[kTile]) const {
-    const float bias = p.bias[at.q * p.padded + channel];
+  __device__ __forceinline__ void step_sizes(const Args& p, float (&u)[kTile]) const {
+    const float bias = p.bias[sources().bias + lane()];
 #pragma unroll
     for (int t = 0; t < kTile; ++t) u[t] = bias;
     if (p.u != nullptr) {
 #pragma unroll
-      for (int t = 0; t < kTile; ++t) u[t] += widen(raw_u(t)[at.lane]);
+      for (int t = 0; t < kTile; ++t) u[t] += widen(raw_u(t)[lane()]);
     } else {
-      const float* weight = p.dt_weight + at.q * p.dt_columns * p.padded + channel;
+      const float* weight = p.dt_weight + sources().weight + lane();
 #pragma unroll 1
       for (int r = 0; r < p.dt_columns; r += kDtStep) {
         float w[kDtStep];
