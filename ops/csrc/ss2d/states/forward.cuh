@@ -123,7 +123,7 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
           for (int j = 0; j < kPart; ++j) values[j] += before[j];
         } else {
           float skip[kPart];
-          load(p.skip + tile.sources().skip + part, skip);
+          load(p.skip + tile.sources().skip(p) + part, skip);
           load(static_cast<const T*>(tile.template piece<T>(kBeforePiece) + t * 32 + part), before);
 #pragma unroll
           for (int j = 0; j < kPart; ++j) values[j] = fmaf(skip[j], before[j], values[j]);
@@ -132,7 +132,7 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
         mmvmamba::store(map + offset + part, values);
       }
     } else if (lane < channels) {
-      const float skip = p.skip[tile.sources().skip + lane];
+      const float skip = p.skip[tile.sources().skip(p) + lane];
 #pragma unroll 1
       for (int t = 0; t < count; ++t) {
         const int64_t offset = static_cast<int64_t>(tile.pixels(which)[t]) * p.channels + lane;

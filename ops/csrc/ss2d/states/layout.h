@@ -30,8 +30,8 @@ constexpr int row_width(int states) { return round_up(2 * padded_states(states),
 
 // Floats of a warp in shared memory. A tile: step sizes and drives, [kTile][32][2]; outputs or dy, [kTile][32]; the
 // pixels in memory of this tile and the next; where the warp's values are in memory; the rows of projections.
-constexpr int kTileOut = 2 * kTile * 32, kTilePixels = 3 * kTile * 32, kTileSources = kTilePixels + 2 * 16;
-constexpr int kTileRows = kTileSources + 32;
+constexpr int kTileOut = 2 * kTile * 32, kTilePixels = 3 * kTile * 32, kTileSources = kTilePixels + 2 * kTile;
+constexpr int kTileRows = kTileSources + 16;
 constexpr int tile_floats(int states) { return kTileRows + kTile * row_width(states); }
 // In forward then what the next tile is made of, as it is in memory, in pieces for kTile values of each channel: x, the
 // rows of half a tile, those of the other half; and what the outputs are added to. `bytes` is the size of an element.

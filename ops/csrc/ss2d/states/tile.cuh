@@ -19,15 +19,17 @@ constexpr int kPart = 8;  // channels that a lane stores at once, and columns th
 // pixel and the channel in the group. In shared memory, since the registers that they would take hold states.
 struct Sources {
   int64_t map, maps, rows, parts, states, partial;
-  int weight, bias, skip;
+  int weight, bias;
   int channels, reversed;  // channels: that the group has
+
+  __device__ __forceinline__ int skip(const Args& p) const { return bias % p.padded; }
 
   __device__ __forceinline__ Sources(const Args& p, const Place& at, int states) {
     const int64_t image = at.batch * p.length, routes = image * 4 + at.q, split = blockIdx.x / p.chain % p.splits;
     const int group = at.group * 32, padded = min(at.group, p.groups - 1) * 32;
     channels = at.exists(p) ? min(32, p.channels - group) : 0, reversed = at.reversed;
     map = image * p.channels + group, maps = routes * p.channels + group, rows = routes * p.columns;
-    weight = at.q * p.dt_columns * p.padded + padded, bias = at.q * p.padded + padded, skip = padded;
+    weight = at.q * p.dt_columns * p.padded + padded, bias = at.q * p.padded + padded;
     parts = (split * p.batch * p.length * 4 + routes) * (2 * states);
     // of the block's first segment
     this->states = (((at.batch * p.segments + at.first) * 4 + at.q) * p.groups + at.group) * (states * 32);
@@ -45,7 +47,7 @@ template <typename T, int N> struct Tile {
       : base(reinterpret_cast<float*>(memory)), pieces(pieces), piece_step(piece_step) {}
 
   __device__ __forceinline__ int* pixels(int which) const {
-    return reinterpret_cast<int*>(base + kTilePixels) + 16 * which;
+    return reinterpret_cast<int*>(base + kTilePixels) + kTile * which;
   }
   __device__ __forceinline__ float* row(int t) const { return base + kTileRows + t * kWidth; }
   template <typename E> __device__ __forceinline__ E* piece(int number) const {
@@ -83,7 +85,7 @@ template <typename T, int N> struct Tile {
 
   // Where the pixels of a range are in memory, in the order of the scan; those beyond are the last.
   __device__ __forceinline__ void locate(const Args& p, const TileRange& range, int which) const {
-    if (lane() < 16) {
+    if (lane() < kTile) {
       const int number = min(lane(), range.count - 1);
       const int step = range.start + (sources().reversed ? range.count - 1 - number : number);
       pixels(which)[lane()] = p.column_order ? step % p.height * p.width + step / p.height : step;
