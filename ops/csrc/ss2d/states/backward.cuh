@@ -54,8 +54,8 @@ template <int N> struct Slots {
   static __device__ __forceinline__ void sum(float* checkpoint, int lane, const float (&values)[4 * kStates]) {
 #pragma unroll
     for (int number = 0; number < kStates; ++number) {
-      *reinterpret_cast<Floats<4>*>(checkpoint + at(lane, number)) = Floats<4>{
-          values[4 * number], values[4 * number + 1], values[4 * number + 2], values[4 * number + 3]};
+      *reinterpret_cast<Floats<4>*>(checkpoint + at(lane, number)) =
+          Floats<4>{values[4 * number], values[4 * number + 1], values[4 * number + 2], values[4 * number + 3]};
     }
     __syncwarp();
     const int number = lane % kStates, share = lane / kStates % kChannels, part = lane / N;
@@ -89,9 +89,8 @@ template <typename T, int N> struct TwoSteps {
 
   // Walk back from s after to s before. Adds to dA; leaves dx (with `skip` times dy) and du2 in place of the lane's
   // own steps, and sums of dB and dC in place of the checkpoint. Returns the lane's du2.
-  __device__ __forceinline__ static float run(const Thread<N>& thread, const Tile<T, N>& tile,
-                                              const T* xs, int t, float* checkpoint, float skip, float (&s)[N],
-                                              float (&dA)[N]) {
+  __device__ __forceinline__ static float run(const Thread<N>& thread, const Tile<T, N>& tile, const T* xs, int t,
+                                              float* checkpoint, float skip, float (&s)[N], float (&dA)[N]) {
     float with_B[2][kChannels], with_A[2][kChannels], own_d2[2], own_dy[2];
     typename Thread<N>::Vector B[2], C[2];
     float reduced[4 * kStates];  // [2][dB and dC][kStates]
@@ -285,8 +284,8 @@ template <typename T, int N> struct BackwardKernel {
     __syncwarp();
   }
 
-  // A tile of `count` steps: the first checkpoint enters it, s comes from behind it. An odd number has an inert step more. When the last
-  // checkpoints are done with, what comes next is fetched to where they were.
+  // A tile of `count` steps: the first checkpoint enters it, s comes from behind it. An odd number has an inert step
+  // more. When the last checkpoints are done with, what comes next is fetched to where they were.
   template <typename Next, typename Before>
   static __device__ __forceinline__ void run_tile(const Thread<N>& thread, const Steps& tile, const T* xs,
                                                   float* checkpoints, int count, float skip, State& own,
@@ -308,8 +307,7 @@ template <typename T, int N> struct BackwardKernel {
       if (last == 0) fetch_before();
 #pragma unroll 1
       for (; i >= last; --i) {
-        own.dbias +=
-            TwoSteps<T, N>::run(thread, tile, xs, 2 * i, checkpoints + i * kCheckpoint, skip, own.s, own.dA);
+        own.dbias += TwoSteps<T, N>::run(thread, tile, xs, 2 * i, checkpoints + i * kCheckpoint, skip, own.s, own.dA);
       }
     }
     wait_for_copies();
@@ -371,7 +369,8 @@ template <typename T, int N> struct BackwardKernel {
       }
       const int64_t pixel = tile.pixels(which)[t];
       if (p.parts == nullptr) {
-        static_cast<T*>(p.dprojections)[tile.sources().rows + pixel * (4 * p.columns) + p.dt_columns + column] = narrow<T>(sum);
+        static_cast<T*>(p.dprojections)[tile.sources().rows + pixel * (4 * p.columns) + p.dt_columns + column] =
+            narrow<T>(sum);
       } else if (column < 2 * N) {
         p.parts[tile.sources().parts + pixel * (8 * N) + column] = sum;
       }
@@ -420,7 +419,8 @@ template <typename T, int N> struct BackwardCarriesKernel {
     p.sums[row * p.padded + at.channel] = sum;
   }
 
-  static __device__ __forceinline__ void run_tile(const Thread<N>& thread, const Tile<T, N>& tile, int count, float (&s)[N], float& sum) {
+  static __device__ __forceinline__ void run_tile(const Thread<N>& thread, const Tile<T, N>& tile, int count,
+                                                  float (&s)[N], float& sum) {
     constexpr int states = Split<N>::kStates;
     for (int first = (count - 1) / kSteps * kSteps; first >= 0; first -= kSteps) {
 #pragma unroll

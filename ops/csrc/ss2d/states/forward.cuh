@@ -137,8 +137,9 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
       for (int t = 0; t < count; ++t) {
         const int64_t offset = static_cast<int64_t>(tile.pixels(which)[t]) * p.channels + lane;
         const float value = tile.base[kTileOut + t * 32 + lane];
-        map[offset] = narrow<E>(adds ? value + widen(map[offset])
-                                     : fmaf(skip, widen(static_cast<const T*>(p.x)[tile.sources().map + offset]), value));
+        map[offset] =
+            narrow<E>(adds ? value + widen(map[offset])
+                           : fmaf(skip, widen(static_cast<const T*>(p.x)[tile.sources().map + offset]), value));
       }
     }
   }

@@ -8,9 +8,9 @@ namespace states {
 
 constexpr int kStates[] = {2, 4, 8, 16};  // N with kernels of their own; others are padded to the next one
 constexpr int kMostStates = 16;
-constexpr int kTile = 12;                    // pixels that a warp has in shared memory at a time, an even number
-constexpr int kSteps = 4;                    // of a tile that are one piece of code, inert beyond the image
-constexpr int kSegmentTiles = 2;             // between two saved states
+constexpr int kTile = 12;         // pixels that a warp has in shared memory at a time, an even number
+constexpr int kSteps = 4;         // of a tile that are one piece of code, inert beyond the image
+constexpr int kSegmentTiles = 2;  // between two saved states
 constexpr int kSegment = kSegmentTiles * kTile;
 constexpr int kDtStep = 8, kColumnStep = 8;  // dt columns, and columns of a route, are multiples
 constexpr int kFusedRank = 12;               // dt ranks up to which dt is projected in the kernels
@@ -51,7 +51,9 @@ static_assert(4 * (kCheckpoint - kSumFloats) >= piece_bytes(4) && kCheckpoints >
 constexpr int backward_warp_bytes(int states, int bytes) {
   return 4 * (tile_floats(states) + kCheckpoints * kCheckpoint) + piece_bytes(bytes);
 }
-constexpr int backward_bytes(int states, int bytes, int groups) { return 2 * groups * backward_warp_bytes(states, bytes); }
+constexpr int backward_bytes(int states, int bytes, int groups) {
+  return 2 * groups * backward_warp_bytes(states, bytes);
+}
 // Groups of 32 channels that a backward block takes, of `groups` in all, where blocks have so many bytes and elements
 // `element`: evenly over the blocks; 0 if not one fits.
 constexpr int backward_groups(int states, int element, int groups, int bytes) {

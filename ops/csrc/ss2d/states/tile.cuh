@@ -2,8 +2,8 @@
 // order in which the scan meets them. Steps beyond the image are inert.
 //
 // A tile comes in two halves of the way. While the tile before is computed, its values are copied in the background, as
-// they are in memory, to *pieces*. Then they become what a step reads: step size and drive of each channel, next to each
-// other and computed once, and B and C as float.
+// they are in memory, to *pieces*. Then they become what a step reads: step size and drive of each channel, next to
+// each other and computed once, and B and C as float.
 #pragma once
 
 #include "common/copy.cuh"
@@ -25,7 +25,8 @@ struct Sources {
   __device__ __forceinline__ int skip(const Args& p) const { return bias % p.padded; }
 
   __device__ __forceinline__ Sources(const Args& p, const Place& at, int states) {
-    const int64_t image = at.batch * p.length, routes = image * 4 + at.q, split = blockIdx.x / p.chain % p.splits;
+    const int64_t image = at.batch * p.length, routes = image * 4 + at.q,
+                  split = blockIdx.x / p.chain % max(1, p.splits);
     const int group = at.group * 32, padded = min(at.group, p.groups - 1) * 32;
     channels = at.exists(p) ? min(32, p.channels - group) : 0, reversed = at.reversed;
     map = image * p.channels + group, maps = routes * p.channels + group, rows = routes * p.columns;
@@ -67,7 +68,8 @@ template <typename T, int N> struct Tile {
     return piece<T>(kRowPieces + second) + kTile / 2 * kWidth + (t - second * (kTile / 2)) * 32;
   }
 
-  // ---- from memory, in the background ---------------------------------------------------------------------------------
+  // ---- from memory, in the background
+  // ---------------------------------------------------------------------------------
   __device__ __forceinline__ const Sources& sources() const {
     return *reinterpret_cast<const Sources*>(base + kTileSources);
   }
@@ -78,7 +80,8 @@ template <typename T, int N> struct Tile {
   }
   // What the lane saves of a segment of the block.
   __device__ __forceinline__ float* states_of(const Args& p, int segment) const {
-    return p.states + sources().states + static_cast<int64_t>(segment) * (4 * p.groups * N * 32) + lane() * Split<N>::kStates;
+    return p.states + sources().states + static_cast<int64_t>(segment) * (4 * p.groups * N * 32) +
+           lane() * Split<N>::kStates;
   }
   __device__ __forceinline__ bool exists() const { return sources().channels > 0; }
   static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
@@ -124,7 +127,8 @@ template <typename T, int N> struct Tile {
   // Begin to copy what a scan needs of a range: the group's channels of `map`, the projections, u if dt is projected.
   __device__ __forceinline__ void fetch(const Args& p, const TileRange& range, int which, const void* map) const {
     locate(p, range, which);
-    copy_map(p, static_cast<const T*>(map) + sources().map, p.channels, range.count, which, [&](int t) { return piece<T>(0) + t * 32; });
+    copy_map(p, static_cast<const T*>(map) + sources().map, p.channels, range.count, which,
+             [&](int t) { return piece<T>(0) + t * 32; });
     constexpr int lanes = 8 * 8 / kAligned, rows = 32 / lanes;  // that move a row
     const int number = columns(p), column = lane() % lanes * kAligned;
     if (column < number) {
@@ -137,14 +141,15 @@ template <typename T, int N> struct Tile {
       }
     }
     if (p.u != nullptr) {
-      copy_map(p, static_cast<const T*>(p.u) + sources().maps, 4 * p.channels, range.count, which, [&](int t) { return raw_u(t); });
+      copy_map(p, static_cast<const T*>(p.u) + sources().maps, 4 * p.channels, range.count, which,
+               [&](int t) { return raw_u(t); });
     }
   }
 
-  // ---- what a step reads ----------------------------------------------------------------------------------------------
-  // From the pieces to steps of `count` pixels. The second of a step's two values is the drive, of x, or (`Product`
-  // false) the value itself.
-  // `copy` begins to copy what is needed after that.
+  // ---- what a step reads
+  // ---------------------------------------------------------------------------------------------- From the pieces to
+  // steps of `count` pixels. The second of a step's two values is the drive, of x, or (`Product` false) the value
+  // itself. `copy` begins to copy what is needed after that.
   template <bool Product, typename Copy>
   __device__ __forceinline__ void convert(const Args& p, int count, Copy copy) const {
     wait_for_copies();
