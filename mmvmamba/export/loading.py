@@ -46,8 +46,9 @@ class Package:
         self.metadata = {k: v for k, v in self._run.get_metadata().items() if k != IMAGES and not k.startswith('AOTI_')}
         self.python_ops = facts['python_ops']
         self.sizes = {axis: tuple(facts['sizes'][axis]) for axis in AXES}
-        index = device_index if device_index >= 0 else None
-        self.device = torch.device(facts['device'], index if facts['device'] == 'cuda' else None)
+        self.device = torch.device(facts['device'])
+        if self.device.type == 'cuda':
+            self.device = torch.device('cuda', device_index if device_index >= 0 else torch.cuda.current_device())
         self.dtype = getattr(torch, facts['dtype'])
 
     def __call__(self, images: torch.Tensor) -> Any:
@@ -60,7 +61,7 @@ class Package:
         if not isinstance(images, torch.Tensor) or images.dim() != 4 or images.dtype != self.dtype:
             found = (images.dtype, tuple(images.shape)) if isinstance(images, torch.Tensor) else type(images).__name__
             raise TypeError(f'images is {found}, expected {self.dtype}, (B, C, H, W)')
-        if images.device.type != self.device.type:
+        if images.device != self.device:
             raise ValueError(f'images is on {images.device}, expected {self.device}')
         for axis, size in zip(AXES, images.shape):
             least, most = self.sizes[axis]

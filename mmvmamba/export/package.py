@@ -8,7 +8,7 @@ import json
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Iterator, Optional
 
 import torch
 from torch import nn
@@ -19,27 +19,13 @@ from mmvmamba.ops import BackendError, backend_report, use_backend
 from mmvmamba.ops.extension import FOLDER, load_extension
 from mmvmamba.ops.registration import IN_PYTHON
 
+from .graphs import Autocast
 from .program import AXES, accepted_sizes, dynamic_sizes, export_program
 
 OLDEST_TORCH = (2, 6)  # packages with metadata, and the loader for C++
 PRECISIONS = dict(float32=None, float16=torch.float16, bfloat16=torch.bfloat16)
 IMAGES = 'mmvmamba.images'  # the key of what a package says about the images it takes
 _SCANS = ('selective_scan', 'cross_scan', 'cross_merge')  # Triton serves them on a GPU, which a program in C++ lacks
-
-
-class _Autocast(nn.Module):
-    """A graph under autocast, with results in float32."""
-
-    def __init__(self, graph: nn.Module, device_type: str, dtype: torch.dtype):
-        super().__init__()
-        self.graph, self.device_type, self.dtype = graph, device_type, dtype
-
-    def forward(self, x: torch.Tensor) -> Any:
-        with torch.autocast(self.device_type, self.dtype):
-            results = self.graph(x)
-        if isinstance(results, torch.Tensor):
-            return results.float()
-        return tuple(result.float() for result in results)
 
 
 def op_library() -> Path:
@@ -53,7 +39,7 @@ def op_library() -> Path:
     reason = load_extension()
     if reason:
         raise RuntimeError(f'a package needs the compiled ops, and they cannot be used: {reason}')
-    return sorted(FOLDER.glob('_C*'))[0]
+    return (sorted(FOLDER.glob('_C*.so')) + sorted(FOLDER.glob('_C*.pyd')))[0]
 
 
 def check_can_package(device: torch.device) -> None:
@@ -126,7 +112,7 @@ def to_package(
     device = example.device
     check_can_package(device)
     dtype = PRECISIONS[precision]
-    graph = module if dtype is None else _Autocast(module, device.type, dtype).eval()
+    graph = module if dtype is None else Autocast(module, device.type, dtype).eval()
     with _ops_of_cpp(device):
         program = export_program(graph, example, dynamic)
     sizes = dynamic_sizes(program) if dynamic else accepted_sizes(program)
