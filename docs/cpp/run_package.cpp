@@ -8,12 +8,13 @@
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
-#include <cstdlib>
 #include <exception>
 #include <fstream>
 #include <iostream>
+#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 namespace {
@@ -32,11 +33,26 @@ at::Tensor read_images(const std::string& path, const std::vector<int64_t>& shap
   return images;
 }
 
+// The machine code takes images of any shape for right, and would read past them.
+void check_shape(const std::vector<int64_t>& shape, std::unordered_map<std::string, std::string> metadata) {
+  const char* names[] = {"BATCH", "CHANNELS", "HEIGHT", "WIDTH"};
+  std::istringstream all_least(metadata["mmvmamba.least"]), all_most(metadata["mmvmamba.most"]);
+  for (size_t i = 0; i < shape.size(); ++i) {
+    int64_t least = 0, most = 0;  // a most of 0 is no bound
+    if (!(all_least >> least && all_most >> most)) throw std::runtime_error("this package does not say what it takes");
+    if (shape[i] >= least && (most == 0 || shape[i] <= most)) continue;
+    const std::string more = least == most ? "" : " or more";
+    throw std::runtime_error(std::string(names[i]) + " is " + std::to_string(shape[i]) + ", expected " +
+                             std::to_string(least) + more);
+  }
+}
+
 void run(const std::vector<std::string>& args) {
   load_ops(args[1]);
   torch::inductor::AOTIModelPackageLoader package(args[0]);
   std::vector<int64_t> shape;
   for (size_t i = 4; i < 8; ++i) shape.push_back(std::stoll(args[i]));
+  check_shape(shape, package.get_metadata());
   at::Tensor images = read_images(args[2], shape);
   if (package.get_metadata()["AOTI_DEVICE_KEY"] == "cuda") images = images.to(at::kCUDA);
 
@@ -56,7 +72,6 @@ int main(int argc, char** argv) {
     std::cerr << "usage: run_package MODEL.pt2 OPS.so IMAGES OUTPUTS BATCH CHANNELS HEIGHT WIDTH\n";
     return 2;
   }
-  setenv("AOTI_RUNTIME_CHECK_INPUTS", "1", /*overwrite=*/0);  // a package takes any shape otherwise, and reads past it
   try {
     const c10::InferenceMode no_gradients;
     run({argv + 1, argv + argc});

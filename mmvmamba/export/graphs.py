@@ -46,13 +46,14 @@ class SegmentorGraph(nn.Module):
 class Autocast(nn.Module):
     """A graph under autocast, with results in float32."""
 
+    # no attribute may be called graph: a traced module has one of its own
     def __init__(self, graph: nn.Module, device_type: str, dtype: torch.dtype):
         super().__init__()
-        self.graph, self.device_type, self.dtype = graph, device_type, dtype
+        self.wrapped, self.device_type, self.dtype = graph, device_type, dtype
 
     def forward(self, x: torch.Tensor) -> Any:
         with torch.autocast(self.device_type, self.dtype):
-            results = self.graph(x)
+            results = self.wrapped(x)
         if isinstance(results, torch.Tensor):
             return results.float()
         return tuple(result.float() for result in results)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .package import IMAGES, op_library
+from .package import IMAGES, LEAST, MOST, op_library
 from .program import AXES
 
 
@@ -43,7 +43,9 @@ class Package:
         self._run: Any = aoti_load_package(
             str(path), run_single_threaded=run_single_threaded, device_index=device_index
         )
-        self.metadata = {k: v for k, v in self._run.get_metadata().items() if k != IMAGES and not k.startswith('AOTI_')}
+        own = (IMAGES, LEAST, MOST)
+        texts = self._run.get_metadata().items()
+        self.metadata = {key: text for key, text in texts if key not in own and not key.startswith('AOTI_')}
         self.python_ops = facts['python_ops']
         self.sizes = {axis: tuple(facts['sizes'][axis]) for axis in AXES}
         self.device = torch.device(facts['device'])

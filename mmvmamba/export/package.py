@@ -24,7 +24,9 @@ from .program import AXES, accepted_sizes, dynamic_sizes, export_program
 
 OLDEST_TORCH = (2, 6)  # packages with metadata, and the loader for C++
 PRECISIONS = dict(float32=None, float16=torch.float16, bfloat16=torch.bfloat16)
-IMAGES = 'mmvmamba.images'  # the key of what a package says about the images it takes
+IMAGES = 'mmvmamba.images'  # the key of what a package says about the images it takes, for Package
+# and of the same for C++: four numbers each, 0 in the second for no bound
+LEAST, MOST = 'mmvmamba.least', 'mmvmamba.most'
 _SCANS = ('selective_scan', 'cross_scan', 'cross_merge')  # Triton serves them on a GPU, which a program in C++ lacks
 
 
@@ -112,7 +114,10 @@ def to_package(
     device = example.device
     check_can_package(device)
     dtype = PRECISIONS[precision]
-    graph = module if dtype is None else Autocast(module, device.type, dtype).eval()
+    if dtype is not None:
+        graph: nn.Module = Autocast(module, device.type, dtype).eval()
+    else:  # a traced module has a graph of its own
+        graph = nn.Sequential(module).eval() if hasattr(module, 'graph') else module
     with _ops_of_cpp(device):
         program = export_program(graph, example, dynamic)
     sizes = dynamic_sizes(program) if dynamic else accepted_sizes(program)
@@ -125,7 +130,9 @@ def to_package(
     )
     partial = path.with_name(f'{path.stem}.partial.pt2')
     try:
-        _compile(program, partial, freezing, {**(metadata or {}), IMAGES: json.dumps(facts)})
+        own = {IMAGES: json.dumps(facts)}
+        own[LEAST], own[MOST] = (' '.join(str(bound or 0) for bound in bounds) for bounds in zip(*sizes))
+        _compile(program, partial, freezing, {**(metadata or {}), **own})
         commit(str(partial), str(path))
     finally:
         remove(str(partial))
@@ -177,9 +184,11 @@ def find_python_ops(program: torch.export.ExportedProgram) -> list:
 
 
 def _compile(program: torch.export.ExportedProgram, path: Path, freezing: bool, metadata: dict) -> None:
-    from torch._inductor import aoti_compile_and_package
+    from torch._inductor import aoti_compile_and_package, config
 
     options = {'freezing': freezing, 'aot_inductor.metadata': dict(metadata)}
+    if hasattr(config.aot_inductor, 'check_lowerbound'):
+        options['aot_inductor.check_lowerbound'] = False  # which asks for a batch of 2, whatever the program says
     with torch.no_grad(), warnings.catch_warnings():  # freezing asks for no_grad
         warnings.simplefilter('ignore')  # of torch's own internals
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
