@@ -18,7 +18,7 @@ SETUP := setup
 unexport PYTHONDONTWRITEBYTECODE
 endif
 
-CXX_FILES = $(shell find ops/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find ops/csrc docs/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = "$(ENV_PYTHON)" -c 'import clang_format; clang_format.clang_format()'
 
 .PHONY: help setup wheels demo gallery figures matrix docs docs-test test test-all dist lint ruff clang-format codespell types format clean soak

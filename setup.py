@@ -196,9 +196,10 @@ def make_extension(kind: str, torch, cpp_extension) -> Extension:
     flags = ['-O3', '-g0', standard, '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast']
     flags += ['-fopenmp'] if sys.platform == 'linux' else []
     if kind == 'cpu':
-        return cpp_extension.CppExtension(
+        extension = cpp_extension.CppExtension(
             'mmvmamba.ops._C', sources, include_dirs=[CSRC], extra_compile_args=flags, extra_link_args=flags[-1:]
         )
+        return without_python(extension)
     nvcc = find_nvcc(cpp_extension)
     arches = cuda_arches(nvcc, cpp_extension, visible_arches())
     print(f'mmvmamba: compiling CUDA kernels for {arches}', flush=True)
@@ -208,7 +209,7 @@ def make_extension(kind: str, torch, cpp_extension) -> Extension:
     # given here, since torch leaves its own out if any flag holds the word arch, be it in the name of a folder
     nvcc_flags = ['-O3', standard, '--use_fast_math', '-lineinfo', *arch_flags(arches, cpp_extension)]
     nvcc_flags += [f'-Xcompiler=-idirafter{path}' for path in packaged]
-    return cpp_extension.CUDAExtension(
+    extension = cpp_extension.CUDAExtension(
         'mmvmamba.ops._C',
         sources,
         include_dirs=[CSRC],
@@ -216,6 +217,13 @@ def make_extension(kind: str, torch, cpp_extension) -> Extension:
         extra_compile_args=dict(cxx=flags, nvcc=nvcc_flags),
         extra_link_args=['-fopenmp'] if sys.platform == 'linux' else [],
     )
+    return without_python(extension)
+
+
+def without_python(extension: Extension) -> Extension:
+    """Link nothing of Python, which a C++ program that loads the ops may not have."""
+    extension.libraries = [name for name in extension.libraries if name != 'torch_python']
+    return extension
 
 
 class OptionalBuildExt(build_ext):

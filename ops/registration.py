@@ -17,6 +17,7 @@ from .extension import defined_schema, load_extension, read_constants, read_sche
 
 load_extension()
 CONSTANTS = read_constants()
+IN_PYTHON: set = set()  # the ops whose kernels on some device are in Python, which a program in C++ cannot call
 _library = torch.library.Library('mmvmamba', 'FRAGMENT')
 _ADVICE = "backend='naive' has them, being plain PyTorch"
 
@@ -52,6 +53,7 @@ def _define(schema: str) -> bool:
 def define_kernels(key: str, **kernels: Callable) -> None:
     """Give ops that are defined kernels in Python, for a dispatch key such as ``CPU``."""
     for op, kernel in kernels.items():
+        IN_PYTHON.add(op)
         _library.impl(op, kernel, key)
 
 
@@ -108,6 +110,7 @@ def define_triton(
 
 def _define_kernel(schema: str, run: Callable, fake: Callable) -> None:
     name = schema.split('(')[0]
+    IN_PYTHON.add(name)
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ('CPU', 'CUDA'):
         _library.impl(name, run, key)

@@ -75,6 +75,10 @@ THREE = (
 )
 MINE = ('CHECKPOINT', 'work_dirs/my_config/epoch_12.pth')
 
+TO_PACKAGE = f'python tools/export/to_package.py {DIGITS} none --out package.pt2 --freezing'
+CMAKE = "cmake -S docs/cpp -B build/cpp -DTORCH=$(python -c 'import torch; print(torch.__path__[0])')"
+IMAGES_FILE = 'python -c \'import torch; torch.rand(1, 3, 224, 224).numpy().tofile("images.bin")\''
+
 LAUNCHES, ANALYSES = 'tests/test_tools/test_train_test.py', 'tests/test_tools/test_analysis.py'
 TEMPLATES = {
     'python tools/train.py CONFIG': LAUNCHES,
@@ -210,6 +214,14 @@ TABLE = {
     # ---- export
     f'python tools/export/to_onnx.py {DIGITS} none --out model.onnx': Row('whole', makes='model.onnx'),
     f'python tools/export/to_program.py {DIGITS} none --out model.pt2': Row('whole', makes='model.pt2'),
+    TO_PACKAGE: Row('whole', makes='package.pt2', says='height 33 or more'),
+    CMAKE: Row('whole'),
+    'cmake --build build/cpp': Row('whole', after=(CMAKE,), makes='build/cpp/run_package'),
+    IMAGES_FILE: Row('whole', makes='images.bin'),
+    "build/cpp/run_package package.pt2 $(python -c 'import mmvmamba.export as e; print(e.op_library())') images.bin "
+    'scores.bin 1 3 224 224': Row(
+        'whole', after=(TO_PACKAGE, 'cmake --build build/cpp', IMAGES_FILE), says='[1, 10] of Float', makes='scores.bin'
+    ),
     # ---- pictures
     f'python tools/analysis/erf.py --model untrained {DIGITS} none --images data/digits/scenes/val': Row(
         'whole', makes='analysis/erf/erf.png'

@@ -1,4 +1,4 @@
-"""Ways out of Python: models as graphs of tensors, and the scan in standard ONNX operators."""
+"""Ways out of Python: models as graphs of tensors, the scan in standard ONNX operators, and packages for C++."""
 
 from pathlib import Path
 from typing import Optional
@@ -8,7 +8,10 @@ from torch import nn
 
 from mmvmamba.checkpoint.whole import commit, remove
 
-__all__ = ['to_onnx']
+from .loading import Package
+from .package import op_library, to_package
+
+__all__ = ['Package', 'op_library', 'to_onnx', 'to_package']
 
 
 def to_onnx(

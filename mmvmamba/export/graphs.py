@@ -43,6 +43,22 @@ class SegmentorGraph(nn.Module):
         return nn.functional.interpolate(scores, size=x.shape[2:], mode='bilinear', align_corners=corners)
 
 
+class Autocast(nn.Module):
+    """A graph under autocast, with results in float32."""
+
+    # no attribute may be called graph: a traced module has one of its own
+    def __init__(self, graph: nn.Module, device_type: str, dtype: torch.dtype):
+        super().__init__()
+        self.wrapped, self.device_type, self.dtype = graph, device_type, dtype
+
+    def forward(self, x: torch.Tensor) -> Any:
+        with torch.autocast(self.device_type, self.dtype):
+            results = self.wrapped(x)
+        if isinstance(results, torch.Tensor):
+            return results.float()
+        return tuple(result.float() for result in results)
+
+
 class AdaptiveAvgPool(nn.Module):
     """Adaptive average pooling as two matrix products; exact for any size, where ONNX has an operator for 1x1 only."""
 

@@ -21,6 +21,7 @@ MODES = dict(infer='inference', train='training')
 RUNS = tuple((execution, mode) for execution in EXECUTIONS for mode in MODES)
 ARCHS = ('tiny-s1l8', 'small-s1l20', 'base-s1l20', 'tiny-s2l5', 'small-s2l15', 'base-s2l15')
 PLAIN = ('export', 'receptive-field', 'resolution')
+DEPLOYED = dict(vmamba='VMamba-T', swin='Swin-T', convnext='ConvNeXt-T')
 VANILLA = ('tiny-v0', 'small-v0', 'base-v0')
 MAMBA2 = ('tiny-m2', 'small-m2', 'base-m2')  # without weights or accuracy
 
@@ -265,6 +266,25 @@ def versions_in_brief(root: Path = ROOT) -> str:
     return table(list(names), [[str(row.get(name, '–')) for name in names] for row in rows])
 
 
+def deploy(report: dict) -> str:
+    """Milliseconds an image of each form of a model, and in brackets what part of the first model's in torch eager."""
+    rows = report['rows']
+    settings = list(dict.fromkeys((row['size'], row['batch']) for row in rows))
+    header = ['model', 'form', *(f'{size} px, batch {batch}' for size, batch in settings)]
+    lines = []
+    for model, form in dict.fromkeys((row['model'], row['form']) for row in rows):
+        own = {(r['size'], r['batch']): r for r in rows if (r['model'], r['form']) == (model, form)}
+        cells = [own.get(key) for key in settings]
+        speeds = [f'{cell["cpu_ms"]:.1f} ({cell["ratio"]:.2f})' if cell else '–' for cell in cells]
+        largest = [
+            max((row[key] for row in own.values() if row[key] is not None), default=None)
+            for key in ('file_mib', 'load_s', 'error')
+        ]
+        error = '–' if not largest[2] else f'{largest[2]:.0e}'
+        lines.append([DEPLOYED[model.split('_')[0]], form, *speeds, *(number(v, 1) for v in largest[:2]), error])
+    return f'{table([*header, "file, MiB", "loading, s", "largest error"], lines)}\n\n{caption(report)}'
+
+
 def as_it_is(report: dict) -> str:
     """The rows of a report whose keys are the header."""
     header = list(report['rows'][0])
@@ -281,6 +301,7 @@ TABLES = {
     'archs': archs,
     'published-speed': published_speed,
     'tested': versions,
+    'deploy': lambda: deploy(read('deploy.json')),
     'tested-brief': versions_in_brief,
     **{name: functools.partial(lambda name: as_it_is(read(f'{name}.json')), name) for name in PLAIN},
 }

@@ -19,6 +19,7 @@ import torch
 
 from mmvmamba import cli
 from mmvmamba.export.graphs import as_graph, as_tuple, relative_error
+from mmvmamba.export.program import export_program
 from mmvmamba.ops import backend_report
 
 TOLERANCE = 1e-4
@@ -35,15 +36,6 @@ def parse_args(arguments=None) -> argparse.Namespace:
     parser.add_argument('--device', default='cpu', help='device of the program (default: %(default)s)')
     parser.add_argument('--force', action='store_true', help='replace --out if it exists')
     return parser.parse_args(arguments)
-
-
-def export_program(graph: torch.nn.Module, device: str, channels: int = 3) -> torch.export.ExportedProgram:
-    """Export a graph of images with dynamic batch, height and width."""
-    side = torch.export.Dim.AUTO  # its bounds follow from what the model does
-    batch = torch.export.Dim('batch', min=1)
-    with torch.no_grad():
-        example = torch.randn(2, channels, 64, 96, device=device)
-        return torch.export.export(graph, (example,), dynamic_shapes=({0: batch, 2: side, 3: side},), strict=False)
 
 
 def compare(path: Path, graph: torch.nn.Module, device: str, channels: int = 3) -> dict:
@@ -77,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
     cli.make_out_dir(args.out.parent)
     partial = args.out.with_name(args.out.stem + '.partial.pt2')
     try:
-        torch.export.save(export_program(graph, args.device, channels), partial)
+        example = torch.randn(2, channels, 64, 96, device=args.device)
+        torch.export.save(export_program(graph, example), partial)
         errors = compare(partial, graph, args.device, channels)
         for (height, width), error in errors.items():
             print(f'{height}x{width}: largest relative error {error:.1e}')
