@@ -94,7 +94,7 @@ def _with_standard_operators(model: Any) -> Any:
     """Put the functions of the package in the place of their nodes, and constants among the initializers."""
     from onnx import inliner, parser
 
-    texts = dict(AnySize=onnx_heads.ANY_SIZE)
+    texts = dict(AnySize=onnx_heads.ANY_SIZE, Keep=onnx_rows.KEEP)
     for name in sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN}):
         for form in SCANS.values():
             texts.update({name: form.function_text(name)} if name.startswith(form.PREFIX) else {})
