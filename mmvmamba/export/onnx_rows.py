@@ -173,7 +173,7 @@ Keep (x) => (y) {
 """
 
 
-class _Keep(torch.autograd.Function):
+class Keep(torch.autograd.Function):
     """A channel-last map as it is; onnxruntime merges no transposition with one on the other side.
 
     A single one between channel-first maps and lines moves number by number, two of them move whole pixels.
@@ -212,7 +212,7 @@ def scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode
     shift = np.zeros_like(projection[0])
     shift[:, own.rank] = 1
 
-    x = _Keep.apply(x.permute(0, 2, 3, 1))
+    x = Keep.apply(x.permute(0, 2, 3, 1))
     out = x * own.skip
     for by_column in sorted({column for column, _ in routes}):
         ways = [[k for k, route in enumerate(routes) if route == (by_column, reverse)] for reverse in (False, True)]
@@ -227,4 +227,4 @@ def scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode
             torch.from_numpy(own.A[every][:, :, None]),
         )
         out = out + y.permute((2, 0, 1, 3) if by_column else (2, 1, 0, 3))
-    return _Keep.apply(out).permute(0, 3, 1, 2)
+    return Keep.apply(out).permute(0, 3, 1, 2)
