@@ -22,15 +22,19 @@ MOST_PIXELS = math.prod(PIECES)  # of a map; a runtime refuses the last level's 
 # (G, L, M): the length of the piece divides L after padding by steps that keep the state
 _LEVEL = """
     shape_{l} = Shape (a_{l})
-    length_{l} = Shape <start = 1, end = 2> (a_{l})
-    width_{l} = Shape <start = 2> (a_{l})
+    length_{l} = Gather <axis = 0> (shape_{l}, one)
+    width_{l} = Gather <axis = 0> (shape_{l}, two)
     piece_{l} = Constant <value = int64[1] {{{piece}}}> ()
-    less_{l} = Neg (length_{l})
-    missing_{l} = Mod (less_{l}, piece_{l})
+    length_up_{l} = Add (length_{l}, piece_{l})
+    length_up_1_{l} = Sub (length_up_{l}, one)
+    pieces_{l} = Div (length_up_1_{l}, piece_{l})
+    padded_{l} = Mul (pieces_{l}, piece_{l})
+    missing_{l} = Sub (padded_{l}, length_{l})
     pads_{l} = Concat <axis = 0> (nothing, nothing, nothing, nothing, missing_{l}, nothing)
     a_padded_{l} = Pad (a_{l}, pads_{l}, keep)
     b_padded_{l} = Pad (b_{l}, pads_{l}, add_none)
-    by_piece_{l} = Concat <axis = 0> (nothing, {pieces}, piece_{l}, width_{l})
+    count_{l} = Identity ({pieces})
+    by_piece_{l} = Concat <axis = 0> (nothing, count_{l}, piece_{l}, width_{l})
     a_by_piece_{l} = Reshape (a_padded_{l}, by_piece_{l})
     b_by_piece_{l} = Reshape (b_padded_{l}, by_piece_{l})
     {a_parts} = Split <axis = 2> (a_by_piece_{l})
@@ -44,14 +48,14 @@ _PRODUCT = """
     p_{l}_{i} = Mul (a_{l}_{i}, p_{l}_{j})
 """
 _DOWN = """
-    two_{l} = Constant <value = int64[1] {{2}}> ()
-    a_{m} = Squeeze (p_{l}_{last}, two_{l})
-    b_{m} = Squeeze (h_{l}_{last}, two_{l})
+
+    a_{m} = Squeeze (p_{l}_{last}, two)
+    b_{m} = Squeeze (h_{l}_{last}, two)
 """
 _UP = """
     before_{l} = Slice (h_{m}, nothing, rest, one)
     starts_{l} = Pad (before_{l}, pads_start, add_none)
-    start_{l} = Unsqueeze (starts_{l}, two_{l})
+    start_{l} = Unsqueeze (starts_{l}, two)
 """
 _CARRY = """
     carried_{l}_{i} = Mul (p_{l}_{i}, start_{l})
@@ -72,6 +76,7 @@ def function_text(name: str) -> str:
         f'<domain: "mmvmamba", opset_import: ["" : 17]>\n{PREFIX} (a_0, b_0) => (h_0) {{',
         'nothing = Constant <value = int64[1] {0}> ()',
         'one = Constant <value = int64[1] {1}> ()',
+        'two = Constant <value = int64[1] {2}> ()',
         'rest = Constant <value = int64[1] {-1}> ()',
         'pads_start = Constant <value = int64[6] {0, 1, 0, 0, 0, 0}> ()',
         'keep = Constant <value = float {1.0}> ()',
@@ -79,7 +84,7 @@ def function_text(name: str) -> str:
     ]
     for level, piece in enumerate(PIECES):
         parts = {kind: ', '.join(f'{kind}_{level}_{i}' for i in range(piece)) for kind in 'ab'}
-        pieces = 'rest' if level < top else 'one'
+        pieces = f'pieces_{level}' if level < top else 'one'
         lines.append(_LEVEL.format(l=level, piece=piece, pieces=pieces, a_parts=parts['a'], b_parts=parts['b']))
         lines.append(f'h_{level}_0 = Identity (b_{level}_0)\n p_{level}_0 = Identity (a_{level}_0)')
         for i in range(1, piece):
@@ -134,7 +139,7 @@ def scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode
     delta = _softplus(v).unsqueeze(1)  # (K, 1, L * B, D)
     decay = torch.exp(delta * torch.from_numpy(own.A[:, :, None]))  # (K, N, L * B, D)
     drive = delta * u.flatten(1, 2).unsqueeze(1) * B.transpose(1, 2).unsqueeze(3)
-    shape = (len(routes) * own.states, height * width, -1)
+    shape = (len(routes) * own.states, height * width, batch * len(own.skip))
     h = _PrefixScan.apply(decay.reshape(shape), drive.reshape(shape)).reshape(decay.shape)
     y = (h * C.transpose(1, 2).unsqueeze(3)).sum(1)  # (K, L * B, D)
 

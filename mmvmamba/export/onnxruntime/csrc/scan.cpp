@@ -212,7 +212,7 @@ struct Kernel {
     std::vector<float> result(p.padded == p.channels ? 0 : p.batch * p.pixels * p.padded);
     p.y = result.empty() ? static_cast<float*>(y) : result.data();
     // a channel's numbers do not depend on its block, so that few images are cut finer, for many threads
-    const int64_t widest = p.batch * ceil_div(p.padded, int64_t{kWidth}) < kFewTasks ? 2 * kLanes : kWidth;
+    const int64_t widest = p.batch * ceil_div(p.padded, int64_t{kWidth}) < kFewTasks ? 4 * kLanes : kWidth;
     p.block_width = static_cast<int>(ceil_div(p.padded / kLanes, ceil_div(p.padded, widest)) * kLanes);
     p.blocks = ceil_div(p.padded, int64_t{p.block_width});
     run_all(context, p);
