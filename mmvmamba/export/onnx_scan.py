@@ -11,6 +11,7 @@ from mmvmamba.layers import SS2D, intercept_scan
 from mmvmamba.ops import use_backend
 
 from . import onnx_custom_op, onnx_heads, onnx_loop_free, onnx_rows
+from .precision import to_float16
 
 OPSET = 17
 DOMAIN = onnx_custom_op.DOMAIN
@@ -19,7 +20,8 @@ SCANS: dict = {'rows': onnx_rows, 'loop-free': onnx_loop_free, 'custom-op': onnx
 
 
 def export_onnx(
-    graph: nn.Module, example: torch.Tensor, output_names: tuple, path: Path, metadata: dict, scan: str = 'auto'
+    graph: nn.Module, example: torch.Tensor, output_names: tuple, path: Path, metadata: dict, scan: str = 'auto',
+    float16: bool = False,
 ) -> None:
     """Write a graph as an ONNX file, checked by ``onnx.checker``.
 
@@ -31,6 +33,7 @@ def export_onnx(
         path (Path): The file; batch, height and width are dynamic in it.
         metadata (dict): Texts to keep in the file's ``metadata_props``.
         scan (str): Form of the selective scan, ``auto`` or a key of :data:`SCANS`. Default: ``auto``.
+        float16 (bool): Whether to convert all but the scan, the input and the outputs to float16. Default: False.
 
     Raises:
         ValueError: If a scan has the mode cascade2d, whose lines become batches: the tracer fixes their number; or if
@@ -44,6 +47,8 @@ def export_onnx(
         raise ValueError('with_initial_state is True, expected False: a graph carries no state between calls')
     if any(option.scan_mode == 'cascade2d' for option in options):
         raise ValueError('scan_mode is cascade2d, which cannot be exported to ONNX; expected cross2d, unidi or bidi')
+    if float16 and any(option.core == 'ssd' for option in options):
+        raise ValueError("core is 'ssd', expected 's6' for float16: the decays of heads would lose their precision")
     axes = {0: 'batch', 2: 'height', 3: 'width'}
     dynamic = dict(images=axes)
     with use_backend('naive'), intercept_scan(_traceable(form)), torch.no_grad():
@@ -66,7 +71,12 @@ def export_onnx(
                 custom_opsets={DOMAIN: 1},
                 dynamo=False,
             )
-    model = _with_standard_operators(onnx.load(str(path)))
+    model = onnx.load(str(path))
+    if float16:
+        nodes = {node.op_type for node in model.graph.node}
+        scans = tuple(form.PREFIX for form in SCANS.values())
+        model = to_float16(model, sorted(name for name in nodes if name.startswith(scans)))
+    model = _with_standard_operators(model)
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
@@ -106,7 +116,20 @@ def _with_standard_operators(model: Any) -> Any:
         tensor.name = node.output[0]
         model.graph.initializer.append(tensor)
         model.graph.node.remove(node)
+    used = {name for graph in _graphs(model.graph) for node in graph.node for name in node.input}
+    used.update(output.name for output in model.graph.output)
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
+        model.graph.initializer.remove(tensor)
     if all(node.domain != DOMAIN for node in model.graph.node):
         for entry in [entry for entry in model.opset_import if entry.domain == DOMAIN]:
             model.opset_import.remove(entry)
     return model
+
+
+def _graphs(graph: Any) -> Any:
+    """A graph and all inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField('g'):
+                yield from _graphs(attribute.g)
