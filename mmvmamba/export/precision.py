@@ -33,10 +33,13 @@ def check_precision(scan: str, float16: bool, quantize: Optional[str], calibrati
 
 def to_float16(model: Any, keep: list) -> Any:
     """Convert an ONNX model to float16 but for its input, its outputs and the operators named in ``keep``."""
-    from onnxruntime.transformers import float16
+    from onnxruntime.transformers import float16, onnx_model
 
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *keep]
-    return float16.convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked, disable_shape_infer=True)
+    model = float16.convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked, disable_shape_infer=True)
+    del model.graph.value_info[:]  # which has the types of before
+    onnx_model.OnnxModel(model).topological_sort()  # the conversion leaves its casts at the end
+    return model
 
 
 class _Images:

@@ -81,7 +81,7 @@ def test_large_steps_and_channels_that_are_no_vectors(filled, tmp_path, scan):
         if name.endswith('dt_projs_bias'):
             parameter.data.copy_(torch.linspace(-30, 150, parameter.numel()).view_as(parameter))
     path = to_onnx(module, torch.randn(1, 3, 64, 64), tmp_path / 'maps.onnx', scan=scan)
-    assert largest_error(path, module, SIZES[1:2]) < 1e-5
+    assert largest_error(path, module, SIZES[1:2]) < 1e-4
 
 
 def prefix_scan(a, b):
@@ -118,8 +118,6 @@ def test_more_steps_than_the_levels_hold_are_an_error():
 def test_graph_preparation_of_onnxruntime_takes_the_default(tmp_path):
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    module = Maps(depths=(1,), dims=8).eval()
-    module.backbone.out_indices = (0,)
     backbone = VSSMBackbone(dict(dims=8, depths=(1,)), out_indices=(0,)).eval()
     path = to_onnx(backbone, torch.randn(1, 3, 64, 64), tmp_path / 'maps.onnx')
     quant_pre_process(str(path), str(tmp_path / 'prepared.onnx'))
