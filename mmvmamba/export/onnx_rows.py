@@ -113,6 +113,10 @@ _REVERSED = """
     p_ordered = Concat <axis = 0> (p_f, p_back)
     h_ordered = Concat <axis = 0> (h_f, h_back)
 """
+_AS_THEY_ARE = """
+    p_ordered = Identity (p_line)
+    h_ordered = Identity (h_line)
+"""
 _RESTORED = """
     c_f, c_back = Split <axis = 0> (c_starts)
     c_b = Slice (c_back, first_line, last_line, line_axis, back)
@@ -150,7 +154,9 @@ def function_text(name: str) -> str:
         sequences=', '.join(f'x, projections_{way}' for way in ways),
         together='\n'.join(' ' * 8 + line for line in together),
         transposed='Transpose <perm = [0, 3, 2, 1]>' if states > 1 else 'Identity',
-        in_order=_REVERSED.format() if backward else '    p_ordered = Identity (p_line)\n    h_ordered = Identity (h_line)',
+        in_order=_REVERSED.format()
+        if backward
+        else '    p_ordered = Identity (p_line)\n    h_ordered = Identity (h_line)',
         restored=_RESTORED if backward else '    h_starts = Identity (c_starts)',
         results=', '.join(f'y_{way}' for way in ways),
         directions=', '.join(['0', '1'][: len(ways)]),

@@ -20,7 +20,12 @@ SCANS: dict = {'rows': onnx_rows, 'loop-free': onnx_loop_free, 'custom-op': onnx
 
 
 def export_onnx(
-    graph: nn.Module, example: torch.Tensor, output_names: tuple, path: Path, metadata: dict, scan: str = 'auto',
+    graph: nn.Module,
+    example: torch.Tensor,
+    output_names: tuple,
+    path: Path,
+    metadata: dict,
+    scan: str = 'auto',
     float16: bool = False,
 ) -> None:
     """Write a graph as an ONNX file, checked by ``onnx.checker``.
