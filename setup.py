@@ -24,6 +24,9 @@ MIM_FILES = ('configs', 'tools', 'model-index.yml')
 REBUILD = 'pip install --no-build-isolation --no-deps --force-reinstall .'
 ARCHES = ('8.0', '8.6', '8.9', '9.0', '10.0', '10.3', '11.0', '12.0', '12.1')
 NEWEST_CXX17_TORCH = (2, 12)  # later headers need C++20
+# vectorising comparisons needs to know that they don't trap; NaN and infinity keep their meaning
+FLAGS = ('-O3', '-g0', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast')
+LIBRARY = Path('mmvmamba/export/onnxruntime/mmvmamba_onnxruntime.so')
 # files compiled as one for all rooms: torch's headers take the compiler longer than what a room says with them
 UNITED = (('autograd.cpp',), ('cpu.cpp', 'constants.cpp'), ('cuda.cpp',))
 
@@ -192,8 +195,7 @@ def make_extension(kind: str, torch, cpp_extension) -> Extension:
     """The extension ``mmvmamba.ops._C``; a plain shared library without Python symbols."""
     sources = unite(find_sources(kind))
     standard = language(torch)
-    # vectorising comparisons needs to know that they don't trap; NaN and infinity keep their meaning
-    flags = ['-O3', '-g0', standard, '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast']
+    flags = [*FLAGS, standard]
     flags += ['-fopenmp'] if sys.platform == 'linux' else []
     if kind == 'cpu':
         extension = cpp_extension.CppExtension(
@@ -248,7 +250,7 @@ class OptionalBuildExt(build_ext):
         message = f'mmvmamba: compiled extension: {kind} ({reason})'
         print(message, file=sys.stdout if kind != 'none' else sys.stderr, flush=True)
         arches = built_arches(arch_flags(os.environ['TORCH_CUDA_ARCH_LIST'], cpp_extension)) if kind == 'cuda' else []
-        self._write_info(kind, reason, torch, arches)
+        self._write_info(kind, reason, torch, arches, self._compile_for_onnxruntime())
 
     def _compile(self, kind: str, torch, cpp_extension) -> str:
         """Compile and return an empty string, or the error."""
@@ -266,17 +268,40 @@ class OptionalBuildExt(build_ext):
             self.distribution.ext_modules = [PLACEHOLDER]
         return ''
 
-    def _write_info(self, kind, reason, torch, arches):
+    def _compile_for_onnxruntime(self) -> str:
+        """Compile the library for onnxruntime, which needs no torch; returns an empty string, or why there is none."""
+        if os.environ.get('MMVMAMBA_BUILD') == 'none':
+            return 'MMVMAMBA_BUILD=none'
+        compiler = os.environ.get('CXX', 'c++').split()
+        if shutil.which(compiler[0]) is None:
+            return f'no C++ compiler: {compiler[0]!r} is not on PATH'
+        folder = ROOT / LIBRARY.parent if self.inplace else Path(self.build_lib) / LIBRARY.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        sources = [f'{CSRC}/ss2d/cpu_tile.cpp', str(ROOT / LIBRARY.parent / 'csrc/scan.cpp')]
+        flags = ['-std=c++17', *FLAGS, '-shared', '-fPIC', '-fvisibility=hidden', '-s', f'-I{CSRC}']
+        command = [*compiler, *flags, *sources, '-o', str(folder / LIBRARY.name)]
+        said = subprocess.run(command, capture_output=True, text=True)
+        if said.returncode:
+            words = ' '.join(said.stderr.split())[-400:]
+            print(f'mmvmamba: no library for onnxruntime: {words}', file=sys.stderr, flush=True)
+            return f'compilation failed: {words}'
+        return ''
+
+    def _write_info(self, kind, reason, torch, arches, onnxruntime):
         folder = ROOT / 'ops' if self.inplace else Path(self.build_lib) / 'mmvmamba/ops'
         folder.mkdir(parents=True, exist_ok=True)
         info = dict(built=kind, reason=reason, torch=torch and torch.__version__, arches=arches)
+        info['onnxruntime'] = onnxruntime  # why its library is not there, or nothing
         (folder / '_build_info.json').write_text(json.dumps(info, indent=2) + '\n')
 
     def get_outputs(self):
         if self.inplace:
             return []
+        built = (Path(self.build_lib) / 'mmvmamba/ops').glob('_*')
+        library = Path(self.build_lib) / LIBRARY
         return [
-            str(path) for path in (Path(self.build_lib) / 'mmvmamba/ops').glob('_*') if path.suffix in ('.so', '.json')
+            *(str(path) for path in built if path.suffix in ('.so', '.json')),
+            *([str(library)] if library.is_file() else []),
         ]
 
     def get_output_mapping(self):

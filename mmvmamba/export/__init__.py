@@ -1,5 +1,6 @@
-"""Ways out of Python: models as graphs of tensors, the scan in standard ONNX operators, and packages for C++."""
+"""Ways out of Python: models as graphs of tensors, ONNX files for any runtime, and packages for C++."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Optional
 
@@ -9,15 +10,24 @@ from torch import nn
 from mmvmamba.checkpoint.whole import commit, remove
 
 from .loading import Package
+from .onnxruntime import onnxruntime_library
 from .package import op_library, to_package
 
-__all__ = ['Package', 'op_library', 'to_onnx', 'to_package']
+__all__ = ['Package', 'onnxruntime_library', 'op_library', 'to_onnx', 'to_package']
 
 
 def to_onnx(
-    module: nn.Module, example: torch.Tensor, path, names: Optional[tuple] = None, metadata: Optional[dict] = None
+    module: nn.Module,
+    example: torch.Tensor,
+    path,
+    names: Optional[tuple] = None,
+    metadata: Optional[dict] = None,
+    scan: str = 'auto',
+    float16: bool = False,
+    quantize: Optional[str] = None,
+    calibration: Optional[Iterable] = None,
 ) -> Path:
-    """Write any module that holds a VMamba as an ONNX file of standard operators; batch, height and width are dynamic.
+    """Write any module that holds a VMamba as an ONNX file; batch, height and width are dynamic.
 
     Args:
         module (nn.Module): Maps images to a tensor or a tuple of them; on the CPU, in float32 and eval mode.
@@ -25,17 +35,29 @@ def to_onnx(
         path (str | Path): The file; one of that name is replaced when the new one is whole.
         names (tuple[str, ...], optional): A name an output. Default: ``output0``, ``output1``, ...
         metadata (dict, optional): Texts to keep in the file. Default: none.
+        scan (str): The selective scan in standard operators, along rows and columns with ``Scan`` (``rows``) or without
+            a loop (``loop-free``), or as one operator of :func:`onnxruntime_library` (``custom-op``). Default:
+            ``auto``, which is ``rows``.
+        float16 (bool): Whether all but the scan, the input and the outputs is in float16. Default: False.
+        quantize (str, optional): int8 linear layers, with scales of the activations that are computed at each run
+            (``dynamic``) or found from ``calibration`` (``static``). Default: None.
+        calibration (Iterable[Tensor], optional): Batches of images (B, C, H, W) as ``module`` takes them, for
+            ``static``. Default: None.
 
     Returns:
         Path: The file.
 
     Raises:
-        TypeError: If ``module`` or ``example`` is of another type.
-        ValueError: If ``module`` trains, is not in float32 on the CPU, or has a scan that ONNX cannot hold.
+        TypeError: If ``module``, ``example`` or an image of ``calibration`` is of another type.
+        ValueError: If ``module`` trains, is not in float32 on the CPU, or has a scan that ONNX cannot hold; or if
+            ``scan``, ``float16``, ``quantize`` and ``calibration`` do not go together.
     """
     from .graphs import as_tuple
-    from .onnx_scan import export_onnx
+    from .onnx_scan import check_scan, export_onnx
+    from .precision import check_precision, quantize_file
 
+    scan = check_scan(scan)
+    check_precision(scan, float16, quantize, calibration)
     if not isinstance(module, nn.Module):
         raise TypeError(f'module is a {type(module).__name__}, expected a torch.nn.Module')
     if not isinstance(example, torch.Tensor) or example.dim() != 4:
@@ -51,7 +73,9 @@ def to_onnx(
     path = Path(path)
     partial = path.with_name(f'{path.name}.partial')
     try:
-        export_onnx(module, example, tuple(names), partial, metadata or {})
+        export_onnx(module, example, tuple(names), partial, metadata or {}, scan, float16)
+        if quantize:
+            quantize_file(partial, quantize, calibration)
         commit(str(partial), str(path))
     finally:
         remove(str(partial))

@@ -1,5 +1,6 @@
 """Packages of AOTInductor: what is refused before any work, what a package says, and runs in Python and in C++."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -174,18 +175,22 @@ def test_wrong_arguments(module, change, error, words, tmp_path, monkeypatch):
 )
 def test_a_machine_that_lacks_something_is_named(what, words, monkeypatch, tool, tmp_path, capfd):
     device = dict(gpu=torch.device('cuda:7'), device=torch.device('meta')).get(what, torch.device('cpu'))
+    compiler = contextlib.nullcontext()
     if what == 'torch':
         monkeypatch.setattr(torch, '__version__', '2.5.1+cpu')
     if what == 'compiler':
         from torch._inductor import config, cpp_builder
 
-        monkeypatch.setattr(config.cpp, 'cxx', ('no-such-compiler',))
+        compiler = config.patch({'cpp.cxx': ('no-such-compiler',)})
         getattr(cpp_builder.cpp_compiler_search, 'cache_clear', lambda: None)()
     if what == 'extension':
         monkeypatch.setattr(packages, 'load_extension', lambda: 'not built')
-    with pytest.raises(RuntimeError, match=words):
-        packages.check_can_package(device)
-    if device.type == 'cpu':  # the tool says the same in one line, before it builds a model
+    with compiler:
+        with pytest.raises(RuntimeError, match=words):
+            packages.check_can_package(device)
+        if device.type != 'cpu':
+            return
+        # the tool says the same in one line, before it builds a model
         assert tool('export/to_package.py').main([DIGITS, 'none', '--out', str(tmp_path / 'new.pt2')]) == 2
         assert capfd.readouterr().err.splitlines()[-1].startswith('error: ')
         assert not list(tmp_path.iterdir())
