@@ -109,6 +109,13 @@ def test_command_is_understood(line, monkeypatch, capsys):
         assert words[1] in targets
     elif words[:2] == ['python', '-m']:
         assert importlib.util.find_spec(words[2])
+    elif words[:2] == ['python', '-c']:
+        compile(words[2], line, 'exec')
+    elif words[0] == 'cmake':
+        assert words[1] == '--build' or (ROOT / words[2] / 'CMakeLists.txt').is_file()
+    elif words[0].startswith('build/cpp/'):
+        program = words[0].removeprefix('build/cpp/')
+        assert f'add_executable({program} ' in (ROOT / 'docs/cpp/CMakeLists.txt').read_text()
     elif words[0] == 'python':
         script, arguments = words[1], words[2:]
         assert (ROOT / script).is_file()
