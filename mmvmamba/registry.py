@@ -8,7 +8,10 @@ from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import Registry
 
 MODELS = Registry(
-    'model', parent=MMENGINE_MODELS, scope='mmvmamba', locations=['mmvmamba.models', 'mmvmamba.training.averaging']
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='mmvmamba',
+    locations=['mmvmamba.models', 'mmvmamba.training.averaging', 'mmvmamba.export.runtime_backbone'],
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvmamba', locations=['mmvmamba.training.hooks'])
 STRATEGIES = Registry(

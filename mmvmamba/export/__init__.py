@@ -8,7 +8,9 @@ from torch import nn
 
 from mmvmamba.checkpoint.whole import commit, remove
 
-__all__ = ['to_onnx']
+from .runtime_backbone import RuntimeBackbone
+
+__all__ = ['RuntimeBackbone', 'to_onnx']
 
 
 def to_onnx(

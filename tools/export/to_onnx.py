@@ -18,6 +18,7 @@ import torch
 from mmvmamba import cli
 from mmvmamba.export.graphs import as_graph, as_tuple, relative_error
 from mmvmamba.export.onnx_scan import OPSET, export_onnx
+from mmvmamba.export.origin import describe
 
 TOLERANCE = 1e-4
 MULTIPLE = 32  # the last stage's stride
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> None:
     mean, std, to_rgb = cli.preprocessing(model)
     order = f'{channels} as they are' if channels != 3 else 'RGB' if to_rgb else 'BGR'
     metadata = dict(mean=str(mean), std=str(std), channels=order, config=Path(args.config).name)
+    metadata.update(describe(model, scope, args.part))
 
     cli.make_out_dir(args.out.parent)
     partial = args.out.with_name(args.out.name + '.partial')
