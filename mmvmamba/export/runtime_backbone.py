@@ -150,7 +150,7 @@ class RuntimeBackbone(BaseModule):
         taken = opened.inputs[0].shape[1]
         if taken not in (None, backbone.in_channels):
             raise CheckpointError(
-                f'{str(self.file)!r} takes images of {taken} channels, expected {backbone.in_channels}, as the config says'
+                f'{str(self.file)!r} takes images of {taken} channels, expected {backbone.in_channels} by the config'
             )
         if self.with_neck:
             return
