@@ -13,7 +13,9 @@ MODELS = Registry(
     scope='mmvmamba',
     locations=['mmvmamba.models', 'mmvmamba.training.averaging', 'mmvmamba.export.runtime_backbone'],
 )
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvmamba', locations=['mmvmamba.training.hooks'])
+HOOKS = Registry(
+    'hook', parent=MMENGINE_HOOKS, scope='mmvmamba', locations=['mmvmamba.training.hooks', 'mmvmamba.export.int8']
+)
 STRATEGIES = Registry(
     'strategy', parent=MMENGINE_STRATEGIES, scope='mmvmamba', locations=['mmvmamba.training.strategies']
 )

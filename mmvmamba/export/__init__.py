@@ -8,9 +8,10 @@ from torch import nn
 
 from mmvmamba.checkpoint.whole import commit, remove
 
+from .int8 import Int8Hook, to_int8
 from .runtime_backbone import RuntimeBackbone
 
-__all__ = ['RuntimeBackbone', 'to_onnx']
+__all__ = ['Int8Hook', 'RuntimeBackbone', 'to_int8', 'to_onnx']
 
 
 def to_onnx(

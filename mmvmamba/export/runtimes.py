@@ -1,4 +1,4 @@
-"""Exported files, opened by the runtime that runs them: ONNX by onnxruntime, programs of torch.export by torch.
+"""Exported files, opened by the runtime that runs them: onnxruntime for ONNX, torch for programs and packages.
 
 ``RUNTIMES`` lists the kinds of files.  A kind is a class that tells its files (``opens``), opens one for a device, and
 says what goes in, what comes out and what the file knows of itself.
@@ -131,25 +131,63 @@ class ProgramFile:
         return (maps,) if isinstance(maps, torch.Tensor) else tuple(maps)
 
 
-RUNTIMES: tuple = (OnnxFile, ProgramFile)
+class PackageFile:
+    """A package of AOTInductor, by :class:`mmvmamba.export.Package`; arguments as in :class:`ProgramFile`.
+
+    A package does not say what comes out: it runs once, on images of its smallest size.
+    """
+
+    def __init__(self, path: Path, device: Optional[torch.device] = None, threads: Optional[int] = None):
+        if threads is not None:
+            raise ValueError(f"threads is {threads}, expected None: {str(path)!r} runs by torch's own threads")
+        load: Any = getattr(mmvmamba.export, 'Package', None)
+        if load is None:
+            raise CheckpointError(f'{str(path)!r} is a package of AOTInductor, which this mmvmamba cannot run')
+        index = -1 if device is None or device.index is None else device.index
+        try:
+            self._call = load(path, index)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
+        own = self._call.device
+        self.device = torch.device('cuda', max(index, own.index or 0)) if own.type == 'cuda' else own
+        if device is not None and device != self.device:
+            raise RuntimeError(
+                f'{str(path)!r} was compiled for {self.device}, but the images are on {device}; expected one for '
+                f'{device}'
+            )
+        self.metadata, sizes = self._call.metadata, tuple(self._call.sizes.values())
+        fixed = tuple(least if least == most else None for least, most in sizes)
+        self.inputs = (Value('images', fixed, self._call.dtype),)
+        maps = self.run(torch.zeros([least for least, _ in sizes], dtype=self._call.dtype, device=self.device))
+        self.outputs = tuple(
+            Value(f'map{i}', (None, value.shape[1], *[None] * (value.dim() - 2)), value.dtype)
+            for i, value in enumerate(maps)
+        )
+
+    @staticmethod
+    def opens(path: Path) -> bool:
+        """Whether a file is one of these: an archive with a compiled library."""
+        return zipfile.is_zipfile(path) and _is_package(path)
+
+    def run(self, x: torch.Tensor) -> tuple:
+        """Run it on images of the file's type on its device; returns a tuple of tensors there."""
+        maps = self._call(x)
+        return (maps,) if isinstance(maps, torch.Tensor) else tuple(maps)
+
+
+RUNTIMES: tuple = (OnnxFile, ProgramFile, PackageFile)
 
 
 def open_file(path: Path, device: Optional[torch.device] = None, threads: Optional[int] = None):
     """Open an exported file by the first of ``RUNTIMES`` that knows it; arguments and errors as in :class:`OnnxFile`.
 
     Raises:
-        CheckpointError: If there is no such file, or no runtime reads it.
+        CheckpointError: If there is no such file, or its runtime cannot read it.
     """
     if not path.is_file():
         found = 'is a folder' if path.is_dir() else 'does not exist'
         raise CheckpointError(f'file is {str(path)!r}, which {found}; expected the path of an exported file')
-    for runtime in RUNTIMES:
-        if runtime.opens(path):
-            return runtime(path, device, threads)
-    raise CheckpointError(
-        f'file is {str(path)!r}, an archive that no runtime here reads; expected an ONNX file or a program of '
-        'torch.export'
-    )
+    return next(runtime for runtime in RUNTIMES if runtime.opens(path))(path, device, threads)
 
 
 def _open_session(path: Path, device: torch.device, threads: int):
