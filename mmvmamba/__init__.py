@@ -1,6 +1,7 @@
 """VMamba for OpenMMLab: one backbone for mmpretrain, mmdet and mmsegmentation."""
 
 try:
+    from .export import RuntimeBackbone  # noqa: F401  (registers it under its plain name)
     from .mmcv_ops import install
     from .models import MM_VSSM, VSSMBackbone
     from .training import hooks  # noqa: F401  (registers them under plain names)

@@ -8,9 +8,14 @@ from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import Registry
 
 MODELS = Registry(
-    'model', parent=MMENGINE_MODELS, scope='mmvmamba', locations=['mmvmamba.models', 'mmvmamba.training.averaging']
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='mmvmamba',
+    locations=['mmvmamba.models', 'mmvmamba.training.averaging', 'mmvmamba.export.runtime_backbone'],
 )
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvmamba', locations=['mmvmamba.training.hooks'])
+HOOKS = Registry(
+    'hook', parent=MMENGINE_HOOKS, scope='mmvmamba', locations=['mmvmamba.training.hooks', 'mmvmamba.export.int8']
+)
 STRATEGIES = Registry(
     'strategy', parent=MMENGINE_STRATEGIES, scope='mmvmamba', locations=['mmvmamba.training.strategies']
 )

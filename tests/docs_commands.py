@@ -79,11 +79,15 @@ TO_PACKAGE = f'python tools/export/to_package.py {DIGITS} none --out package.pt2
 CMAKE = "cmake -S docs/cpp -B build/cpp -DTORCH=$(python -c 'import torch; print(torch.__path__[0])')"
 IMAGES_FILE = 'python -c \'import torch; torch.rand(1, 3, 224, 224).numpy().tofile("images.bin")\''
 
+RUNTIME = 'tests/test_tools/test_runtime_backbone.py'
 LAUNCHES, ANALYSES = 'tests/test_tools/test_train_test.py', 'tests/test_tools/test_analysis.py'
 TEMPLATES = {
     'python tools/train.py CONFIG': LAUNCHES,
     'python tools/train.py CONFIG --resume': LAUNCHES,
     'python tools/test.py CONFIG CHECKPOINT --complexity': LAUNCHES,
+    'python tools/export/to_onnx.py CONFIG CHECKPOINT --part backbone --out backbone.onnx': RUNTIME,
+    'python tools/test.py CONFIG CHECKPOINT --cfg-options model.backbone.type=mmvmamba.RuntimeBackbone '
+    'model.backbone.file=backbone.onnx': RUNTIME,
     'tools/dist_train.sh CONFIG 8': LAUNCHES,
     'tools/dist_train.sh configs/classification/vmamba-tiny-s1l8_8xb128-amp_in1k.py 8': LAUNCHES,
     'tools/dist_test.sh CONFIG CHECKPOINT 1': LAUNCHES,

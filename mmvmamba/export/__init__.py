@@ -9,11 +9,22 @@ from torch import nn
 
 from mmvmamba.checkpoint.whole import commit, remove
 
+from .int8 import Int8Hook, to_int8
 from .loading import Package
 from .onnxruntime import onnxruntime_library
 from .package import op_library, to_package
+from .runtime_backbone import RuntimeBackbone
 
-__all__ = ['Package', 'onnxruntime_library', 'op_library', 'to_onnx', 'to_package']
+__all__ = [
+    'Int8Hook',
+    'Package',
+    'RuntimeBackbone',
+    'onnxruntime_library',
+    'op_library',
+    'to_int8',
+    'to_onnx',
+    'to_package',
+]
 
 
 def to_onnx(

@@ -20,7 +20,6 @@ from torch import nn
 
 from mmvmamba.checkpoint import CheckpointError, is_state, read_checkpoint, select_weights
 from mmvmamba.checkpoint.layouts import AVERAGED, shorten
-from mmvmamba.models import VSSMBackbone
 
 _HEADS = {'classifier.head.': 'head.fc.'}  # of a published classifier: that of mmpretrain's LinearClsHead
 _OF_VMAMBA = re.compile(r'(^|\.)layers\.\d+\.blocks\.\d+\.(op|self_attention)\.')
@@ -96,7 +95,7 @@ def fit_model(module: nn.Module, content: dict, name: str = 'weights') -> dict:
     while is_model_wrapper(inner) or isinstance(inner, BaseTTAModel):
         inner = inner.module
     module = inner
-    places = [(place, child) for place, child in module.named_modules() if isinstance(child, VSSMBackbone)]
+    places = [(place, child) for place, child in module.named_modules() if hasattr(child, 'fit_weights')]
     if len(places) != 1 or not all(isinstance(key, str) for key in content):
         return content
     place, backbone = places[0]

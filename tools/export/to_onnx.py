@@ -21,6 +21,7 @@ from mmvmamba import cli
 from mmvmamba.export import onnxruntime_library, to_onnx
 from mmvmamba.export.graphs import as_graph, as_tuple, relative_error
 from mmvmamba.export.onnx_scan import OPSET, SCANS, check_scan
+from mmvmamba.export.origin import describe
 from mmvmamba.export.precision import check_precision
 
 TOLERANCES = dict(float32=1e-4, float16=2e-2, int8=0.1)
@@ -137,6 +138,7 @@ def run(args: argparse.Namespace) -> None:
     mean, std, to_rgb = cli.preprocessing(model)
     order = f'{channels} as they are' if channels != 3 else 'RGB' if to_rgb else 'BGR'
     metadata = dict(mean=str(mean), std=str(std), channels=order, config=Path(args.config).name)
+    metadata.update(describe(model, scope, args.part))
 
     cli.make_out_dir(args.out.parent)
     partial = args.out.with_name(args.out.name + '.partial')

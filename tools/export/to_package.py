@@ -21,6 +21,7 @@ import torch
 from mmvmamba import cli
 from mmvmamba.export import Package, op_library, to_package
 from mmvmamba.export.graphs import as_graph, as_tuple, relative_error
+from mmvmamba.export.origin import describe
 from mmvmamba.export.package import PRECISIONS, check_can_package
 
 TOLERANCES = dict(float32=1e-4, float16=2e-2, bfloat16=1e-1)  # of what rounding to 11 and 8 bits gives
@@ -79,10 +80,12 @@ def run(args: argparse.Namespace) -> None:
     device = check_arguments(args)
     model = cli.load_model(args.config, args.checkpoint, device)
     channels = cli.image_channels(model)
-    graph, _ = as_graph(model, cli.read_config(args.config).default_scope, args.part)
+    scope = cli.read_config(args.config).default_scope
+    graph, _ = as_graph(model, scope, args.part)
     mean, std, to_rgb = cli.preprocessing(model)
     order = f'{channels} as they are' if channels != 3 else 'RGB' if to_rgb else 'BGR'
     metadata = dict(mean=str(mean), std=str(std), channels=order, config=Path(args.config).name)
+    metadata.update(describe(model, scope, args.part))
     shapes = [(1 + i % 2, channels, *size) for i, size in enumerate(CHECK_SIZES)]
     example = torch.randn(2, channels, 64, 96, device=device)
     if args.static:

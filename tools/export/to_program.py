@@ -12,6 +12,7 @@ normalised, is as in to_onnx.py; the file is loaded again and must give the mode
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -19,7 +20,9 @@ import torch
 
 from mmvmamba import cli
 from mmvmamba.export.graphs import as_graph, as_tuple, relative_error
+from mmvmamba.export.origin import describe
 from mmvmamba.export.program import export_program
+from mmvmamba.export.runtimes import METADATA
 from mmvmamba.ops import backend_report
 
 TOLERANCE = 1e-4
@@ -64,13 +67,15 @@ def run(args: argparse.Namespace) -> None:
         raise cli.UserError(f'a program needs a compiled op backend on {device.type}, and none can run: {reasons}')
     model = cli.load_model(args.config, args.checkpoint, device)
     channels = cli.image_channels(model)
-    graph, _ = as_graph(model, cli.read_config(args.config).default_scope, args.part)
+    scope = cli.read_config(args.config).default_scope
+    graph, _ = as_graph(model, scope, args.part)
+    metadata = {METADATA: json.dumps(describe(model, scope, args.part))}
 
     cli.make_out_dir(args.out.parent)
     partial = args.out.with_name(args.out.stem + '.partial.pt2')
     try:
         example = torch.randn(2, channels, 64, 96, device=args.device)
-        torch.export.save(export_program(graph, example), partial)
+        torch.export.save(export_program(graph, example), partial, extra_files=metadata)
         errors = compare(partial, graph, args.device, channels)
         for (height, width), error in errors.items():
             print(f'{height}x{width}: largest relative error {error:.1e}')
