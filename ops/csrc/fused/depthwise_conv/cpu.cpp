@@ -127,7 +127,8 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_backward(const Tensor& dy_in, const
   const Tensor sum = ordered_sum(parts).view({n.map.vectors, kTaps + 1, kVector}).transpose(1, 2);
   const Tensor taps = sum.reshape({n.map.vectors * kVector, kTaps + 1}).narrow(0, 0, n.map.channels);
   const Tensor dbias = bias ? taps.select(1, kTaps).clone().to(bias->scalar_type()) : at::empty({0}, options);
-  return {dx, taps.narrow(1, 0, kTaps).reshape(weight.sizes()).clone().to(weight.scalar_type()), dbias};
+  const Tensor dweight = taps.narrow(1, 0, kTaps).contiguous().view(weight.sizes());
+  return {dx, dweight.to(weight.scalar_type()), dbias};
 }
 
 }  // namespace

@@ -24,7 +24,8 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kHiddenNumbers = 5 << 19;  // most hidden values of a piece: its memory is used again, and stays mapped
+constexpr int64_t kHiddenNumbers =
+    5 << 19;                          // most hidden values of a piece: its memory is used again, and stays mapped
 constexpr int64_t kGeluBlock = 8192;  // numbers that a thread takes at once
 
 // x (..., C) as a matrix.
@@ -50,11 +51,11 @@ struct LinearLayer {
   bool one_dnn;
 
   LinearLayer(const Tensor& weight_in, const Tensor& bias_in, at::ScalarType type)
-      : weight(weight_in.to(type).contiguous()), bias(bias_in.to(type)), one_dnn(has_one_dnn_linear(type)) {}
+      : weight(weight_in.to(type).contiguous()),
+        bias(bias_in.to(type).contiguous()),
+        one_dnn(has_one_dnn_linear(type)) {}
 
   Tensor run(const Tensor& x, bool gelu) const {
-    static const bool own = getenv("OWN") && getenv("OWN")[0] == '1';
-    if (one_dnn && gelu && own) { Tensor y = one_dnn_linear(x, weight, bias, false); gelu_into(y, y); return y; }
     if (one_dnn) return one_dnn_linear(x, weight, bias, gelu);
     Tensor y = at::addmm(bias, x, weight.t());
     if (gelu) gelu_into(y, y);
@@ -96,7 +97,8 @@ std::tuple<Tensor, Tensor> mlp_forward(const Tensor& x_in, const Tensor& weight1
     return {y.view(sizes), hidden.view(hidden_sizes)};
   }
   const Tensor none = at::empty({0}, x.options());
-  if (rows * weight1.size(0) <= kHiddenNumbers) return {second.run(first.run(x, /*gelu=*/true), /*gelu=*/false).view(sizes), none};
+  if (rows * weight1.size(0) <= kHiddenNumbers)
+    return {second.run(first.run(x, /*gelu=*/true), /*gelu=*/false).view(sizes), none};
   Tensor y = at::empty({rows, sizes.back()}, x.options());
   for_pieces(rows, weight1.size(0), [&](int64_t begin, int64_t count) {
     y.narrow(0, begin, count).copy_(second.run(first.run(x.narrow(0, begin, count), /*gelu=*/true), /*gelu=*/false));

@@ -58,9 +58,9 @@ def test_other_dtypes_are_torchs_own_on_a_cpu(dtype):
 @needs_cpu
 @pytest.mark.parametrize('one_dnn', [True, False], ids=['one_dnn', 'without'])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize('shape', [(1, 1, 1), (7, 13, 21), (2500, 24, 96), (65, 384, 100)], ids=str)
+@pytest.mark.parametrize('shape', [(1, 8, 16), (7, 13, 21), (27000, 24, 100), (65, 384, 100)], ids=str)
 def test_cpu_output_and_gradients(shape, dtype, one_dnn):
-    """Against float64 of what autocast computes with; the 2500 rows are three pieces."""
+    """Against float64 of what autocast computes with; the 27000 rows are two pieces."""
     x, parameters, dy = make_inputs(*shape)
     x, dy = x.to(dtype), dy.to(dtype)
     expected = run(reference, x.double(), [value.to(dtype).double() for value in parameters], dy.double())
@@ -84,7 +84,7 @@ def test_cpu_activation_everywhere(dtype, training):
     x = x.to(dtype).view(-1, 1).expand(-1, 8).contiguous().requires_grad_(training)
     eye, zero = torch.eye(8, dtype=dtype), torch.zeros(8, dtype=dtype)
     y = mlp(x, eye, zero, eye, zero, backend='cpu')
-    tolerance = dict(rtol=2 * torch.finfo(dtype).eps, atol=5e-7)
+    tolerance = dict(rtol=2 * torch.finfo(dtype).eps, atol=2e-6)
     torch.testing.assert_close(y.double(), F.gelu(x.double()), **tolerance)
     for value in (float('nan'), float('inf')):
         with torch.no_grad():
@@ -113,7 +113,7 @@ def test_a_changed_weight_is_the_one_that_counts(how, dtype):
 
     for _ in range(3):
         value, expected = call()
-        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(value, expected, rtol=2e-2, atol=1e-5 if dtype == torch.float32 else 1e-2)
         before, weight = value, layers[0].weight
         with torch.no_grad():
             if how == 'in_place':
@@ -127,7 +127,7 @@ def test_a_changed_weight_is_the_one_that_counts(how, dtype):
             else:
                 weight.data = -1.5 * weight.data
         value, expected = call()
-        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(value, expected, rtol=2e-2, atol=1e-5 if dtype == torch.float32 else 1e-2)
         assert not torch.allclose(value, before, atol=0.1)
 
 
