@@ -8,10 +8,10 @@ was named and can't run raises :class:`BackendError`; only ``auto`` may choose.
 which the GPU's scans don't have, goes to ``naive``, the reference; and tensors on CPU, whatever GPU there is, go to
 ``naive`` if the ``cpu`` backend is missing.
 
-The fused layers (norms, linear, MLP, convolutions) have ``naive``, torch's own layers on every device, and ``cuda``.
-For them a choice made for all ops that they lack, or that their kernels can't serve, means torch's layers; only a
-call's own ``backend`` raises.  ``auto`` takes the kernels where they can serve.  ``ssd_scan`` has no ``cuda``: a choice
-of it for all ops means ``auto`` there.
+The fused layers (norms, linear, MLP, convolutions) have ``naive``, torch's own layers on every device, ``cuda`` and,
+but for ``linear`` and ``conv2d_channel_last``, ``cpu``.  For them a choice made for all ops that they lack, or that
+their kernels can't serve, means torch's layers; only a call's own ``backend`` raises.  ``auto`` takes the kernels where
+they can serve.  ``ssd_scan`` has no ``cuda``: a choice of it for all ops means ``auto`` there.
 """
 
 import logging
@@ -65,12 +65,18 @@ class BackendStatus:
 
 
 @cache
-def has_cuda_kernel(op: str) -> bool:
-    """Whether the compiled extension is there and has a CUDA kernel for ``mmvmamba::<op>`` that runs on this GPU."""
+def has_kernel(op: str, device_type: str) -> bool:
+    """Whether the compiled extension is there and has a kernel for ``mmvmamba::<op>`` that runs on this machine.
+
+    Args:
+        op (str): Public name of the op.
+        device_type (str): ``cpu`` or ``cuda``; there is none for others.
+    """
     return (
-        not load_extension()
-        and torch._C._dispatch_has_kernel_for_dispatch_key(f'mmvmamba::{op}', 'CUDA')
-        and not _gpu_misfit()
+        device_type in ('cpu', 'cuda')
+        and not load_extension()
+        and torch._C._dispatch_has_kernel_for_dispatch_key(f'mmvmamba::{op}', device_type.upper())
+        and (device_type == 'cpu' or not _gpu_misfit())
     )
 
 
@@ -212,7 +218,7 @@ def _check_can_run(op: str, name: str, device_type: str) -> None:
 
 
 def takes_kernel(op: str, name: Optional[str], fits: Callable, x: torch.Tensor, *others) -> bool:
-    """Whether the CUDA kernel of a fused layer serves a call, or torch's own layers.
+    """Whether the kernel of a fused layer for the device of ``x`` serves a call, or torch's own layers.
 
     Args:
         op (str): Public name of the op.
@@ -225,30 +231,31 @@ def takes_kernel(op: str, name: Optional[str], fits: Callable, x: torch.Tensor, 
         ValueError: If a name is no backend.
         BackendError: If the call's own backend can't serve it.
     """
+    device = x.device.type
     if name is None:
-        return x.is_cuda and _wants_kernel(op) and fits(x, *others)
-    if not _names_kernel(op, name, x.device.type):
+        return _wants_kernel(op, device) and fits(x, *others)
+    if not _names_kernel(op, name, device):
         return False
     if fits(x, *others):
         return True
-    if name == 'cuda':
-        raise BackendError(f'{op}: the cuda kernel does not take these arguments; x is {x.dtype}, {tuple(x.shape)}')
+    if name != 'auto':
+        raise BackendError(f'{op}: the {name} kernel does not take these arguments; x is {x.dtype}, {tuple(x.shape)}')
     return False
 
 
 @torch._dynamo.assume_constant_result
-def _wants_kernel(op: str) -> bool:
-    return _requested_for(op) in ('auto', 'cuda') and has_cuda_kernel(op)
+def _wants_kernel(op: str, device_type: str) -> bool:
+    return _requested_for(op) in ('auto', device_type) and has_kernel(op, device_type)
 
 
 @torch._dynamo.assume_constant_result
 def _names_kernel(op: str, name: str, device_type: str) -> bool:
     if _check_name(name, 'backend') == 'auto':
-        return device_type == 'cuda' and has_cuda_kernel(op)
+        return has_kernel(op, device_type)
     if name not in OP_BACKENDS[op]:
         raise BackendError(f'{op}: there is no backend {name!r}, expected one of {", ".join(OP_BACKENDS[op])}, auto')
     _check_can_run(op, name, device_type)
-    return name == 'cuda'
+    return name != 'naive'
 
 
 @torch._dynamo.assume_constant_result

@@ -1,6 +1,7 @@
 """Argument checks that several fused layers share."""
 
 import torch
+from torch.autograd import forward_ad
 
 from ..checks import (
     FLOAT_DTYPES,
@@ -13,6 +14,25 @@ from ..checks import (
 )
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CPU_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def has_kernel_dtypes(x: torch.Tensor, *others) -> bool:
+    """Whether the kernels for the device of ``x`` take its dtype and those of ``others``, tensors or None.
+
+    Those for a CPU leave the derivatives that they lack to torch's own layers, which it always had there.
+    """
+    dtypes = CPU_DTYPES if x.is_cpu else KERNEL_DTYPES
+    if x.is_cpu and _takes_other_derivatives():
+        return False
+    return x.dtype in dtypes and all(value is None or value.dtype in dtypes for value in others)
+
+
+def _takes_other_derivatives() -> bool:
+    """Whether a transform of ``torch.func`` or forward-mode differentiation is under way."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def check_dtype(op: str, out_dtype) -> None:

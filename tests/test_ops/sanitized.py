@@ -47,14 +47,14 @@ def scan(batch, groups, channels, states, length, dtype, full):
 
 
 def layers():
-    """The fused layers around the scan, which have kernels on a GPU only."""
+    """The fused layers around the scan."""
 
     def draw(*shape, dtype=torch.float32):
         return torch.randn(shape, device=DEVICE).to(dtype).requires_grad_()
 
     cases = 0
     for dtype, (batch, height, width, channels) in itertools.product(
-        DTYPES, ((1, 1, 1, 8), (3, 7, 5, 40), (2, 33, 20, 96), (1, 9, 130, 264))
+        DTYPES[:3], ((1, 1, 1, 8), (2, 5, 3, 13), (3, 7, 5, 40), (2, 33, 20, 96), (1, 9, 130, 264))
     ):
         x, branch = draw(batch, height, width, channels), draw(batch, height, width, channels, dtype=dtype)
         weight, bias, factors = draw(channels), draw(channels), torch.rand(batch, device=DEVICE)
@@ -143,7 +143,8 @@ def main():
             layer_norm(*leaves[:3], out_dtype=out).float().sum().backward()
             layer_norm(*leaves[:3], out_dtype=out, shift=leaves[3], gelu=True).float().sum().backward()
             cases += 1
-        cases += layers() + mamba2()
+        cases += mamba2()
+    cases += layers()
     print(f'{cases} cases through the kernels beside {mmvmamba.ops.__file__}')
 
 

@@ -82,13 +82,13 @@ def gpu(monkeypatch, tmp_path):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda: capability)
         monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'NVIDIA Imaginary')
-        for function in (backend._status, backend._gpu_misfit, backend.has_cuda_kernel):
+        for function in (backend._status, backend._gpu_misfit, backend.has_kernel):
             function.cache_clear()
         return backend._status('cuda')
 
     yield pretend
     monkeypatch.undo()
-    for function in (backend._status, backend._gpu_misfit, backend.has_cuda_kernel):
+    for function in (backend._status, backend._gpu_misfit, backend.has_kernel):
         function.cache_clear()
 
 
@@ -111,7 +111,7 @@ def gpu(monkeypatch, tmp_path):
 )
 def test_kernels_must_be_built_for_this_gpu(capability, arches, fits, gpu):
     status = gpu(capability, built='cuda', arches=arches)
-    assert status.available == fits and backend.has_cuda_kernel('mlp') == fits
+    assert status.available == fits and backend.has_kernel('mlp', 'cuda') == fits
     if not fits:
         own = '{}.{}'.format(*capability)
         for words in (f'capability {", ".join(arches)}, and', f'Imaginary, has {own}', f"TORCH_CUDA_ARCH_LIST='{own}'"):
@@ -282,13 +282,14 @@ def test_float64_on_a_gpu_is_warned_of_once(monkeypatch, caplog, status):
 
 # ---- the fused layers -----------------------------------------------------------------------------------------------
 LAYER_OPS = ('layer_norm', 'add_layer_norm', 'linear', 'mlp', 'depthwise_conv_silu', 'conv2d_channel_last')
+CPU_LAYERS = ('layer_norm', 'add_layer_norm', 'mlp', 'depthwise_conv_silu')  # that have a kernel there
 
 
 @pytest.fixture
 def takes(status, monkeypatch):
-    """Function that tells whether a layer's kernel would serve a tensor on a GPU that has all backends."""
+    """Function that tells whether a layer's kernel would serve a tensor on a machine that has all backends."""
     status(cuda=True, triton=True, cpu=True)
-    monkeypatch.setattr(backend, 'has_cuda_kernel', lambda op: True)
+    monkeypatch.setattr(backend, 'has_kernel', lambda op, device: device == 'cuda' or op in CPU_LAYERS)
 
     def call(op='layer_norm', name=None, fits=True, is_cuda=True):
         device = SimpleNamespace(type='cuda' if is_cuda else 'cpu')
@@ -301,11 +302,14 @@ def takes(status, monkeypatch):
 @pytest.mark.parametrize('op', LAYER_OPS)
 def test_layers_follow_the_rule(op, takes, monkeypatch):
     assert takes(op) and takes(op, 'cuda') and takes(op, 'auto') and not takes(op, 'naive')
-    assert not takes(op, fits=False) and not takes(op, is_cuda=False)
+    on_cpu = op in CPU_LAYERS
+    assert not takes(op, fits=False) and not takes(op, fits=False, is_cuda=False)
+    assert takes(op, is_cuda=False) == takes(op, 'auto', is_cuda=False) == on_cpu
+    assert not takes(op, 'naive', is_cuda=False)
     for name, kernel in (('naive', False), ('cuda', True), ('triton', False), ('cpu', False), ('auto', True)):
         with use_backend(name):
             assert takes(op) == kernel
-            assert takes(op, 'cuda') and not takes(op, is_cuda=False)
+            assert takes(op, 'cuda') and takes(op, is_cuda=False) == (on_cpu and name in ('cpu', 'auto'))
         monkeypatch.setenv('MMVMAMBA_BACKEND', name)
         assert takes(op) == kernel
     monkeypatch.setenv('MMVMAMBA_BACKEND', 'fast')
@@ -315,11 +319,15 @@ def test_layers_follow_the_rule(op, takes, monkeypatch):
 
 @pytest.mark.parametrize('op', LAYER_OPS)
 def test_a_call_of_a_layer_that_names_what_can_not_serve_raises(op, takes):
-    for name in ('triton', 'cpu'):
-        with pytest.raises(
-            BackendError, match=f"{op}: there is no backend '{name}', expected one of naive, cuda, auto"
-        ):
+    has = 'naive, cpu, cuda, auto' if op in CPU_LAYERS else 'naive, cuda, auto'
+    for name in ('triton',) if op in CPU_LAYERS else ('triton', 'cpu'):
+        with pytest.raises(BackendError, match=f"{op}: there is no backend '{name}', expected one of {has}"):
             takes(op, name)
+    if op in CPU_LAYERS:
+        with pytest.raises(BackendError, match=f'{op}: the cpu kernel does not take these arguments'):
+            takes(op, 'cpu', fits=False, is_cuda=False)
+        with pytest.raises(BackendError, match=f"{op}: backend 'cpu' takes cpu tensors, but the tensors are on cuda"):
+            takes(op, 'cpu')
     with pytest.raises(BackendError, match=f'{op}: the cuda kernel does not take these arguments'):
         takes(op, 'cuda', fits=False)
     with pytest.raises(BackendError, match=f"{op}: backend 'cuda' takes cuda tensors, but the tensors are on cpu"):
@@ -341,7 +349,7 @@ def test_layers_take_a_backend():
         conv2d_channel_last=lambda **options: ops.conv2d_channel_last(x, torch.ones(4, 8, 1, 1), **options),
     )
     for op in LAYER_OPS:
-        assert torch.equal(calls[op](backend='naive'), calls[op]())
+        torch.testing.assert_close(calls[op](backend='naive'), calls[op]())
         with pytest.raises(BackendError, match=f"{op}: there is no backend 'triton'"):
             calls[op](backend='triton')
 
@@ -356,7 +364,7 @@ def test_a_backend_for_some_ops(served, takes):
     assert takes('layer_norm')
     with pytest.raises(ValueError, match="ops has 'norm', expected some of"), use_backend('naive', ops=('norm',)):
         pass
-    with pytest.raises(ValueError, match="mlp: backend is 'triton', expected one of naive, cuda, auto"):
+    with pytest.raises(ValueError, match="mlp: backend is 'triton', expected one of naive, cpu, cuda, auto"):
         use_backend('triton', ops=('mlp',)).__enter__()
 
 

@@ -10,12 +10,24 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && \
     !defined(__SANITIZE_ADDRESS__)  // the loader picks before the sanitizer is ready
 #define MMVMAMBA_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// a function in two forms: for registers of sixteen floats where has_wide_registers(), and for all others
+#define MMVMAMBA_WIDE __attribute__((target("arch=x86-64-v4")))
+#define MMVMAMBA_NARROW_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
 #define MMVMAMBA_CLONES
+#define MMVMAMBA_NARROW_CLONES
 #endif
 #define MMVMAMBA_INLINE inline __attribute__((always_inline))
 
 namespace mmvmamba {
+
+#ifdef MMVMAMBA_WIDE
+inline bool has_wide_registers() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
 
 // x = k ln2 + r with |r| <= ln2 / 2 becomes exp(r), and exponent k. Float: float, or a vector type of them, with the
 // unsigned integer of its size.

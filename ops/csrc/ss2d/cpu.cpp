@@ -21,6 +21,7 @@
 #include "common/ceil_div.h"
 #include "common/constants.h"
 #include "common/dtypes.h"
+#include "common/ordered_sum.h"
 #include "common/routes.h"
 #include "ss2d/cpu_tile.h"
 
@@ -39,21 +40,6 @@ Tensor channel_last(const Tensor& x) { return x.permute({0, 2, 3, 1}).to(at::kFl
 Tensor pad_last(const Tensor& tensor, int64_t size) {
   if (tensor.size(-1) == size) return tensor.contiguous();
   return at::constant_pad_nd(tensor, {0, size - tensor.size(-1)}).contiguous();
-}
-
-// Sum over the first dimension, in its order for any number of threads.
-Tensor ordered_sum(const Tensor& parts) {
-  const int64_t count = parts.size(0), size = parts.numel() / count;
-  if (count == 1) return parts.select(0, 0);
-  Tensor sum = parts.select(0, 0).clone();
-  const float* from = parts.const_data_ptr<float>();
-  float* to = sum.data_ptr<float>();
-  at::parallel_for(0, size, 4096, [&](int64_t begin, int64_t end) {
-    for (int64_t part = 1; part < count; ++part) {
-      for (int64_t i = begin; i < end; ++i) to[i] += from[part * size + i];
-    }
-  });
-  return sum;
 }
 
 // Rows of pixels in pieces that depend on their number alone, each for one thread: a GEMM rounds differently with

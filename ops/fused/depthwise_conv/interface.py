@@ -1,4 +1,4 @@
-"""The depthwise convolution of channel-last maps with SiLU: one kernel on a GPU, torch's layers elsewhere."""
+"""The depthwise convolution of channel-last maps with SiLU in one kernel; torch's layers for what it does not take."""
 
 from typing import Optional
 
@@ -6,7 +6,7 @@ import torch
 
 from ...backend import takes_kernel
 from ...checks import check_shape
-from ..checks import KERNEL_DTYPES, check_convolution
+from ..checks import check_convolution, has_kernel_dtypes
 from . import naive, registration  # noqa: F401 (which defines the op)
 
 
@@ -19,7 +19,7 @@ def depthwise_conv_silu(
 ) -> torch.Tensor:
     """Convolve each channel of a map by itself, stride 1, and apply SiLU, z * sigmoid(z).
 
-    Kernels of 3x3 weights and a multiple of 4 channels run in one CUDA kernel, whose arithmetic is float32, weights
+    Weights of 3x3 run in one kernel (CUDA: with a multiple of 4 channels), whose arithmetic is float32, weights
     included, and which keeps no intermediate map for backward.  Everything else is torch's convolution and SiLU.
 
     Args:
@@ -28,7 +28,7 @@ def depthwise_conv_silu(
         bias (Tensor, optional): (C,). Default: None.
         out_dtype (torch.dtype, optional): Dtype of the result, to which ``x`` is rounded first, as autocast does.
             Default: that of ``x``.
-        backend (str, optional): ``naive``, which is torch alone, or ``cuda``; see :mod:`mmvmamba.ops.backend`.
+        backend (str, optional): ``naive``, which is torch alone, ``cpu`` or ``cuda``; see :mod:`mmvmamba.ops.backend`.
 
     Returns:
         Tensor: (B, H, W, C) in ``out_dtype``.
@@ -53,7 +53,7 @@ def depthwise_conv_silu(
 def _fits(x, weight, bias) -> bool:
     return (
         weight.shape[-1] == 3
-        and x.shape[-1] % 4 == 0
-        and all(value.dtype in KERNEL_DTYPES for value in (x, weight, bias) if value is not None)
+        and (x.is_cpu or x.shape[-1] % 4 == 0)
+        and has_kernel_dtypes(x, weight, bias)
         and x.numel() > 0
     )

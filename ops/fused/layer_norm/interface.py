@@ -1,4 +1,4 @@
-"""The layer normalisation of channel-last maps: a kernel for short rows on a GPU, torch's own elsewhere."""
+"""The layer normalisation of channel-last maps: kernels for short rows, torch's own elsewhere."""
 
 import sys
 from typing import Optional, Tuple
@@ -7,11 +7,11 @@ import torch
 
 from ...backend import takes_kernel
 from ...checks import check_flag, check_float, check_range, check_same_device, check_shape, records_gradients
-from ..checks import KERNEL_DTYPES, check_dtype
+from ..checks import CPU_DTYPES, KERNEL_DTYPES, check_dtype, has_kernel_dtypes
 from . import naive
 from .registration import OUTPUT_TYPES
 
-MAX_CHANNELS = 1024  # what the kernel's registers hold
+MAX_CHANNELS = 1024  # what the registers of the GPU kernel hold
 VECTORS = ('weight', 'bias', 'shift')  # arguments with an element a channel
 
 
@@ -28,8 +28,8 @@ def layer_norm(
     """Normalise the last dimension, `Layer Normalization <https://arxiv.org/abs/1607.06450>`_, equation 4.
 
     Statistics and arithmetic are float32 for half-precision input.  For a backbone's rows the CUDA kernel is
-    several times faster than torch's, and than what Inductor makes of the backward.  After a convolution the kernel
-    adds its bias and applies the activation in the same pass.
+    several times faster than torch's, and than what Inductor makes of the backward.  After a convolution the kernels
+    add its bias and apply the activation in the same pass.
 
     Args:
         x (Tensor): (..., C), floating point.
@@ -39,7 +39,7 @@ def layer_norm(
         out_dtype (torch.dtype, optional): Dtype of the result. Default: that of ``x``.
         shift (Tensor, optional): (C,), added to ``x`` first: the bias of the layer before. Default: None.
         gelu (bool): Whether to apply GELU to the normalised values. Default: False.
-        backend (str, optional): ``naive``, which is torch alone, or ``cuda``; see :mod:`mmvmamba.ops.backend`.
+        backend (str, optional): ``naive``, which is torch alone, ``cpu`` or ``cuda``; see :mod:`mmvmamba.ops.backend`.
 
     Returns:
         Tensor: (..., C) in ``out_dtype``.
@@ -75,7 +75,7 @@ def add_layer_norm(
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Add a residual branch and normalise the sum: :func:`layer_norm` of ``x + factors * branch``.
 
-    One kernel on a GPU, forward and backward, instead of one for each step.
+    One kernel, forward and backward, instead of one for each step.
 
     Args:
         x (Tensor): (B, ..., C), floating point.
@@ -85,7 +85,7 @@ def add_layer_norm(
         eps (float): Added to the variance. Default: 1e-5.
         out_dtype (torch.dtype, optional): Dtype of the normalised map. Default: that of the sum.
         factors (Tensor, optional): (B,), a factor for each sample's branch, as stochastic depth has. Default: 1.
-        backend (str, optional): ``naive``, which is torch alone, or ``cuda``; see :mod:`mmvmamba.ops.backend`.
+        backend (str, optional): ``naive``, which is torch alone, ``cpu`` or ``cuda``; see :mod:`mmvmamba.ops.backend`.
 
     Returns:
         tuple[Tensor]: The sum, in the common dtype of ``x`` and ``branch``, and the normalised map in ``out_dtype``,
@@ -133,12 +133,12 @@ def _fits(x, weight, bias, out_dtype, after_conv=False) -> bool:
     channels = x.shape[-1]
     return (
         weight.dtype == bias.dtype == torch.float32
-        and x.dtype in KERNEL_DTYPES
-        and out_dtype in KERNEL_DTYPES
+        and has_kernel_dtypes(x)
+        and out_dtype in (CPU_DTYPES if x.is_cpu else KERNEL_DTYPES)
         and (out_dtype == x.dtype or torch.float32 in (out_dtype, x.dtype))
-        and (not after_conv or out_dtype in (x.dtype, torch.float32))  # the map has the type of the output, or less
-        and channels % 4 == 0
-        and channels <= MAX_CHANNELS
+        # of the GPU kernel after a convolution the map has the type of the output, or less
+        and (x.is_cpu or not after_conv or out_dtype in (x.dtype, torch.float32))
+        and (x.is_cpu or (channels % 4 == 0 and channels <= MAX_CHANNELS))
         and x.numel() > 0
     )
 

@@ -38,7 +38,7 @@ def _fake_add_backward(dsum, dy, sum, factors, weight, statistics):
 
 define(
     __file__,
-    ('naive', 'cuda'),
+    ('naive', 'cpu', 'cuda'),
     layer_norm=_fake,
     layer_norm_backward=_fake_backward,
     add_layer_norm=_fake_add,

@@ -1,4 +1,4 @@
-"""Two linear layers with a GELU between them: kernels on a GPU, torch's own layers elsewhere."""
+"""Two linear layers with a GELU between them in one op, on a GPU and a CPU; torch's own layers elsewhere."""
 
 from typing import Optional
 
@@ -6,10 +6,10 @@ import torch
 
 from ...backend import takes_kernel
 from ...checks import check_shape, records_gradients
-from ..checks import KERNEL_DTYPES, autocast_input, check_linear
+from ..checks import autocast_input, check_linear, has_kernel_dtypes
 from . import naive, registration  # noqa: F401 (which defines the op)
 
-WIDTH = 8  # values that a thread of the kernels takes
+WIDTH = 8  # values that a thread of the GPU kernels takes
 
 
 def mlp(
@@ -22,8 +22,9 @@ def mlp(
 ) -> torch.Tensor:
     r"""Two linear layers with a GELU between them, :math:`W_2\, \mathrm{GELU}(W_1 x + b_1) + b_2`.
 
-    The GPU kernel keeps the hidden values before GELU, makes GELU again in backward, and so saves the largest tensor
-    of a block.  The numbers are those of torch's layers up to the rounding of ``x``'s dtype.
+    The kernels keep the hidden values before GELU, make GELU again in backward, and so save the largest tensor of a
+    block; without gradients those for a CPU keep no hidden values, which stay in its cache.  The numbers are those of
+    torch's layers up to the rounding of ``x``'s dtype.
 
     Args:
         x (Tensor): (..., C), floating point; under autocast it is cast, as a linear layer's input is.
@@ -32,7 +33,7 @@ def mlp(
         bias1 (Tensor): (hidden,).
         weight2 (Tensor): (C_out, hidden).
         bias2 (Tensor): (C_out,).
-        backend (str, optional): ``naive``, which is torch alone, or ``cuda``; see :mod:`mmvmamba.ops.backend`.
+        backend (str, optional): ``naive``, which is torch alone, ``cpu`` or ``cuda``; see :mod:`mmvmamba.ops.backend`.
 
     Returns:
         Tensor: (..., C_out) in the dtype of ``x``, or in autocast's.
@@ -58,10 +59,10 @@ def mlp(
 def _fits(x, weight1, bias1, weight2, bias2) -> bool:
     dtype = weight1.dtype
     return (
-        x.dtype in KERNEL_DTYPES
+        has_kernel_dtypes(x)
         and dtype in (x.dtype, torch.float32)
-        and (dtype == x.dtype or torch.is_autocast_enabled('cuda'))
+        and (dtype == x.dtype or torch.is_autocast_enabled(x.device.type))
         and bias1.dtype == weight2.dtype == bias2.dtype == dtype
-        and x.shape[-1] % WIDTH == weight1.shape[0] % WIDTH == weight2.shape[0] % WIDTH == 0
+        and (x.is_cpu or x.shape[-1] % WIDTH == weight1.shape[0] % WIDTH == weight2.shape[0] % WIDTH == 0)
         and 0 not in (x.numel(), weight1.numel(), weight2.numel())
     )

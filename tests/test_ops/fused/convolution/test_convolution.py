@@ -1,4 +1,6 @@
-"""Convolutions of channel-last maps: torch's numbers, on the GPU against float64."""
+"""Convolutions of channel-last maps: torch's numbers, of the kernels against float64."""
+
+from functools import partial
 
 import pytest
 import torch
@@ -7,8 +9,9 @@ import torch.nn.functional as F
 from mmvmamba.ops import backend_report, conv2d_channel_last, depthwise_conv_silu
 from tests.test_ops.ss2d_inputs import relative_error, run
 
-CUDA = next(status for status in backend_report() if status.name == 'cuda')
-needs_gpu = pytest.mark.skipif(not CUDA.available, reason=CUDA.reason)
+STATUS = {status.name: status for status in backend_report()}
+needs_gpu = pytest.mark.skipif(not STATUS['cuda'].available, reason=STATUS['cuda'].reason)
+needs_cpu = pytest.mark.skipif(not STATUS['cpu'].available, reason=STATUS['cpu'].reason)
 LIMITS = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 by_dtype = pytest.mark.parametrize('dtype', LIMITS, ids=lambda dtype: f'{dtype}'.replace('torch.', ''))
 with_or_without_bias = pytest.mark.parametrize('bias', [True, False], ids=['bias', 'no_bias'])
@@ -61,9 +64,52 @@ def in_float64(function, x, parameters, dy):
 # ---- anywhere -------------------------------------------------------------------------------------------------------
 @with_or_without_bias
 @pytest.mark.parametrize('kernel', [1, 3, 5])
-def test_depthwise_on_cpu_is_torchs_own(kernel, bias):
+def test_naive_depthwise_is_torchs_own(kernel, bias):
     x, parameters, _ = make_inputs((2, 5, 7, 6), (6, 1, kernel, kernel), bias)
-    assert torch.equal(depthwise_conv_silu(x, *parameters), torch_depthwise(x, *parameters))
+    assert torch.equal(depthwise_conv_silu(x, *parameters, backend='naive'), torch_depthwise(x, *parameters))
+    torch.testing.assert_close(depthwise_conv_silu(x, *parameters), torch_depthwise(x, *parameters))
+
+
+@needs_cpu
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+@with_or_without_bias
+@pytest.mark.parametrize(
+    'shape', [(1, 1, 1, 1), (2, 7, 5, 12), (1, 1, 30, 8), (3, 35, 1, 36), (2, 2, 3, 260), (2, 33, 17, 96)], ids=str
+)
+def test_depthwise_on_cpu(shape, bias, dtype):
+    x, parameters, dy = depthwise(shape, bias, dtype)
+    op = partial(depthwise_conv_silu, backend='cpu')
+    results, again = (run(op, x, parameters, dy) for _ in range(2))
+    assert [value.dtype for value in results] == [dtype, dtype] + [torch.float32] * len(parameters)
+    assert all(value.is_contiguous() for value in results)
+    for value, expected, second in zip(results, in_float64(torch_depthwise, x, parameters, dy), again):
+        assert torch.equal(value, second)
+        assert relative_error(value, expected) < LIMITS[dtype]
+
+
+@needs_cpu
+def test_depthwise_on_cpu_takes_any_address_and_stride():
+    x, parameters, dy = depthwise((2, 9, 6, 16), True)
+    expected = run(depthwise_conv_silu, x, parameters, dy)
+    shifted = torch.cat([x.flatten()[:1], x.flatten()])[1:].view_as(x)
+    first = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    for other in (shifted, first, torch.cat([x, x], dim=-1)[..., :16]):
+        for value, truth in zip(run(depthwise_conv_silu, other, parameters, dy), expected):
+            assert torch.equal(value, truth)
+    alone = depthwise_conv_silu(x[1:], *parameters)
+    assert torch.equal(alone, expected[0][1:])
+
+
+@needs_cpu
+@with_or_without_bias
+def test_depthwise_is_a_well_behaved_op_on_a_cpu(bias):
+    x, parameters, dy = depthwise((2, 5, 6, 8), bias)
+    parameters += [None] * (not bias)
+    tests = ('test_schema', 'test_faketensor')
+    op = torch.ops.mmvmamba.depthwise_conv_silu_backward.default
+    torch.library.opcheck(op, (dy, x, *parameters), test_utils=tests)
+    leaves = [value if value is None else value.requires_grad_() for value in (x, *parameters)]
+    torch.library.opcheck(torch.ops.mmvmamba.depthwise_conv_silu.default, leaves)
 
 
 @with_or_without_bias
@@ -80,7 +126,9 @@ def test_out_dtype_is_autocasts_arithmetic():
     x, parameters, _ = make_inputs((2, 5, 7, 8), (8, 1, 3, 3), True)
     with torch.autocast('cpu', torch.bfloat16):
         expected = torch_depthwise(x, *parameters)
-    assert torch.equal(depthwise_conv_silu(x, *parameters, out_dtype=torch.bfloat16), expected)
+    y = depthwise_conv_silu(x, *parameters, out_dtype=torch.bfloat16)
+    assert y.dtype == torch.bfloat16 and relative_error(y, expected) < LIMITS[torch.bfloat16]
+    assert torch.equal(depthwise_conv_silu(x, *parameters, out_dtype=torch.bfloat16, backend='naive'), expected)
     assert depthwise_conv_silu(x.double(), *parameters).dtype == torch.float64
 
 

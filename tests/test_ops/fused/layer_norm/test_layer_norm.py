@@ -8,7 +8,10 @@ from mmvmamba.ops import add_layer_norm, backend_report, layer_norm
 from mmvmamba.ops.fused.layer_norm.registration import OUTPUT_TYPES
 from tests.test_ops.ss2d_inputs import relative_error, run
 
-CUDA = next(status for status in backend_report() if status.name == 'cuda')
+OPS = torch.ops.mmvmamba
+STATUS = {status.name: status for status in backend_report()}
+CUDA = STATUS['cuda']
+needs_cpu = pytest.mark.skipif(not STATUS['cpu'].available, reason=STATUS['cpu'].reason)
 LIMITS = {torch.float32: 1e-6, torch.float16: 6e-4, torch.bfloat16: 4e-3}
 
 
@@ -19,9 +22,11 @@ def make_inputs(rows, channels, dtype=torch.float32, device='cpu'):
     return x.to(device, dtype), [weight.to(device), bias.to(device)], dy.to(device)
 
 
-def test_cpu_is_torchs_own():
+def test_naive_is_torchs_own():
     x, (weight, bias), _ = make_inputs(5, 12)
-    assert torch.equal(layer_norm(x, weight, bias, 1e-3), F.layer_norm(x, (12,), weight, bias, 1e-3))
+    expected = F.layer_norm(x, (12,), weight, bias, 1e-3)
+    assert torch.equal(layer_norm(x, weight, bias, 1e-3, backend='naive'), expected)
+    torch.testing.assert_close(layer_norm(x, weight, bias, 1e-3), expected)
     assert layer_norm(x, weight, bias, out_dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
@@ -33,10 +38,75 @@ def after_conv(x, weight, bias, shift=None, gelu=False):
 
 @pytest.mark.parametrize('gelu', [False, True])
 @pytest.mark.parametrize('shifted', [False, True])
-def test_cpu_after_a_convolution_is_the_steps(shifted, gelu):
+def test_naive_after_a_convolution_is_the_steps(shifted, gelu):
     x, (weight, bias), dy = make_inputs(5, 12)
     shift = dy[0] if shifted else None
-    assert torch.equal(layer_norm(x, weight, bias, shift=shift, gelu=gelu), after_conv(x, weight, bias, shift, gelu))
+    y = layer_norm(x, weight, bias, shift=shift, gelu=gelu, backend='naive')
+    assert torch.equal(y, after_conv(x, weight, bias, shift, gelu))
+
+
+CPU_DTYPES = (torch.float32, torch.bfloat16)
+by_cpu_dtypes = pytest.mark.parametrize(
+    'dtypes', [(a, b) for a in CPU_DTYPES for b in CPU_DTYPES], ids=lambda pair: f'{pair}'.replace('torch.', '')
+)
+
+
+@needs_cpu
+@by_cpu_dtypes
+@pytest.mark.parametrize('gelu', [False, True])
+@pytest.mark.parametrize('shifted', [False, True])
+@pytest.mark.parametrize('shape', [(1, 2), (33, 37), (700, 96), (5, 1100), (9, 30)], ids=str)
+def test_cpu_output_and_gradients(shape, shifted, gelu, dtypes):
+    x, parameters, dy = make_inputs(*shape, dtypes[0])
+    parameters += [torch.linspace(-1, 2, shape[1])] * shifted
+
+    def op(x, weight, bias, shift=None):
+        return layer_norm(x, weight, bias, 1e-5, dtypes[1], shift, gelu, backend='cpu')
+
+    dy = dy.to(dtypes[1])
+    results, again = (run(op, x, parameters, dy) for _ in range(2))
+    expected = run(
+        lambda *values: after_conv(*values, gelu=gelu), x.double(), [p.double() for p in parameters], dy.double()
+    )
+    assert results[0].dtype == dtypes[1] and results[1].dtype == dtypes[0]
+    # two channels have a gradient of 0, but for eps
+    limit = 1e-3 if shape[1] == 2 else 2 * max(LIMITS[dtypes[0]], LIMITS[dtypes[1]])
+    for value, truth, second in zip(results, expected, again):
+        assert torch.equal(value, second)
+        assert relative_error(value, truth) < limit or (value - truth).abs().max() < 2e-2 * (shape[1] == 2)
+    with torch.no_grad():
+        assert torch.equal(op(x, *parameters), results[0])
+
+
+@needs_cpu
+def test_cpu_rows_do_not_depend_on_each_other_or_on_strides():
+    x, parameters, dy = make_inputs(300, 40)
+    expected = run(layer_norm, x, parameters, dy)
+    other = run(layer_norm, x.t().contiguous().t(), parameters, dy.repeat_interleave(2, 1)[:, ::2])
+    assert all(torch.equal(value, second) for value, second in zip(expected, other))
+    few = layer_norm(torch.cat([x.flatten()[:1], x.flatten()])[1:].view_as(x)[200:207], *parameters)
+    assert torch.equal(few, expected[0][200:207])
+    x[3, 7] = float('nan')
+    y = layer_norm(x, *parameters)
+    assert y[3].isnan().all() and torch.equal(y[4:], expected[0][4:])
+
+
+@needs_cpu
+@pytest.mark.parametrize('shifted', [False, True])
+def test_is_a_well_behaved_op_on_a_cpu(shifted):
+    x, parameters, dy = make_inputs(10, 20)
+    x, weight, bias = (value.requires_grad_() for value in (x, *parameters))
+    shift = torch.ones(20, requires_grad=True) if shifted else None
+    output_type = OUTPUT_TYPES.index(torch.float32)
+    torch.library.opcheck(OPS.layer_norm.default, (x, shift, weight, bias, 1e-5, output_type, shifted, True))
+    samples = [value.view(2, 5, 20) for value in (x, dy)]
+    factors = torch.ones(2) if shifted else None
+    torch.library.opcheck(OPS.add_layer_norm.default, (*samples, factors, weight, bias, 1e-5, True))
+    values = [value.detach() for value in (*samples, weight)]
+    total, _, statistics = OPS.add_layer_norm(*values[:2], factors, values[2], values[2], 1e-5, True)
+    tests = ('test_schema', 'test_faketensor')
+    arguments = (samples[1], samples[1], total, factors, values[2], statistics)
+    torch.library.opcheck(OPS.add_layer_norm_backward.default, arguments, test_utils=tests)
 
 
 def test_bad_options_after_a_convolution():
@@ -133,12 +203,47 @@ def run_sum(function, tensors, factors, dsum, dy):
     return [*(out.detach() for out in outputs), *torch.autograd.grad(outputs, leaves, grads)]
 
 
-def test_cpu_sum_is_torchs_own():
+def test_naive_sum_is_torchs_own():
     x, branch, (weight, bias), _, factors = sum_inputs(3, 2, 12, torch.float32, 'cpu')
     for chosen in (None, factors):
-        results = add_layer_norm(x, branch, weight, bias, factors=chosen)
+        results = add_layer_norm(x, branch, weight, bias, factors=chosen, backend='naive')
         for value, expected in zip(results, reference_sum(x, branch, weight, bias, chosen)):
             assert torch.equal(value, expected)
+
+
+@needs_cpu
+@pytest.mark.parametrize('drop', [False, True])
+@pytest.mark.parametrize(
+    'dtypes',
+    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)],
+    ids=lambda pair: f'{pair}'.replace('torch.', ''),
+)
+@pytest.mark.parametrize('shape', [(1, 1, 3), (3, 11, 37), (7, 143, 96)], ids=str)
+def test_cpu_sum_and_gradients(shape, dtypes, drop):
+    x, branch, (weight, bias), dy, factors = sum_inputs(*shape, dtypes[1], 'cpu')
+    x, dsum, factors = x.to(dtypes[0]), torch.randn(shape).to(dtypes[0]), factors if drop else None
+
+    def op(x, branch, weight, bias, factors):
+        return add_layer_norm(x, branch, weight, bias, 1e-5, dtypes[1], factors, backend='cpu')
+
+    tensors = (x, branch, weight, bias)
+    results, again = (run_sum(op, tensors, factors, dsum, dy) for _ in range(2))
+    doubles = [value.double() for value in (*tensors, dsum, dy.to(dtypes[1]))]
+    expected = run_sum(reference_sum, doubles[:4], factors, *doubles[4:])
+    assert [value.dtype for value in results[:4]] == [dtypes[0], dtypes[1], dtypes[0], dtypes[1]]
+    limit = 2 * max(LIMITS[dtype] for dtype in dtypes)
+    for value, truth, second in zip(results, expected, again):
+        assert torch.equal(value, second)
+        assert relative_error(value, truth) < limit
+    for outputs in ((0,), (1,)):  # either output alone
+        leaves = [value.detach().requires_grad_() for value in tensors]
+        ours = torch.autograd.grad([op(*leaves, factors)[i].sum() for i in outputs], leaves, allow_unused=True)
+        exact = [value.detach().double().requires_grad_() for value in tensors]
+        truth = torch.autograd.grad(
+            [reference_sum(*exact, factors)[i].sum() for i in outputs], exact, allow_unused=True
+        )
+        for value, known in zip(ours[:2], truth):
+            assert (value.double() - known).abs().max() <= 8 * limit * (1 + known.abs().max())
 
 
 @pytest.mark.parametrize(
