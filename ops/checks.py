@@ -44,6 +44,13 @@ def check_shape(op: str, name: str, value: torch.Tensor, expected: tuple, why: s
         raise ValueError(f'{op}: {name} has shape {tuple(value.shape)}, expected {tuple(expected)} ({why})')
 
 
+def check_map_size(op: str, size) -> None:
+    """Check that ``size`` is (H, W), two integers of at least 1; in a trace, those of a shape are tensors."""
+    kinds = (int, torch.SymInt, torch.Tensor) if torch.jit.is_tracing() else (int, torch.SymInt)
+    if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, kinds) and n >= 1 for n in size)):
+        raise ValueError(f'{op}: size is {size!r}, expected (H, W), two integers of at least 1')
+
+
 def check_same_device(op: str, reference: str, tensors: dict) -> None:
     """Check that all tensors lie on the device of the one named ``reference``."""
     device = tensors[reference].device

@@ -153,8 +153,7 @@ def test_safe_loading_is_mended_at_import_and_the_doctor_sees_it(monkeypatch):
 def test_a_source_tree_that_hides_the_installed_package_says_so(missing, says, tmp_path):
     (tmp_path / 'mmvmamba').mkdir()
     shutil.copy(Path(doctor.__file__).with_name('__init__.py'), tmp_path / 'mmvmamba')
-    (tmp_path / 'mmvmamba/mmcv_ops.py').write_text('install = None\n')
-    (tmp_path / 'mmvmamba/models.py').write_text(f'from .{missing}.backend import resolve\n')
+    (tmp_path / 'mmvmamba/export.py').write_text(f'from .{missing}.backend import resolve\n')
     command = [sys.executable, '-S', '-c', 'import mmvmamba']  # without site-packages
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode != 0 and says in result.stderr.splitlines()[-1]

@@ -5,7 +5,7 @@ from typing import Optional
 import torch
 
 from ..backend import resolve
-from ..checks import check_flag, check_shape, check_tensor
+from ..checks import check_flag, check_map_size, check_shape, check_tensor
 from . import naive
 from .registration import SCAN_MODES
 
@@ -77,12 +77,7 @@ def cross_merge(
     check_flag(op, 'channel_last', channel_last)
     check_tensor(op, 'y', y, 'B, L, K, C' if channel_last else 'B, K, C, L')
     check_scan_mode(op, scan_mode)
-    if not (
-        isinstance(size, (tuple, list))
-        and len(size) == 2
-        and all(isinstance(n, (int, torch.SymInt)) and n >= 1 for n in size)
-    ):
-        raise ValueError(f'{op}: size is {size}, expected (H, W), two integers of at least 1')
+    check_map_size(op, size)
     batch, channels = y.shape[0], y.shape[3 if channel_last else 2]
     length = size[0] * size[1]
     expected = (batch, length, NUM_ROUTES, channels) if channel_last else (batch, NUM_ROUTES, channels, length)

@@ -20,10 +20,11 @@ CPU_DTYPES = (torch.float32, torch.bfloat16)
 def has_kernel_dtypes(x: torch.Tensor, *others) -> bool:
     """Whether the kernels for the device of ``x`` take its dtype and those of ``others``, tensors or None.
 
-    Those for a CPU leave the derivatives that they lack to torch's own layers, which it always had there.
+    Those for a CPU leave the derivatives that they lack to torch's own layers, which it always had there, and a trace,
+    which tools that count FLOPs read.
     """
     dtypes = CPU_DTYPES if x.is_cpu else KERNEL_DTYPES
-    if x.is_cpu and _takes_other_derivatives():
+    if x.is_cpu and (torch.jit.is_tracing() or _takes_other_derivatives()):
         return False
     return x.dtype in dtypes and all(value is None or value.dtype in dtypes for value in others)
 

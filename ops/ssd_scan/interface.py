@@ -9,6 +9,7 @@ from ..checks import (
     MAX_STATE,
     autocast_enabled,
     check_flag,
+    check_map_size,
     check_out_dtype,
     check_same_device,
     check_same_dtype,
@@ -133,11 +134,8 @@ def _check_size(op: str, size, scan_mode, x: torch.Tensor) -> None:
         raise ValueError(f"{op}: scan_mode is 'cascade2d', expected cross2d, unidi or bidi")
     if size is None:
         return
-    if not (
-        isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, (int, torch.SymInt)) for n in size)
-    ):
-        raise ValueError(f'{op}: size is {size!r}, expected (H, W), two integers')
-    if size[0] < 1 or size[0] * size[1] != x.shape[1]:
+    check_map_size(op, size)
+    if size[0] * size[1] != x.shape[1]:
         raise ValueError(f'{op}: size is {tuple(size)}, expected a map of the {x.shape[1]} steps of x')
 
 

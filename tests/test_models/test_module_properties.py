@@ -117,6 +117,8 @@ def check_drawn(drawn, device):
     for name, case in zip(NAMES, drawn, strict=True):
         note(f'{name}: {case}')
         choices = {option: OPTIONS[option][i % len(OPTIONS[option])] for option, i in case['choices'].items()}
+        if choices.get('ssm_ratio') == 0:
+            choices.pop('mlp_ratio', None)  # without both branches nothing is left of a block
         check(name, device=device, **{**case, 'choices': choices})
 
 
