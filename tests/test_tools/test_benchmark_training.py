@@ -34,11 +34,13 @@ def test_measures_and_compares_a_config_with_another_setting(tool, tmp_path, cap
         assert 'busy' not in row and row['host_ms'] > 0
         assert {'data', 'preprocess', 'backbone', 'head', 'backward', 'optimizer', 'hooks'} <= set(row['phases_ms'])
         assert row['phases_ms']['backbone'] > row['phases_ms']['neck'] > 0
+        assert all(0 < value <= row['phases_ms'][name] for name, value in row['phases_host_ms'].items())
+        assert 0 < sum(row['hooks_ms'].values()) <= row['phases_ms']['hooks'] and 'Clock' not in row['hooks_ms']
     report = json.loads(out.read_text())
     assert report['rows'] == json.loads(json.dumps(rows)) and report['commit'] == 'abc'
     assert 'optim_wrapper.type=Nothing: no figures' in capsys.readouterr().out
     table = tool.format_table(rows)
-    assert '| fast |' in table and 'backward' in table
+    assert '| fast |' in table and 'backward' in table and 'fast, ms of its hooks: ' in table
 
 
 @pytest.mark.parametrize('scope', ['mmdet', pytest.param('mmseg', marks=pytest.mark.slow)])

@@ -96,6 +96,8 @@ class Phases:
 
     def __init__(self, device: str):
         self.device, self.seconds, self.count = device, defaultdict(float), 0
+        self.host_seconds: dict = defaultdict(float)
+        self.hook_seconds: dict = defaultdict(float)
         self._undo: list = []
         self._depth = 0
 
@@ -112,6 +114,10 @@ class Phases:
         for method in ('step', 'zero_grad'):
             self._wrap(runner.optim_wrapper, method, 'optimizer')
         self._wrap(runner, 'call_hook', 'hooks')
+        for hook in runner.hooks:
+            for method in ('before_train_iter', 'after_train_iter'):
+                if getattr(type(hook), method) is not getattr(Hook, method) and not isinstance(hook, Clock):
+                    self._replace(hook, method, partial(self._timed_hook, type(hook).__name__, getattr(hook, method)))
         self._wrap(runner.model, 'train_step', 'train_step', outer=True)
         self.begin = None
 
@@ -125,19 +131,39 @@ class Phases:
         """Of an iteration, by phase; ``other`` is the rest of ``train_step``, such as the parsing of losses."""
         if not self.count:
             return {}
-        found = {name: 1e3 * value / self.count for name, value in self.seconds.items()}
+        found = self._of_an_iteration(self.seconds)
         step = found.pop('train_step', 0.0)
         inside = sum(value for name, value in found.items() if name not in ('hooks', 'data'))
         return {**found, 'other': max(step - inside, 0.0)}
 
+    def host_milliseconds(self) -> dict:
+        """Of an iteration, by phase, until the host goes on: the rest of a phase is the device's alone."""
+        return self._of_an_iteration(self.host_seconds)
+
+    def hook_milliseconds(self) -> dict:
+        """Of an iteration, by the class of the hook, the slowest first; their sum is the phase ``hooks``."""
+        return dict(sorted(self._of_an_iteration(self.hook_seconds).items(), key=lambda item: -item[1]))
+
+    def _of_an_iteration(self, seconds: dict) -> dict:
+        return {name: 1e3 * value / max(self.count, 1) for name, value in seconds.items()}
+
     def _wrap(self, owner, method: str, name: str, outer: bool = False) -> None:
+        self._replace(owner, method, partial(self._timed, getattr(owner, method), name, outer))
+
+    def _replace(self, owner, method: str, function) -> None:
         present = owner.__dict__.get(method)
-        plain = getattr(owner, method)
-        object.__setattr__(owner, method, partial(self._timed, plain, name, outer))
+        object.__setattr__(owner, method, function)
         if present is None:
             self._undo.append(partial(owner.__dict__.pop, method))
         else:
             self._undo.append(partial(object.__setattr__, owner, method, present))
+
+    def _timed_hook(self, name, function, *args, **kwargs):
+        synchronize(self.device)
+        begin = time.perf_counter()
+        function(*args, **kwargs)
+        synchronize(self.device)
+        self.hook_seconds[name] += time.perf_counter() - begin
 
     def _timed(self, function, name, outer, *args, **kwargs):
         if self._depth and not outer:
@@ -153,14 +179,19 @@ class Phases:
             return function(*args, **kwargs)
         finally:
             self._depth -= not outer
+            returned = time.perf_counter()
             synchronize(self.device)
             end = time.perf_counter()
             if name != 'hooks' or self.begin is not None:
                 self.seconds[name] += end - begin
+                if not outer:
+                    self.host_seconds[name] += returned - begin
             if name == 'hooks' and args[:1] == ('after_train_iter',):
                 self.begin = end
                 if not self.count:  # the iteration in which this began is not whole
                     self.seconds.clear()
+                    self.host_seconds.clear()
+                    self.hook_seconds.clear()
 
 
 def count_kernels(profiler, iterations: int) -> dict:

@@ -10,9 +10,10 @@ weights are random.  Images are random pixels of the config's shapes, for detect
 objects as COCO's; ``--data config`` takes the config's own data set.
 
 A row has the median iteration; images a second; how much of it the device is busy; launches; memory; an iteration by
-phase, each with a wait for the device; the ratio to the baseline; and the ratio to the bare step of the same model on a
-batch that is on the device: forward, loss and backward, in eager mode and with the backbone compiled. ``host`` is
-the time of the bare step in eager mode on images so small that the device never limits.
+phase and by hook, each with a wait for the device, and how long the host takes for each phase; the ratio to the
+baseline; and the ratio to the bare step of the same model on a batch that is on the device: forward, loss and backward,
+in eager mode and with the backbone compiled.  ``host`` is the time of the bare step in eager mode on images so small
+that the device never limits.
 Under torchrun it measures DistributedDataParallel; images a second are those of all processes.
 """
 
@@ -186,6 +187,8 @@ def summarize(name: str, config: str, options: list, cfg: Config, clock: Clock) 
         images_per_second_mean=1e3 * images / mean,
         peak_gib=clock.peak,
         phases_ms=clock.phases.milliseconds(),
+        phases_host_ms=clock.phases.host_milliseconds(),
+        hooks_ms=clock.phases.hook_milliseconds(),
     )
     if clock.kernels.get('busy_ms'):
         row.update(clock.kernels, busy=min(clock.kernels['busy_ms'] / median, 1.0))
@@ -302,8 +305,13 @@ def format_table(rows: list) -> str:
     if names:
         lines += ['', f'| ms, one phase after the other | {" | ".join(names)} |', f'|---{"|---" * len(names)}|']
         lines += [
-            f'| {row["name"]} | {" | ".join(cell(row["phases_ms"], name, ".1f") for name in names)} |' for row in rows
+            f'| {row["name"]}{of} | {" | ".join(cell(row[key], name, ".1f") for name in names)} |'
+            for row in rows
+            for key, of in (('phases_ms', ''), ('phases_host_ms', ', until the host goes on'))
         ]
+        for row in rows:
+            hooks = ', '.join(f'{name} {value:.1f}' for name, value in row['hooks_ms'].items() if value >= 0.05)
+            lines += ['', f'{row["name"]}, ms of its hooks: {hooks}']
     return '\n'.join(lines)
 
 
