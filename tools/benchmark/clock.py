@@ -35,7 +35,7 @@ class Clock(Hook):
         self.third = self.second + phases + (phases > 0)  # the first of them is not whole
         self.last = self.third + (PROFILED + 1 if profile else 0)
         self.times: list = []
-        self.wall, self.peak = 0.0, 0.0
+        self.wall, self.peak, self.reserved = 0.0, 0.0, 0.0
         self.count, self.kernels = 0, {}
         self.phases = Phases(device)
         self.profiler = None
@@ -54,6 +54,7 @@ class Clock(Hook):
             self.wall = time.perf_counter() - self.begin
             if self.device == 'cuda':
                 self.peak = torch.cuda.max_memory_allocated() / 2**30
+                self.reserved = torch.cuda.max_memory_reserved() / 2**30  # with what CUDA graphs keep
             if self.third > self.second:
                 self.phases.start(runner)
         if self.count == self.third and self.third > self.second:
@@ -100,6 +101,7 @@ class Phases:
         self.hook_seconds: dict = defaultdict(float)
         self._undo: list = []
         self._depth = 0
+        self._began, self._stopped = 0.0, False
 
     def start(self, runner) -> None:
         """Wrap what an iteration calls."""
@@ -122,10 +124,14 @@ class Phases:
         self.begin = None
 
     def stop(self) -> None:
-        """Put everything back."""
+        """Put everything back; called by the last hook of an iteration, whose hooks end here."""
+        synchronize(self.device)
+        spent = time.perf_counter() - self._began
+        self.seconds['hooks'] += spent
+        self.host_seconds['hooks'] += spent
         for undo in self._undo:
             undo()
-        self._undo = []
+        self._undo, self._stopped = [], True
 
     def milliseconds(self) -> dict:
         """Of an iteration, by phase; ``other`` is the rest of ``train_step``, such as the parsing of losses."""
@@ -173,7 +179,7 @@ class Phases:
             self.seconds['data'] += time.perf_counter() - self.begin
             self.count += 1
         synchronize(self.device)
-        begin = time.perf_counter()
+        begin = self._began = time.perf_counter()
         self._depth += not outer
         try:
             return function(*args, **kwargs)
@@ -182,7 +188,8 @@ class Phases:
             returned = time.perf_counter()
             synchronize(self.device)
             end = time.perf_counter()
-            if name != 'hooks' or self.begin is not None:
+            # not of the call in which it stops, where a profiler may have started since
+            if not self._stopped and (name != 'hooks' or self.begin is not None):
                 self.seconds[name] += end - begin
                 if not outer:
                     self.host_seconds[name] += returned - begin

@@ -128,6 +128,8 @@ def prepare(config: str, options: list, args) -> tuple:
     if not loader.num_workers:
         for key in ('persistent_workers', 'prefetch_factor'):
             loader.pop(key, None)
+    if 'visualizer' in cfg:
+        cfg.visualizer.pop('name', None)  # it would be the one of the run before, which writes into that run's folder
     cfg.experiment_name = f'{name}-{time.time_ns()}'  # mmengine keeps its message hub under this name
     return cfg, name
 
@@ -186,6 +188,7 @@ def summarize(name: str, config: str, options: list, cfg: Config, clock: Clock) 
         images_per_second=1e3 * images / median,
         images_per_second_mean=1e3 * images / mean,
         peak_gib=clock.peak,
+        reserved_gib=clock.reserved,
         phases_ms=clock.phases.milliseconds(),
         phases_host_ms=clock.phases.host_milliseconds(),
         hooks_ms=clock.phases.hook_milliseconds(),
@@ -288,6 +291,7 @@ def format_table(rows: list) -> str:
         busy_ms=('busy ms', '.1f'),
         launches=('launches', ',d'),
         peak_gib=('GiB', '.1f'),
+        reserved_gib=('GiB reserved', '.1f'),
         of_bare_compiled=('of bare compiled', '.0%'),
         of_bare_eager=('of bare eager', '.0%'),
         host_ms=('host ms', '.1f'),
