@@ -144,10 +144,18 @@ def test_wrong_options_are_named(tmp_path):
         CompileHook(dynamic=True, mode='reduce-overhead')
     with pytest.raises(ValueError, match=r"modules are \['backbone'\], but Toy has no backbone"):
         make_runner(tmp_path, hooks=[CompileHook()]).train()
+
+
+@pytest.mark.parametrize('counts', [1, 2])
+def test_no_graphs_under_gradient_accumulation(counts, tmp_path, monkeypatch):
+    asked: list = []
+    monkeypatch.setattr(torch, 'compile', lambda function, **options: asked.append(options) or function)
     runner = make_runner(tmp_path, hooks=[CompileHook(modules=['first'], mode='reduce-overhead')])
-    runner.optim_wrapper['accumulative_counts'] = 2
-    with pytest.raises(ValueError, match='accumulative_counts=2, expected None'):
-        runner.train()
+    runner.optim_wrapper['accumulative_counts'] = counts
+    runner.train()
+    assert asked[0].get('mode') == ('reduce-overhead' if counts == 1 else None)
+    log = ''.join(path.read_text() for path in tmp_path.rglob('*.log'))
+    assert ("mode='reduce-overhead' is left out with accumulative_counts=2" in log) == (counts == 2)
 
 
 def test_losses_are_read_when_the_logger_logs(tmp_path, monkeypatch):

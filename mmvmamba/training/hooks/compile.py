@@ -1,5 +1,6 @@
 """A config's switch for compiling."""
 
+import logging
 from typing import Optional, Sequence
 
 import torch
@@ -29,15 +30,15 @@ class CompileHook(Hook):
         modules (Sequence[str]): Names of modules of the model. A head's ``forward`` can be compiled where it takes and
             gives tensors: ``decode_head`` of mmseg. Default: ('backbone',).
         dynamic (bool): Whether shapes change, as in detection: one graph serves them all. Default: False.
-        mode (str, optional): That of ``torch.compile``. ``reduce-overhead`` replays CUDA graphs, which relieves a slow
-            host; not with ``dynamic`` or gradient accumulation. Default: None.
+        mode (str, optional): That of ``torch.compile``. ``reduce-overhead`` replays CUDA graphs, so that the host launches
+            an iteration in a few calls; not with ``dynamic``. Under gradient accumulation it runs as None and says so,
+            since a graph overwrites the gradients of the iteration before. Default: None.
         backend (str): That of ``torch.compile``. Default: ``inductor``.
         enable (bool): False for a run as if there were no such hook. Default: True.
 
     Raises:
         TypeError: If ``modules`` is not a sequence of names.
-        ValueError: If CUDA graphs are asked for with ``dynamic``, or, at the start of training, with gradient
-            accumulation; or if the model has no such module.
+        ValueError: If CUDA graphs are asked for with ``dynamic``, or if the model has no such module.
     """
 
     priority = 'LOW'
@@ -55,22 +56,18 @@ class CompileHook(Hook):
         if dynamic and mode in GRAPHED:
             raise ValueError(f'mode is {mode!r} with dynamic=True, expected None: CUDA graphs hold for one shape')
         self.modules, self.dynamic, self.mode, self.backend = tuple(modules), dynamic, mode, backend
-        self.enable = enable
-        self.graphed = mode in GRAPHED and backend == 'inductor'
+        self.enable, self.graphed = enable, False
         self._compiled: list = []
 
     def before_train(self, runner) -> None:
         if not self.enable:
             return
-        if self.graphed and getattr(runner.optim_wrapper, '_accumulative_counts', 1) > 1:
-            raise ValueError(
-                f'mode is {self.mode!r} with accumulative_counts={runner.optim_wrapper._accumulative_counts}, '
-                'expected None: a CUDA graph overwrites the gradients of the iteration before'
-            )
+        mode = self._mode_for(runner.optim_wrapper)
+        self.graphed = mode in GRAPHED and self.backend == 'inductor'
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         options = dict(dynamic=self.dynamic, backend=self.backend)
-        if self.mode is not None:
-            options['mode'] = self.mode
+        if mode is not None:
+            options['mode'] = mode
         shapes = None if self.dynamic else _SHAPES
         self._compiled = compile_modules(model, self.modules, shapes, **options)
         print_log(
@@ -78,6 +75,18 @@ class CompileHook(Hook):
             'the first iterations take minutes',
             logger='current',
         )
+
+    def _mode_for(self, optim_wrapper) -> Optional[str]:
+        count = getattr(optim_wrapper, '_accumulative_counts', 1)
+        if self.mode not in GRAPHED or count == 1:
+            return self.mode
+        print_log(
+            f'mode={self.mode!r} is left out with accumulative_counts={count}: '
+            'a CUDA graph overwrites the gradients of the iteration before',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return None
 
     def _before_iter(self, runner, batch_idx, data_batch=None, mode='train') -> None:
         if self.graphed and self._compiled:
