@@ -59,6 +59,18 @@ def test_without_any_figures_it_fails(tool):
         tool.parse_args(['a=b', config])
 
 
+def test_an_interrupt_keeps_the_rows_before_it(tool, tmp_path, monkeypatch):
+    def measure(config, options, args):
+        if config == 'b':
+            raise KeyboardInterrupt
+        return dict(name=config, iteration_ms=1.0, images_per_second=1.0, phases_ms={})
+
+    monkeypatch.setattr(tool, 'measure', measure)
+    with pytest.raises(SystemExit, match='130'):
+        tool.main(['a', 'b', 'c', f'--out={tmp_path / "rows.json"}', *QUICK])
+    assert [row['name'] for row in json.loads((tmp_path / 'rows.json').read_text())['rows']] == ['a']
+
+
 def test_sizes_and_classes_are_those_of_the_configs(tool):
     sizes = {}
     for scope in ('mmpretrain', 'mmdet', 'mmseg'):

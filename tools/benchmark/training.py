@@ -322,7 +322,7 @@ def format_table(rows: list) -> str:
 def main(argv=None) -> list:
     """Measure each config; returns the rows."""
     args = parse_args(argv)
-    rows, is_first = [], int(os.environ.get('RANK', 0)) == 0
+    rows, is_first, interrupted = [], int(os.environ.get('RANK', 0)) == 0, False
     for config, options in args.runs:
         torch._dynamo.reset()
         try:
@@ -331,6 +331,10 @@ def main(argv=None) -> list:
             traceback.print_exc()
             print(f'{config} {" ".join(options)}: no figures, see above', flush=True)
             continue
+        except KeyboardInterrupt:
+            print(f'interrupted in {config} {" ".join(options)}: the rows before it are kept', flush=True)
+            interrupted = True
+            break
         finally:
             gc.collect()
             if args.device == 'cuda':
@@ -344,6 +348,8 @@ def main(argv=None) -> list:
         print(f'\n{report.machine_name(args.device)}, torch {torch.__version__}\n\n{format_table(rows)}')
         if args.out is not None:
             report.write(args.out, args.device, rows, args.add)
+    if interrupted:
+        raise SystemExit(130)
     return rows
 
 
