@@ -20,6 +20,15 @@ EXECUTIONS = dict(eager='eager', compile='compiled', graphs='CUDA graphs')
 MODES = dict(infer='inference', train='training')
 RUNS = tuple((execution, mode) for execution in EXECUTIONS for mode in MODES)
 ARCHS = ('tiny-s1l8', 'small-s1l20', 'base-s1l20', 'tiny-s2l5', 'small-s2l15', 'base-s2l15')
+# by a word of their configs' paths, in our folders and in the codebases
+TASKS = dict(
+    classification='classification',
+    mmpretrain='classification',
+    detection='detection',
+    mmdet='detection',
+    segmentation='segmentation',
+    mmseg='segmentation',
+)
 PLAIN = ('export', 'receptive-field', 'resolution')
 DEPLOYED = dict(vmamba='VMamba-T', swin='Swin-T', convnext='ConvNeXt-T')
 VANILLA = ('tiny-v0', 'small-v0', 'base-v0')
@@ -170,6 +179,19 @@ def models(report: dict) -> str:
     return f'{table(header, rows)}\n\n{caption(report)}{repeats}'
 
 
+def training(report: dict) -> str:
+    """The rows of a report of tools/benchmark/training.py, by task."""
+    header = ['task', 'run', 'ms an iteration', 'images/s', 'GPU busy', 'of bare eager', 'of bare compiled', 'times Swin']
+    rows = []
+    for row in report['rows']:
+        task = next((TASKS[name] for name in TASKS if name in row['config']), '')
+        shares = [row.get(key) for key in ('busy', 'of_bare_eager', 'of_bare_compiled')]
+        figures = [number(row['iteration_ms'], 1), number(row['images_per_second'])]
+        figures += ['–' if share is None else f'{share:.0%}' for share in shares]
+        rows.append([task, row['name'], *figures, f'{row["speed_ratio"]:.2f}'])
+    return f'{table(header, rows)}\n\n{caption(report)}'
+
+
 def core(report: dict) -> str:
     """The rows of ss2d_scan of a report of tools/benchmark/ops.py: forward, then forward and backward."""
     rows = [row for row in report['rows'] if row['op'] == 'ss2d_scan']
@@ -294,6 +316,7 @@ def as_it_is(report: dict) -> str:
 TABLES = {
     'accuracy-and-speed': accuracy_and_speed,
     'models': lambda: models(read('models.json')),
+    'training': lambda: training(read('training.json')),
     'core': lambda: core(read('ops.json')),
     'core-cpu': lambda: core(read('ops-cpu.json')),
     'mmcv-ops': lambda: mmcv_ops(read('mmcv-ops.json')),
