@@ -80,13 +80,17 @@ def test_mixed_precision_changes_how_a_step_runs_only(path):
     assert len(hook) == 1 and hook[0].get('dynamic', False) == (mixed.default_scope == 'mmdet')
     assert mixed.default_hooks.runtime_info == dict(type='mmvmamba.DeferredInfoHook')
     assert mixed.optim_wrapper.optimizer.fused and mixed.train_dataloader.pin_memory
+    if mixed.default_scope == 'mmdet':
+        divisor = mixed.model.data_preprocessor.pad_size_divisor
+        collate = dict(type='mmvmamba.pad_masks_collate', pad_size_divisor=divisor)
+        assert mixed.train_dataloader.collate_fn == collate
     assert mixed.pop('model_wrapper_cfg') == dict(broadcast_buffers=False, gradient_as_bucket_view=True)
     for cfg in (mixed, full):
         for key in ('type', 'dtype'):
             cfg.optim_wrapper.pop(key, None)
         cfg.optim_wrapper.optimizer.pop('fused', None)
         cfg.default_hooks.pop('runtime_info', None)
-        for key in ('pin_memory', 'num_workers'):
+        for key in ('pin_memory', 'num_workers', *(['collate_fn'] if cfg.default_scope == 'mmdet' else [])):
             cfg.train_dataloader.pop(key, None)
         cfg.env_cfg.pop('cudnn_benchmark')
         cfg.get('data_preprocessor', {}).pop('type', None)
