@@ -30,8 +30,8 @@ class CompileHook(Hook):
         modules (Sequence[str]): Names of modules of the model. A head's ``forward`` can be compiled where it takes and
             gives tensors: ``decode_head`` of mmseg. Default: ('backbone',).
         dynamic (bool): Whether shapes change, as in detection: one graph serves them all. Default: False.
-        mode (str, optional): That of ``torch.compile``. ``reduce-overhead`` replays CUDA graphs, so that the host launches
-            an iteration in a few calls; not with ``dynamic``. Under gradient accumulation it runs as None and says so,
+        mode (str, optional): That of ``torch.compile``. ``reduce-overhead`` replays CUDA graphs: the host launches
+            an iteration in a few calls. Not with ``dynamic``. Under gradient accumulation it runs as None and says so,
             since a graph overwrites the gradients of the iteration before. Default: None.
         backend (str): That of ``torch.compile``. Default: ``inductor``.
         enable (bool): False for a run as if there were no such hook. Default: True.
