@@ -39,7 +39,7 @@ def pad_masks_collate(samples: list, pad_size_divisor: int = 1) -> dict:
     plain, padded = _kinds_of_masks()
     for sample in batch['data_samples']:
         objects = sample.get('gt_instances')
-        masks = None if objects is None else objects.get('masks')
+        masks: Any = None if objects is None else objects.get('masks')
         if type(masks) is plain:
             array = np.zeros((len(masks), height, width), masks.masks.dtype)
             array[:, : masks.height, : masks.width] = masks.masks
