@@ -1,12 +1,13 @@
 """The fused Triton core at small sizes on CPU: as an op without a launch, and its kernels by Triton's interpreter."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mmvmamba.ops import SCAN_MODES, ss2d_scan
-from mmvmamba.ops.ss2d import registration
+from mmvmamba.ops.ss2d.tiling import TILINGS
 from tests.test_ops.ss2d_inputs import make_map, make_parameters, relative_error, run
 from tests.test_ops.triton_interpreter import INTERPRETED, patch_interpreter, run_interpreted
 
@@ -21,16 +22,15 @@ def test_in_a_process_with_the_interpreter(slow):
     run_interpreted(__file__, slow=slow)
 
 
-@not_interpreted
-@needs_triton
+@pytest.mark.parametrize('kind', TILINGS)
 @pytest.mark.parametrize('segments', [1, 2, 3, 7, 16, 28, 32, 33, 9600])
 @pytest.mark.parametrize('channels', [1, 7, 40, 96, 192, 768])
-def test_blocks_cover_an_image_and_no_thread_shares_a_value(segments, channels):
-    from mmvmamba.ops.ss2d import triton
-
-    block, width, chain = triton._tile(segments, channels)
+def test_blocks_cover_an_image_and_no_thread_shares_a_value(segments, channels, kind):
+    tiling = TILINGS[kind]
+    length = segments * tiling.segment
+    (block, width), chain = tiling.tile(length, channels), tiling.chain(length)
     assert block * chain >= segments > block * (chain - 1)
-    assert 32 <= block * width <= max(triton.TILE, triton.NARROWEST * block)
+    assert 32 <= block * width <= max(tiling.elements, tiling.narrowest * block)
     for number in (block, width):
         assert number & (number - 1) == 0
 
@@ -50,13 +50,13 @@ def test_shapes_without_a_launch(training):
 
 
 if INTERPRETED:
-    from mmvmamba.ops.ss2d import triton
+    from mmvmamba.ops.ss2d import triton_problem, triton_states
 
     patch_interpreter()
 
     NAMES = ('y', 'dx', 'dx_proj_weight', 'ddt_projs_weight', 'ddt_projs_bias', 'dA_logs', 'dDs')
     LIMITS = {torch.float32: 1e-5, torch.float16: 1.5e-3, torch.bfloat16: 2.4e-2}  # the interpreter cuts bfloat16
-    TRUE_SEGMENT = triton.TRITON_SEGMENT
+    TRUE_SEGMENT = TILINGS['one'].segment
     CASES = [
         # batch, channels, height, width, rank, mode, dtype, pixels of a segment
         (1, 8, 2, 5, 2, 'cross2d', torch.float32, 3),
@@ -77,18 +77,15 @@ if INTERPRETED:
     ALL_CASES = [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in LONG_CASES)]
 
     def set_segment(monkeypatch, pixels):
-        for module in (triton, registration):
-            monkeypatch.setattr(module, 'TRITON_SEGMENT', pixels)
+        for kind, tiling in TILINGS.items():
+            small = replace(tiling, segment=pixels, block=4, lone=4, elements=32, narrowest=8)
+            monkeypatch.setitem(TILINGS, kind, small)
 
     @pytest.fixture(autouse=True)
     def _small_blocks(monkeypatch):
         """Short segments, small blocks, and chains above 4 segments: the interpreter takes a millisecond a step."""
         set_segment(monkeypatch, 3)
-        monkeypatch.setattr(triton, 'TILE', 32)
-        monkeypatch.setattr(triton, 'NARROWEST', 8)
-        monkeypatch.setattr(triton, 'BLOCK_SEGMENTS', 4)
-        monkeypatch.setattr(triton, 'LONE_SEGMENTS', 4)
-        monkeypatch.setattr(triton, 'COMBINED', 2)
+        monkeypatch.setattr(triton_problem, 'COMBINED', 2)
 
     def fused(mode, out_dtype=None):
         index, op = SCAN_MODES.index(mode), torch.ops.mmvmamba.ss2d_scan_triton
@@ -101,9 +98,12 @@ if INTERPRETED:
     @pytest.mark.parametrize('case', ALL_CASES, ids=str)
     def test_output_and_every_gradient(case, monkeypatch):
         *shape, dt_rank, mode, dtype, segment = case
+        check_output_and_every_gradient(shape, dt_rank, 1, mode, dtype, segment, monkeypatch)
+
+    def check_output_and_every_gradient(shape, dt_rank, d_state, mode, dtype, segment, monkeypatch):
         set_segment(monkeypatch, segment)
         x, dy = make_map(*shape, dtype), make_map(*shape, dtype, seed=2)
-        parameters = make_parameters(shape[1], dt_rank)
+        parameters = make_parameters(shape[1], dt_rank, d_state)
         expected = run(
             lambda *values: ss2d_scan(*values, mode, backend='naive'),
             x.double(),
