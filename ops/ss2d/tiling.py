@@ -61,7 +61,7 @@ TILINGS = dict(
         forward_registers=128, backward_registers=168,
     ),
     several=Tiling(
-        segment=7, block=8, lone=32, elements=256, narrowest=16, per_thread=2,
+        segment=7, block=4, lone=8, elements=64, narrowest=16, per_thread=2,
         forward_registers=128, backward_registers=168,
     ),
 )  # fmt: skip

@@ -121,7 +121,7 @@ def _walk_back(with_B, with_A, steps, states, words, A, s, part_at, places, dtyp
     """
     d2s, drives, dys, decays = steps
     carried, hs = states
-    offsets, exist = places
+    offsets, exist, second = places
     dA = tl.zeros(s.shape, tl.float32)
     sums_B, sums_A = (), ()
     for i in tl.static_range(T):
@@ -133,9 +133,9 @@ def _walk_back(with_B, with_A, steps, states, words, A, s, part_at, places, dtyp
         sums_B = (with_B[T - 1 - i] + g * B,) + sums_B
         sums_A = (with_A[T - 1 - i] + A * through,) + sums_A
         dA += d2s[T - 1 - i] * through
-        at = part_at + offsets[T - 1 - i]
-        tl.store(at, tl.sum(g * drives[T - 1 - i], axis=1, keep_dims=True), exist[T - 1 - i])
-        tl.store(at + 1, tl.sum(hs[T - 1 - i] * dy, axis=1, keep_dims=True), exist[T - 1 - i])
+        dB = tl.sum(g * drives[T - 1 - i], axis=1, keep_dims=True)
+        dC = tl.sum(hs[T - 1 - i] * dy, axis=1, keep_dims=True)
+        tl.store(part_at + offsets[T - 1 - i], tl.where(second, dC, dB), exist[T - 1 - i])
     return sums_B, sums_A, dA
 
 
@@ -154,12 +154,17 @@ def _finish(dxs, xs, d2s, with_B, with_A, HALF: tl.constexpr, T: tl.constexpr):
 
 @triton.jit
 def _places(where, r, d_state, REVERSED: tl.constexpr, T: tl.constexpr):
-    """Where in ``parts`` the steps of a route go, in its order, and which exist."""
-    _, pixels, exist, _, _, _, _ = where
-    offsets = ()
+    """Where in ``parts`` the steps of a route go, in its order, which exist, and whether a lane has dC.
+
+    The first two lanes of channels store dB and dC, so that a sum stays in the layout of its tile.
+    """
+    _, pixels, exist, channel, _, _, _ = where
+    lane = tl.arange(0, channel.shape[1])[None, :]
+    offsets, masks = (), ()
     for t in tl.static_range(T):
-        offsets = offsets + (pixels[t] * (4 * d_state) + r * 2 * d_state,)
-    return ordered(offsets, REVERSED, T), ordered(exist, REVERSED, T)
+        offsets = offsets + (pixels[t] * (4 * d_state) + r * 2 * d_state + lane,)
+        masks = masks + (exist[t] & (lane < 2),)
+    return ordered(offsets, REVERSED, T), ordered(masks, REVERSED, T), lane == 1
 
 
 @triton.jit
