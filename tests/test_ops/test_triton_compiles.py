@@ -98,8 +98,7 @@ def test_ss2d_scan(launches):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('size', [(9, 7), (7, 7)], ids=['chain', 'block'])
-@pytest.mark.parametrize('dtype', [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize('size, dtype', [((9, 7), torch.float16), ((7, 7), torch.float32)], ids=['chain', 'block'])
 def test_ss2d_scan_of_several_states(launches, size, dtype):
     x = torch.randn(1, 32, *size, dtype=dtype).contiguous(memory_format=torch.channels_last)
     parameters = [torch.randn(shape) for shape in ((4, 34, 32), (4, 32, 2), (4, 32), (128, 16), (128,))]
