@@ -53,8 +53,8 @@ class Tiling:
         return max(1, block * width // (32 * self.per_thread))
 
 
-# A segment of 7 divides the sides of the maps of an image of 224 x 224. With 128 and 168 registers 16 and 12 warps fit a
-# processor.
+# A segment of 7 divides the sides of the maps of an image of 224 x 224. With 128 and 168 registers 16 and 12 warps fit
+# a processor. A block for several states is one warp, whose segments meet by shuffles alone.
 TILINGS = dict(
     one=Tiling(
         segment=7, block=8, lone=32, elements=256, narrowest=16, per_thread=2,

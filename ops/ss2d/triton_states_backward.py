@@ -212,7 +212,7 @@ def scan_back(
     """One program: the gradients of a block, both routes of a pair.
 
     du2 takes the place of u.  ``parts`` (groups, pixels, 2, 2N) are the gradients of B and C, side by side, summed over
-    the block's channels; ``partial`` (rows, 4 + 4N + 1, groups * C) sums over its steps: dbias and dA of the routes, dD.
+    the block's channels; ``partial`` (rows, 4 + 4N + 1, groups * C) its sums over steps: dbias and dA of the routes, dD.
     Moves x, dy and u in, dx (in and out for the second pair), du2, parts and sums out, and if CHAINED what enters in.
     """
     row, _, _, where = locate(groups, chain, length, height, width, channels, columns, COLUMN, T, S, C)
