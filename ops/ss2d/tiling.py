@@ -16,6 +16,8 @@ class Tiling:
         per_thread (int): Channels of a segment that a thread has: more need fewer shuffles, fewer need fewer registers.
         forward_registers (int): Most registers of a thread in forward.
         backward_registers (int): Most registers of a thread in backward.
+        carry_width (int): Most channels of a program that finds the carry of a block, where a thread walks through all
+            of it; 0: programs are those of the scan.
     """
 
     segment: int
@@ -26,6 +28,7 @@ class Tiling:
     per_thread: int
     forward_registers: int
     backward_registers: int
+    carry_width: int = 0
 
     def segments(self, length: int) -> int:
         """Segments of an image of ``length`` pixels."""
@@ -37,20 +40,31 @@ class Tiling:
         return 1 if segments <= self.lone else ceil_div(segments, self.block)
 
     def tile(self, length: int, channels: int) -> tuple:
-        """Segments and channels of a block.
+        """Segments of a program of the scan, steps of a segment, channels.
 
-        At least 32 elements, so that no two threads hold the same one: backward replaces u in place.
+        At least 32 elements a step, so that no two threads hold the same one: backward replaces u in place.
         """
         segments = self.segments(length)
         block = max(2, power_of_two(segments)) if segments <= self.lone else self.block
-        width = max(32 // block, min(max(self.elements // block, self.narrowest), power_of_two(channels)), 1)
-        while width > max(32 // block, 32) and channels % width:
-            width //= 2
-        return block, width
+        return block, self.segment, _width(channels, max(self.elements // block, self.narrowest), 32 // block)
 
-    def warps(self, block: int, width: int) -> int:
+    def carry_tile(self, length: int, channels: int) -> tuple:
+        """The same of a program that finds the carry of a block of a chain."""
+        if not self.carry_width:
+            return self.tile(length, channels)
+        return 1, self.block * self.segment, _width(channels, self.carry_width, 32)
+
+    def warps(self, segments: int, width: int) -> int:
         """Warps of a program."""
-        return max(1, block * width // (32 * self.per_thread))
+        return max(1, segments * width // (32 * self.per_thread))
+
+
+def _width(channels: int, most: int, least: int) -> int:
+    """Channels of a program, a power of two; above 32 one that divides all of them."""
+    width = max(least, min(most, power_of_two(channels)), 1)
+    while width > max(least, 32) and channels % width:
+        width //= 2
+    return width
 
 
 # A segment of 7 divides the sides of the maps of an image of 224 x 224. With 128 and 168 registers 16 and 12 warps fit
@@ -62,7 +76,7 @@ TILINGS = dict(
     ),
     several=Tiling(
         segment=7, block=4, lone=8, elements=64, narrowest=16, per_thread=2,
-        forward_registers=128, backward_registers=168,
+        forward_registers=128, backward_registers=168, carry_width=64,
     ),
 )  # fmt: skip
 

@@ -74,7 +74,7 @@ def ss2d_scan_backward(
         u = problem.project_u(projections)
         dx = torch.empty_like(problem.image)
         parts = states.new_empty((problem.groups, pixels, 4, 2))
-        partial = states.new_empty((problem.batch * problem.chain, 9, problem.groups * problem.tile))
+        partial = states.new_empty((problem.batch * problem.chain, 9, problem.groups * problem.tile[-1]))
         for pair in range(2):
             entering = problem.entering(
                 backward_carries, (dy, u, projections, problem.floats), pair, True, not problem.second_reversed

@@ -31,8 +31,8 @@ class Problem:
             raise ValueError(f'ss2d_scan: an image of x {tuple(x.shape)} is too large for the fused triton kernels')
         self.tiling = tiling_of(self.d_state)
         self.segments, self.chain = self.tiling.segments(self.length), self.tiling.chain(self.length)
-        self.block, self.tile = self.tiling.tile(self.length, self.channels)
-        self.groups = triton.cdiv(self.channels, self.tile)
+        self.tile = self.tiling.tile(self.length, self.channels)
+        self.groups = triton.cdiv(self.channels, self.tile[-1])
         (_, _), (by_column, _), (_, self.second_reversed), _ = ROUTES[scan_mode]
         self.column_second = by_column and min(self.height, self.width) > 1  # else both orders are one
         self.image = flatten_map(x)
@@ -60,14 +60,14 @@ class Problem:
         torch.bmm(dt, self.dt_matrix, out=u.transpose(0, 1))
         return u
 
-    def launch(self, kernel, tensors, pair, registers, **options):
-        """Run a scan kernel on every block and group of channels."""
-        warps = self.tiling.warps(self.block, self.tile)
-        kernel[(self.batch * self.chain * self.groups,)](
-            *tensors, self.groups, self.chain, self.segments, self.length, self.height, self.width, self.channels,
+    def launch(self, kernel, tensors, pair, registers, tile=None, **options):
+        """Run a scan kernel on every block and group of channels; ``tile`` if its programs are not those of the scan."""
+        segments, steps, width = tile or self.tile
+        warps, groups = self.tiling.warps(segments, width), triton.cdiv(self.channels, width)
+        kernel[(self.batch * self.chain * groups,)](
+            *tensors, groups, self.chain, self.segments, self.length, self.height, self.width, self.channels,
             self.columns, PAIR=pair, COLUMN=pair == 1 and self.column_second, SECOND_REVERSED=self.second_reversed,
-            HALF=self.image.dtype != torch.float32, T=self.tiling.segment, S=self.block, C=self.tile,
-            num_warps=warps,
+            HALF=self.image.dtype != torch.float32, T=steps, S=segments, C=width, num_warps=warps,
             maxnreg=min(registers, 128 if warps > 4 else 255), **options,
         )  # fmt: skip
 
@@ -88,7 +88,8 @@ class Problem:
         size = self.batch * self.chain * 2 * self.d_state * self.channels
         products, ends = self.floats.new_empty((2, size))
         entering = torch.empty_like(ends) if entering is None else entering
-        self.launch(kernel, (*tensors, products, ends), pair, self.tiling.forward_registers, **options)
+        tile = self.tiling.carry_tile(self.length, self.channels)
+        self.launch(kernel, (*tensors, products, ends), pair, self.tiling.backward_registers, tile, **options)
         groups = triton.cdiv(self.channels, 32)
         combine[(2 * self.d_state * self.batch * groups,)](
             products, ends, entering, groups, self.chain, self.channels, self.d_state, FIRST_REVERSED=first_reversed,

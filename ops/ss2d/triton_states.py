@@ -9,8 +9,8 @@ import triton
 
 from .tiling import ceil_div
 from .triton_problem import LN2, LOG2E, by_route, in_order, tall_product
-from .triton_states_backward import scan_back, scan_back_carries
-from .triton_states_forward import scan, scan_carries
+from .triton_states_backward import leave_carries_back, scan_back
+from .triton_states_forward import leave_carries, scan
 
 PIECE = 2**23  # pixels times channels of the images that are taken at a time: 64 MiB of u in float16
 
@@ -25,7 +25,7 @@ def forward(problem, out_dtype, training):
         tensors = (piece.image, piece.project_u(projections[pixels]), projections[pixels], piece.floats)
         for pair in range(2):
             entering = piece.entering(
-                scan_carries, tensors, pair, False, piece.second_reversed, _saved(piece, states, pair, images),
+                leave_carries, tensors, pair, False, piece.second_reversed, _saved(piece, states, pair, images),
                 d_state=piece.d_state,
             )  # fmt: skip
             piece.launch(
@@ -67,11 +67,11 @@ def _piece_backward(piece, dy, projections, saved, dx):
     pixels, channels, columns, d_state = piece.pixels, piece.channels, piece.columns, piece.d_state
     u = piece.project_u(projections)
     parts = piece.floats.new_empty((piece.groups, pixels, 2, 2 * d_state))
-    partial = piece.floats.new_empty((piece.batch * piece.chain, 5 + 4 * d_state, piece.groups * piece.tile))
+    partial = piece.floats.new_empty((piece.batch * piece.chain, 5 + 4 * d_state, piece.groups * piece.tile[-1]))
     dprojections = torch.zeros_like(projections)
     for pair in range(2):
         flows = piece.entering(
-            scan_back_carries, (dy, u, projections, piece.floats), pair, True, not piece.second_reversed,
+            leave_carries_back, (dy, u, projections, piece.floats), pair, True, not piece.second_reversed,
             d_state=d_state,
         )  # fmt: skip
         piece.launch(

@@ -17,23 +17,19 @@ from .triton_kernels import (
     ordered,
     scan_carries,
     softplus2_slope,
-    store_block_carry,
     store_segment,
     unpack,
 )
-from .triton_states_forward import load_state, load_step_sizes, without_B
+from .triton_states_forward import load_state, load_step_sizes, store_carry, total, without_B
 
 
 @triton.jit
 def _decays(d2s, A, T: tl.constexpr):
-    """Decays of a segment's steps, and their product."""
-    product = tl.full(d2s[0].shape, 1.0, tl.float32)
+    """Decays of a segment's steps."""
     decays = ()
     for i in tl.static_range(T):
-        decay = tl.exp2(A * d2s[i])
-        product *= decay
-        decays = decays + (decay,)
-    return decays, product
+        decays = decays + (tl.exp2(A * d2s[i]),)
+    return decays
 
 
 @triton.jit
@@ -48,31 +44,33 @@ def _end_of_s(decays, dys, words, dtype: tl.constexpr, T: tl.constexpr):
 
 @triton.jit
 def _leave_carries(
-    dys, inputs, carries, row, where, d_state, q, r,
-    REVERSED: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
-):  # fmt: skip
+    dys, inputs, carries, row, where, d_state, q, r, REVERSED: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr
+):
     dys = ordered(dys, REVERSED, T)
     d2s = load_step_sizes(inputs, where, q, REVERSED, HALF, T)
+    d2 = total(d2s, T)
     for n in range(d_state):
         words, A = load_state(inputs, where, q, n, d_state, REVERSED, T)
-        decays, product = _decays(d2s, A, T)
-        end = _end_of_s(decays, dys, words, inputs[1].dtype.element_ty, T)
-        store_block_carry(carries, (row * 2 + r) * d_state + n, where, product, end, not REVERSED, S)
+        end = _end_of_s(_decays(d2s, A, T), dys, words, inputs[1].dtype.element_ty, T)
+        store_carry(carries, (row * 2 + r) * d_state + n, where, d2, A, end)
 
 
 @triton.jit(do_not_specialize=[*SIZES, 'd_state'])
-def scan_back_carries(
+def leave_carries_back(
     dy, u, projections, floats, products, ends,
     groups, chain, segments, length, height, width, channels, columns, d_state,
     PAIR: tl.constexpr, COLUMN: tl.constexpr, SECOND_REVERSED: tl.constexpr, HALF: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """One program: the carries of s of a block, both routes of a pair. Moves dy and u in, 2 N values a channel out."""
+    """One program: the carries of s of a block, a lone segment, both routes of a pair.
+
+    Moves dy and u in, 2 N values a channel and route out.
+    """
     row, _, _, where = locate(groups, chain, length, height, width, channels, columns, COLUMN, T, S, C)
     inputs, carries = (u, projections, floats), (products, ends)
     dys = load_segment(dy, where, T)
-    _leave_carries(dys, inputs, carries, row, where, d_state, 2 * PAIR, 0, False, HALF, T, S)
-    _leave_carries(dys, inputs, carries, row, where, d_state, 2 * PAIR + 1, 1, SECOND_REVERSED, HALF, T, S)
+    _leave_carries(dys, inputs, carries, row, where, d_state, 2 * PAIR, 0, False, HALF, T)
+    _leave_carries(dys, inputs, carries, row, where, d_state, 2 * PAIR + 1, 1, SECOND_REVERSED, HALF, T)
 
 
 @triton.jit
@@ -182,6 +180,7 @@ def _add_route(
     places = _places(where, r, d_state, REVERSED, T)
     d2s = load_step_sizes(inputs, where, q, REVERSED, HALF, T)
     drives = without_B(d2s, xs, T)
+    d2 = total(d2s, T)
     with_B, with_A = (), ()
     for _ in tl.static_range(T):
         with_B = with_B + (tl.zeros(d2s[0].shape, tl.float32),)
@@ -189,7 +188,7 @@ def _add_route(
     for n in range(d_state):
         words, A = load_state(inputs, where, q, n, d_state, REVERSED, T)
         slot = (row * 2 + r) * d_state + n
-        decays, product = _decays(d2s, A, T)
+        decays, product = _decays(d2s, A, T), tl.exp2(A * d2)
         h = _enter(decays, product, drives, words, entering, slot, where, dtype, REVERSED, CHAINED, T)
         states = _states(decays, drives, words, h, dtype, T)
         s = _enter_back(decays, product, dys, words, flows, slot, where, dtype, REVERSED, CHAINED, T)
@@ -212,7 +211,7 @@ def scan_back(
     """One program: the gradients of a block, both routes of a pair.
 
     du2 takes the place of u.  ``parts`` (groups, pixels, 2, 2N) are the gradients of B and C, side by side, summed over
-    the block's channels; ``partial`` (rows, 4 + 4N + 1, groups * C) its sums over steps: dbias and dA of the routes, dD.
+    the block's channels; ``partial`` (rows, 5 + 4N, groups * C) its sums over steps: dbias and dA of the routes, dD.
     Moves x, dy and u in, dx (in and out for the second pair), du2, parts and sums out, and if CHAINED what enters in.
     """
     row, _, _, where = locate(groups, chain, length, height, width, channels, columns, COLUMN, T, S, C)

@@ -16,12 +16,11 @@ from .triton_kernels import (
     load_words,
     locate,
     ordered,
+    scan_carries,
     softplus2,
-    store_block_carry,
     store_segment,
     unpack,
 )
-from .triton_kernels import scan_carries as meet
 
 
 @triton.jit
@@ -73,31 +72,58 @@ def _scan(d2s, drives, words, A, dtype: tl.constexpr, T: tl.constexpr):
 
 
 @triton.jit
+def store_carry(carries, slot, where, d2, A, end):
+    """Leave the carry of a block for ``combine``: the product of the decays of steps that add up to d2, and the end.
+
+    ``slot`` numbers (batch, chain, 2, N).
+    """
+    products, ends = carries
+    _, _, _, channel, inside, channels, _ = where
+    tl.store(products + slot * channels + channel, tl.exp2(A * d2), inside)
+    tl.store(ends + slot * channels + channel, end, inside)
+
+
+@triton.jit
+def total(values, T: tl.constexpr):
+    """Sum of a segment's values."""
+    result = values[0]
+    for i in tl.static_range(1, T):
+        result += values[i]
+    return result
+
+
+@triton.jit
 def _leave_carries(
-    xs, inputs, carries, row, where, d_state, q, r,
-    REVERSED: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr, S: tl.constexpr,
-):  # fmt: skip
+    xs, inputs, carries, row, where, d_state, q, r, REVERSED: tl.constexpr, HALF: tl.constexpr, T: tl.constexpr
+):
     d2s = load_step_sizes(inputs, where, q, REVERSED, HALF, T)
     drives = without_B(d2s, ordered(xs, REVERSED, T), T)
+    d2 = total(d2s, T)
     for n in range(d_state):
         words, A = load_state(inputs, where, q, n, d_state, REVERSED, T)
-        _, _, state, product = _scan(d2s, drives, words, A, inputs[1].dtype.element_ty, T)
-        store_block_carry(carries, (row * 2 + r) * d_state + n, where, product, state, REVERSED, S)
+        end = tl.zeros(d2.shape, tl.float32)
+        for i in tl.static_range(T):
+            B, _ = unpack(words[i], inputs[1].dtype.element_ty)
+            end = tl.exp2(A * d2s[i]) * end + drives[i] * B
+        store_carry(carries, (row * 2 + r) * d_state + n, where, d2, A, end)
 
 
 @triton.jit(do_not_specialize=[*SIZES, 'd_state'])
-def scan_carries(
+def leave_carries(
     x, u, projections, floats, products, ends,
     groups, chain, segments, length, height, width, channels, columns, d_state,
     PAIR: tl.constexpr, COLUMN: tl.constexpr, SECOND_REVERSED: tl.constexpr, HALF: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """One program: the carries of a block, both routes of a pair. Moves x and u in, 2 N values a channel out."""
+    """One program: the carries of a block, a lone segment, both routes of a pair.
+
+    Moves x and u in, 2 N values a channel and route out.
+    """
     row, _, _, where = locate(groups, chain, length, height, width, channels, columns, COLUMN, T, S, C)
     inputs, carries = (u, projections, floats), (products, ends)
     xs = load_segment(x, where, T)
-    _leave_carries(xs, inputs, carries, row, where, d_state, 2 * PAIR, 0, False, HALF, T, S)
-    _leave_carries(xs, inputs, carries, row, where, d_state, 2 * PAIR + 1, 1, SECOND_REVERSED, HALF, T, S)
+    _leave_carries(xs, inputs, carries, row, where, d_state, 2 * PAIR, 0, False, HALF, T)
+    _leave_carries(xs, inputs, carries, row, where, d_state, 2 * PAIR + 1, 1, SECOND_REVERSED, HALF, T)
 
 
 @triton.jit
@@ -112,7 +138,7 @@ def _add_route(
     for n in range(d_state):
         words, A = load_state(inputs, where, q, n, d_state, REVERSED, T)
         outputs, gains, state, product = _scan(d2s, drives, words, A, inputs[1].dtype.element_ty, T)
-        _, _, before, state = meet(product, state, REVERSED)
+        _, _, before, state = scan_carries(product, state, REVERSED)
         if CHAINED:
             state += before * entering_state(entering, (row * 2 + r) * d_state + n, where)
         sums = ()

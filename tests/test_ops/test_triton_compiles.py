@@ -104,5 +104,5 @@ def test_ss2d_scan_of_several_states(launches, size, dtype):
     parameters = [torch.randn(shape) for shape in ((4, 34, 32), (4, 32, 2), (4, 32), (128, 16), (128,))]
     y, *saved = module('ss2d').ss2d_scan(x, *parameters, 'cross2d', dtype, True)
     module('ss2d').ss2d_scan_backward(y, x, *parameters, *saved, 'cross2d')
-    chained = {'scan_carries', 'scan_back_carries', 'combine'} if size == (9, 7) else set()
+    chained = {'leave_carries', 'leave_carries_back', 'combine'} if size == (9, 7) else set()
     compile_all(launches, {'prepare', 'scan', 'scan_back', *chained})

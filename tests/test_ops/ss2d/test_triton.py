@@ -28,8 +28,11 @@ def test_in_a_process_with_the_interpreter(slow):
 def test_blocks_cover_an_image_and_no_thread_shares_a_value(segments, channels, kind):
     tiling = TILINGS[kind]
     length = segments * tiling.segment
-    (block, width), chain = tiling.tile(length, channels), tiling.chain(length)
+    (block, _, width), chain = tiling.tile(length, channels), tiling.chain(length)
     assert block * chain >= segments > block * (chain - 1)
+    if chain > 1:
+        number, steps, _ = tiling.carry_tile(length, channels)
+        assert number * steps == block * tiling.segment
     assert 32 <= block * width <= max(tiling.elements, tiling.narrowest * block)
     for number in (block, width):
         assert number & (number - 1) == 0
