@@ -100,25 +100,22 @@ def _enter_back(decays, product, dys, words, flows, slot, where, dtype: tl.const
 
 @triton.jit
 def _states(decays, drives, words, h, dtype: tl.constexpr, T: tl.constexpr):
-    """Decay times the state before each step, and the state after it, from ``h`` on."""
-    carried, hs = (), ()
+    """The T + 1 states before, between and after the steps, from ``h`` on."""
+    hs = (h,)
     for i in tl.static_range(T):
         B, _ = unpack(words[i], dtype)
-        carried = carried + (decays[i] * h,)
-        h = carried[i] + drives[i] * B
-        hs = hs + (h,)
-    return carried, hs
+        hs = hs + (decays[i] * hs[i] + drives[i] * B,)
+    return hs
 
 
 @triton.jit
-def _walk_back(with_B, with_A, steps, states, words, A, s, part_at, places, dtype: tl.constexpr, T: tl.constexpr):
+def _walk_back(with_B, with_A, steps, hs, words, A, s, part_at, places, dtype: tl.constexpr, T: tl.constexpr):
     """One state from the last step to the first: adds to the sums over states, stores dB and dC.
 
     Returns:
         tuple: ``with_B`` and ``with_A`` with this state's, and dA summed over the steps.
     """
     d2s, drives, dys, decays = steps
-    carried, hs = states
     offsets, exist, second = places
     dA = tl.zeros(s.shape, tl.float32)
     sums_B, sums_A = (), ()
@@ -127,12 +124,12 @@ def _walk_back(with_B, with_A, steps, states, words, A, s, part_at, places, dtyp
         dy = dys[T - 1 - i].to(tl.float32)
         g = C * dy + s
         s = decays[T - 1 - i] * g
-        through = g * carried[T - 1 - i]
+        through = s * hs[T - 1 - i]
         sums_B = (with_B[T - 1 - i] + g * B,) + sums_B
         sums_A = (with_A[T - 1 - i] + A * through,) + sums_A
         dA += d2s[T - 1 - i] * through
         dB = tl.sum(g * drives[T - 1 - i], axis=1, keep_dims=True)
-        dC = tl.sum(hs[T - 1 - i] * dy, axis=1, keep_dims=True)
+        dC = tl.sum(hs[T - i] * dy, axis=1, keep_dims=True)
         tl.store(part_at + offsets[T - 1 - i], tl.where(second, dC, dB), exist[T - 1 - i])
     return sums_B, sums_A, dA
 
@@ -190,10 +187,10 @@ def _add_route(
         slot = (row * 2 + r) * d_state + n
         decays, product = _decays(d2s, A, T), tl.exp2(A * d2)
         h = _enter(decays, product, drives, words, entering, slot, where, dtype, REVERSED, CHAINED, T)
-        states = _states(decays, drives, words, h, dtype, T)
+        hs = _states(decays, drives, words, h, dtype, T)
         s = _enter_back(decays, product, dys, words, flows, slot, where, dtype, REVERSED, CHAINED, T)
         steps = (d2s, drives, dys, decays)
-        with_B, with_A, dA = _walk_back(with_B, with_A, steps, states, words, A, s, part_at + 2 * n, places, dtype, T)
+        with_B, with_A, dA = _walk_back(with_B, with_A, steps, hs, words, A, s, part_at + 2 * n, places, dtype, T)
         tl.store(sums_at + (4 + q * d_state + n) * padded, tl.sum(dA, axis=0))
     dxs, dus, dbias = _finish(dxs, xs, d2s, with_B, with_A, HALF, T)
     store_segment(inputs[0], where, ordered(dus, REVERSED, T), T, 4, q)

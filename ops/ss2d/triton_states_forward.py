@@ -52,11 +52,12 @@ def load_state(inputs, where, q, n, d_state, REVERSED: tl.constexpr, T: tl.const
 
 
 @triton.jit
-def _scan(d2s, drives, words, A, dtype: tl.constexpr, T: tl.constexpr):
+def _scan(ys, d2s, drives, words, A, dtype: tl.constexpr, T: tl.constexpr):
     """Scan one state through a segment from zero.
 
     Returns:
-        tuple: C times the state after each step, C times the product of decays, and the last of both without C.
+        tuple: ``ys`` with C times the state after each step, C times the product of decays, and the last of both
+        without C.
     """
     product = tl.full(d2s[0].shape, 1.0, tl.float32)
     state = tl.zeros(d2s[0].shape, tl.float32)
@@ -66,7 +67,7 @@ def _scan(d2s, drives, words, A, dtype: tl.constexpr, T: tl.constexpr):
         decay = tl.exp2(A * d2s[i])
         state = decay * state + drives[i] * B
         product *= decay
-        outputs = outputs + (C * state,)
+        outputs = outputs + (ys[i] + C * state,)
         gains = gains + (C * product,)
     return outputs, gains, state, product
 
@@ -137,14 +138,13 @@ def _add_route(
     drives = without_B(d2s, ordered(xs, REVERSED, T), T)
     for n in range(d_state):
         words, A = load_state(inputs, where, q, n, d_state, REVERSED, T)
-        outputs, gains, state, product = _scan(d2s, drives, words, A, inputs[1].dtype.element_ty, T)
+        outputs, gains, state, product = _scan(ys, d2s, drives, words, A, inputs[1].dtype.element_ty, T)
         _, _, before, state = scan_carries(product, state, REVERSED)
         if CHAINED:
             state += before * entering_state(entering, (row * 2 + r) * d_state + n, where)
-        sums = ()
+        ys = ()
         for i in tl.static_range(T):
-            sums = sums + (ys[i] + (gains[i] * state + outputs[i]),)
-        ys = sums
+            ys = ys + (outputs[i] + gains[i] * state,)
     return ordered(ys, REVERSED, T)
 
 
