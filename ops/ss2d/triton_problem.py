@@ -61,7 +61,7 @@ class Problem:
         return u
 
     def launch(self, kernel, tensors, pair, registers, tile=None, **options):
-        """Run a scan kernel on every block and group of channels; ``tile`` if its programs are not those of the scan."""
+        """Run a kernel on every block and group of channels; ``tile`` if its programs are not those of the scan."""
         segments, steps, width = tile or self.tile
         warps, groups = self.tiling.warps(segments, width), triton.cdiv(self.channels, width)
         kernel[(self.batch * self.chain * groups,)](
