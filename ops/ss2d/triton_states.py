@@ -40,11 +40,11 @@ def backward(problem, dy, projections, states):
     if states.numel() != _saved_size(problem):
         raise ValueError('ss2d_scan_backward: the forward was run without saving its states')
     dx = torch.empty_like(problem.image)
-    sums = None
+    sums: tuple = ()
     for piece, images, pixels in _pieces(problem):
         saved = [_saved(piece, states, pair, images) for pair in range(2)]
         own = _piece_backward(piece, dy[pixels], projections[pixels], saved, dx[pixels])
-        sums = own if sums is None else [a + b for a, b in zip(sums, own)]
+        sums = tuple(a + b for a, b in zip(sums, own)) if sums else own
 
     partial, dweight, ddt = sums
     channels, d_state, rank = problem.channels, problem.d_state, problem.dt_rank
