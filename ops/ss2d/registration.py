@@ -46,10 +46,9 @@ def map_dt_columns(dt_rank, d_state):
     return (dt_rank + 7) // 8 * 8 if d_state > 1 else map_columns(dt_rank)
 
 
-def triton_states(x, d_state):
+def saved_by_triton(batch, length, channels, d_state):
     """Elements of the states that the Triton kernels save: entering segments, or for N > 1 blocks of a chain."""
-    batch, channels, height, width = x.shape
-    tiling, length = tiling_of(d_state), height * width
+    tiling = tiling_of(d_state)
     if d_state == 1:
         return batch * tiling.segments(length) * 4 * channels
     chain = tiling.chain(length)
@@ -117,11 +116,12 @@ def _fake(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mod
 def _fake_triton(
     x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, float_output, training, z=None
 ):
-    batch, _, height, width = x.shape
-    d_state = A_logs.shape[1]
-    projections = x.new_empty((batch * height * width, 4 * map_columns(dt_projs_weight.shape[2], d_state)))
+    batch, channels, height, width = x.shape
+    length, d_state = height * width, A_logs.shape[1]
+    projections = x.new_empty((batch * length, 4 * map_columns(dt_projs_weight.shape[2], d_state)))
+    states = saved_by_triton(batch, length, channels, d_state) if training else 0
     y = _empty_map(x, torch.float32 if float_output else x.dtype)
-    return y, projections, A_logs.new_empty((triton_states(x, d_state) if training else 0,))
+    return y, projections, A_logs.new_empty((states,))
 
 
 def _fake_backward(

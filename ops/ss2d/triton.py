@@ -42,8 +42,7 @@ def ss2d_scan(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan
         torch.mm(problem.image, problem.weight.t(), out=projections)
         u = problem.project_u(projections)
         y = x.new_empty((problem.pixels, problem.channels), dtype=out_dtype)
-        size = problem.batch * problem.segments * 4 * problem.channels if training else 0
-        states = x.new_empty((size,), dtype=torch.float32)
+        states = x.new_empty((problem.saved if training else 0,), dtype=torch.float32)
         tensors = (problem.image, u, projections, problem.floats)
         for pair in range(2):
             entering = problem.entering(forward_carries, tensors, pair, False, problem.second_reversed)
@@ -64,12 +63,12 @@ def ss2d_scan_backward(
     """Gradients of :func:`ss2d_scan` for x and the five parameters."""
     with device_of(x):
         problem = Problem(x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode)
+        if states.numel() != problem.saved:
+            raise ValueError('ss2d_scan_backward: the forward was run without saving its states')
         if problem.d_state > 1:
             dx, *others = triton_states.backward(problem, flatten_map(dy.to(x.dtype)), projections, states)
             return unflatten_map(dx, x), *others
         pixels, channels, columns, rank = problem.pixels, problem.channels, problem.columns, problem.dt_rank
-        if states.numel() != problem.batch * problem.segments * 4 * channels:
-            raise ValueError('ss2d_scan_backward: the forward was run without saving its states')
         dy = flatten_map(dy.to(x.dtype))
         u = problem.project_u(projections)
         dx = torch.empty_like(problem.image)

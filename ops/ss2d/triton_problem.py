@@ -7,7 +7,7 @@ import torch
 import triton
 
 from ..cross_scan.routes import ROUTES
-from .registration import map_columns, map_dt_columns
+from .registration import map_columns, map_dt_columns, saved_by_triton
 from .tiling import power_of_two, tiling_of
 from .triton_kernels import combine, prepare
 
@@ -30,6 +30,7 @@ class Problem:
         if 4 * self.length * max(self.channels, self.columns) >= 2**31:
             raise ValueError(f'ss2d_scan: an image of x {tuple(x.shape)} is too large for the fused triton kernels')
         self.tiling = tiling_of(self.d_state)
+        self.saved = saved_by_triton(self.batch, self.length, self.channels, self.d_state)
         self.segments, self.chain = self.tiling.segments(self.length), self.tiling.chain(self.length)
         self.tile = self.tiling.tile(self.length, self.channels)
         self.groups = triton.cdiv(self.channels, self.tile[-1])

@@ -17,7 +17,7 @@ PIECE = 2**23  # pixels times channels of the images that are taken at a time: 6
 
 def forward(problem, out_dtype, training):
     """Outputs (pixels, channels), projections, and if ``training`` the states entering the blocks, flattened."""
-    states = problem.floats.new_empty(_saved_size(problem) if training else 0)
+    states = problem.floats.new_empty(problem.saved if training else 0)
     y = torch.empty_like(problem.image, dtype=out_dtype)
     projections = problem.image.new_empty((problem.pixels, 4 * problem.columns))
     torch.mm(problem.image, problem.weight.t(), out=projections)
@@ -37,8 +37,6 @@ def forward(problem, out_dtype, training):
 
 def backward(problem, dy, projections, states):
     """Gradients of x, flattened, and of the five parameters."""
-    if states.numel() != _saved_size(problem):
-        raise ValueError('ss2d_scan_backward: the forward was run without saving its states')
     dx = torch.empty_like(problem.image)
     sums: tuple = ()
     for piece, images, pixels in _pieces(problem):
@@ -99,11 +97,6 @@ def _pieces(problem):
         last = min(first + step, problem.batch)
         pixels = slice(first * problem.length, last * problem.length)
         yield problem.of_images(first, last), slice(first, last), pixels
-
-
-def _saved_size(problem):
-    """Elements of the saved states."""
-    return problem.batch * problem.chain * 4 * problem.d_state * problem.channels if problem.chain > 1 else 0
 
 
 def _saved(problem, states, pair, images):
