@@ -11,7 +11,7 @@ from ..checks import autocast_enabled, check_out_dtype, check_same_device, check
 from ..cross_scan.interface import NUM_ROUTES, SCAN_MODES, check_scan_mode
 from . import composed, registration
 
-MOST_STATES = dict(cuda=16, triton=1)  # that the fused kernels take
+MOST_STATES = dict(cuda=16, triton=64)  # that the fused kernels take
 
 _announced: set = set()
 _composed: ContextVar = ContextVar('mmvmamba_composed', default=False)
@@ -126,7 +126,7 @@ def _too_large(x: torch.Tensor, dt_rank: int, d_state: int, backend: str) -> boo
     if backend == 'cuda':
         widths = (registration.cuda_padded(channels), registration.cuda_columns(dt_rank, d_state))
     else:
-        widths = (channels, registration.map_columns(dt_rank))
+        widths = (channels, registration.map_columns(dt_rank, d_state))
     return any(4 * height * width * columns >= 2**31 for columns in widths)
 
 

@@ -13,9 +13,9 @@ import torch
 from ..backend import logger
 from ..cross_scan.registration import SCAN_MODES
 from ..registration import CONSTANTS, check_absent, define, define_triton
+from .tiling import tiling_of
 
 OLDEST_TRITON = (3, 3)  # tuples of tensors in a kernel
-TRITON_SEGMENT = 7  # pixels between two saved states; divides the sides of the maps of an image of 224 x 224
 TRITON_RANKS, TRITON_COLUMNS = (6, 12), (8, 16, 16)  # as columns_of wants them
 
 
@@ -34,9 +34,25 @@ def columns_of(dt_rank, ranks, columns):
     return (dt_rank + 2 + step - 1) // step * step
 
 
-def map_columns(dt_rank):
+def map_columns(dt_rank, d_state=1):
     """Columns of the projections of one route in the Triton kernels."""
+    if d_state > 1:
+        return map_dt_columns(dt_rank, d_state) + (2 * d_state + 7) // 8 * 8
     return columns_of(dt_rank, TRITON_RANKS, TRITON_COLUMNS)
+
+
+def map_dt_columns(dt_rank, d_state):
+    """Of these columns, those that are multiplied with the weights of dt."""
+    return (dt_rank + 7) // 8 * 8 if d_state > 1 else map_columns(dt_rank)
+
+
+def saved_by_triton(batch, length, channels, d_state):
+    """Elements of the states that the Triton kernels save: entering segments, or for N > 1 blocks of a chain."""
+    tiling = tiling_of(d_state)
+    if d_state == 1:
+        return batch * tiling.segments(length) * 4 * channels
+    chain = tiling.chain(length)
+    return batch * chain * 4 * d_state * channels if chain > 1 else 0
 
 
 def cuda_columns(dt_rank, d_state=1):
@@ -101,11 +117,11 @@ def _fake_triton(
     x, x_proj_weight, dt_projs_weight, dt_projs_bias, A_logs, Ds, scan_mode, float_output, training, z=None
 ):
     batch, channels, height, width = x.shape
-    length = height * width
-    projections = x.new_empty((batch * length, 4 * map_columns(dt_projs_weight.shape[2])))
-    states = batch * ((length + TRITON_SEGMENT - 1) // TRITON_SEGMENT) * 4 * channels
+    length, d_state = height * width, A_logs.shape[1]
+    projections = x.new_empty((batch * length, 4 * map_columns(dt_projs_weight.shape[2], d_state)))
+    states = saved_by_triton(batch, length, channels, d_state) if training else 0
     y = _empty_map(x, torch.float32 if float_output else x.dtype)
-    return y, projections, A_logs.new_empty((states if training else 0,))
+    return y, projections, A_logs.new_empty((states,))
 
 
 def _fake_backward(

@@ -40,7 +40,7 @@ def _leave_carry(
         decay = tl.exp2(A * softplus2(us[T - 1 - i].to(tl.float32) + bias, HALF))
         end = decay * (C * dys[T - 1 - i].to(tl.float32) + end)
         product *= decay
-    store_block_carry(carries, row, where, product, end, r, not REVERSED, S)
+    store_block_carry(carries, row * 2 + r, where, product, end, not REVERSED, S)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -103,7 +103,7 @@ def _add_route(
     product, end = _carry_of_s(dys, words, A, d2s, dtype, T)
     _, _, before, s = scan_carries(product, end, not REVERSED)
     if CHAINED:
-        s += before * entering_state(entering, row, where, r)
+        s += before * entering_state(entering, row * 2 + r, where)
 
     dA = tl.zeros(us[0].shape, tl.float32)
     dbias = tl.zeros(us[0].shape, tl.float32)

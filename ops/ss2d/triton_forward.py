@@ -48,7 +48,7 @@ def _leave_carry(
 ):  # fmt: skip
     us, words, bias, A = load_route(inputs, where, q, REVERSED, T)
     _, _, state, product = _scan(us, ordered(xs, REVERSED, T), words, bias, A, inputs[1].dtype.element_ty, HALF, T)
-    store_block_carry(carries, row, where, product, state, r, REVERSED, S)
+    store_block_carry(carries, row * 2 + r, where, product, state, REVERSED, S)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -82,7 +82,7 @@ def _add_route(
         sums = sums + (outputs[i] + ys[i],)
     _, _, before, state = scan_carries(product, state, REVERSED)
     if CHAINED:
-        state += before * entering_state(entering, row, where, r)
+        state += before * entering_state(entering, row * 2 + r, where)
     if SAVE:
         states, batch, segment, segments = saved
         at, mask = states_at(states, batch, segment, segments, where, q)

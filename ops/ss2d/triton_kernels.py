@@ -1,9 +1,10 @@
-"""Shared pieces of the Triton kernels of the fused SS2D core, N = 1: parameters, segments, carries.
+"""Shared pieces of the Triton kernels of the fused SS2D core: parameters, segments, carries.
 
 Vocabulary and scaling are those of ``csrc/ss2d/common.cuh``.  A *pair* is two routes over one pixel order; routes
 lie in pair order (0, 2 | 1, 3) with index q = 2 * pair + r.  A *segment* is T consecutive pixels of the order.  A
 *block*, one program, is S segments of C channels; an image is a chain of blocks.  With
-u2 = log2(e) (Wdt dt + bias): d2 = log2(1 + 2^u2), decay = 2^(A d2), drive = d2 (ln 2 B) x.
+u2 = log2(e) (Wdt dt + bias): d2 = log2(1 + 2^u2), decay = 2^(A d2), drive = d2 (ln 2 B) x.  ``floats`` are the
+parameters of the state, (4 + 4N + 1, channels): bias of the routes, A of the routes and states, the sum of Ds.
 
 A value of a step is a tile [S, C], and a segment is a tuple of T tiles, so that a scan runs over tiles and needs no
 particular layout; only the carries of a block's segments meet in an associative scan, once a route.  Steps beyond the
@@ -23,35 +24,38 @@ LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 # ---- parameters -----------------------------------------------------------------------------------------------------
 @triton.jit
 def prepare(
-    x_proj, dt_proj, dt_bias, A_logs, Ds, weight, dt_matrix, floats, channels, dt_rank, columns,
+    x_proj, dt_proj, dt_bias, A_logs, Ds, weight, dt_matrix, floats, channels, dt_rank, dt_columns, columns, d_state,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK channels of one column of one route.
 
-    ``weight`` and ``dt_matrix`` are (4, columns, channels), columns dt, zeros, B, C; ``floats`` (9, channels): bias
-    and A of the routes, and the sum of Ds.
+    ``weight`` is (4, columns, channels), columns dt, zeros, then B and C of each state side by side; ``dt_matrix``
+    (4, dt_columns, channels).
     """
     q, column = tl.program_id(0) // columns, tl.program_id(0) % columns
     route = q % 2 * 2 + q // 2
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < channels
-    is_dt, is_B, is_C = column < dt_rank, column == columns - 2, column == columns - 1
-    row = tl.where(is_B, dt_rank, tl.where(is_C, dt_rank + 1, column))
-    at = x_proj + (route * (dt_rank + 2) + row) * channels + channel
+    is_dt, word = column < dt_rank, column - (columns - 2 * d_state)
+    is_B, is_C = (word >= 0) & (word % 2 == 0), (word >= 0) & (word % 2 == 1)
+    row = tl.where(word >= 0, dt_rank + word % 2 * d_state + word // 2, column)
+    at = x_proj + (route * (dt_rank + 2 * d_state) + row) * channels + channel
     value = tl.load(at, inside & (is_dt | is_B | is_C), 0.0) * tl.where(is_B, LN2, 1.0)
-    to = (q * columns + column) * channels + channel
-    tl.store(weight + to, value.to(weight.dtype.element_ty), inside)
+    tl.store(weight + (q * columns + column) * channels + channel, value.to(weight.dtype.element_ty), inside)
     dt = tl.load(dt_proj + (route * channels + channel) * dt_rank + column, inside & is_dt, 0.0) * LOG2E
-    tl.store(dt_matrix + to, dt.to(dt_matrix.dtype.element_ty), inside)
-    once = inside & (column == 0)
+    to = dt_matrix + (q * dt_columns + column) * channels + channel
+    tl.store(to, dt.to(dt_matrix.dtype.element_ty), inside & (column < dt_columns))
     own = route * channels + channel
+    state = inside & (column < d_state)
+    A = -tl.exp(tl.load(A_logs + own * d_state + column, state, 0.0))
+    tl.store(floats + (4 + q * d_state + column) * channels + channel, A, state)
+    once = inside & (column == 0)
     tl.store(floats + q * channels + channel, tl.load(dt_bias + own, once, 0.0) * LOG2E, once)
-    tl.store(floats + (4 + q) * channels + channel, -tl.exp(tl.load(A_logs + own, once, 0.0)), once)
     once = once & (q == 0)
     skip = tl.zeros([BLOCK], tl.float32)
     for k in tl.static_range(4):
         skip += tl.load(Ds + k * channels + channel, once, 0.0)
-    tl.store(floats + 8 * channels + channel, skip, once)
+    tl.store(floats + (4 + 4 * d_state) * channels + channel, skip, once)
 
 
 # ---- special functions ----------------------------------------------------------------------------------------------
@@ -163,15 +167,18 @@ def as_float(values, T: tl.constexpr):
 
 
 @triton.jit
-def load_words(projections, where, q, REVERSED: tl.constexpr, T: tl.constexpr):
-    """B and C of the steps in the order of route q, two values to a word; a word serves all channels."""
+def load_words(projections, where, q, last, REVERSED: tl.constexpr, T: tl.constexpr):
+    """B and C of the steps in the order of route q, two values to a word; a word serves all channels.
+
+    ``last`` counts the states from behind, from 1.
+    """
     image, pixels, exist, _, _, _, columns = where
     if projections.dtype.element_ty == tl.float32:
         words = projections.to(tl.pointer_type(tl.int64), bitcast=True)
     else:
         words = projections.to(tl.pointer_type(tl.int32), bitcast=True)
     row = columns // 2
-    values = load_pixels(words + image * 4 * row, pixels, exist, True, 4 * row, q * row + row - 1, T)
+    values = load_pixels(words + image * 4 * row, pixels, exist, True, 4 * row, q * row + row - last, T)
     return ordered(values, REVERSED, T)
 
 
@@ -191,14 +198,22 @@ def unpack(word, dtype: tl.constexpr):
 
 
 @triton.jit
-def load_route(inputs, where, q, REVERSED: tl.constexpr, T: tl.constexpr):
-    """What a route is scanned from, in its order: u2 without bias, words of B and C, bias and A."""
-    u, projections, floats = inputs
+def load_u(inputs, where, q, REVERSED: tl.constexpr, T: tl.constexpr):
+    """u2 without bias of route q, in its order, and the bias."""
+    u, _, floats = inputs
     image, pixels, exist, channel, inside, channels, _ = where
     us = load_pixels(u + image * 4 * channels, pixels, exist, inside, 4 * channels, q * channels + channel, T)
-    bias = tl.load(floats + q * channels + channel, inside, 0.0)
+    return ordered(us, REVERSED, T), tl.load(floats + q * channels + channel, inside, 0.0)
+
+
+@triton.jit
+def load_route(inputs, where, q, REVERSED: tl.constexpr, T: tl.constexpr):
+    """What a route is scanned from, in its order: u2 without bias, words of B and C, bias and A."""
+    _, projections, floats = inputs
+    _, _, _, channel, inside, channels, _ = where
+    us, bias = load_u(inputs, where, q, REVERSED, T)
     A = tl.load(floats + (4 + q) * channels + channel, inside, 0.0)
-    return ordered(us, REVERSED, T), load_words(projections, where, q, REVERSED, T), bias, A
+    return us, load_words(projections, where, q, 1, REVERSED, T), bias, A
 
 
 # ---- carries --------------------------------------------------------------------------------------------------------
@@ -225,23 +240,26 @@ def scan_carries(product, end, REVERSED: tl.constexpr):
 
 
 @triton.jit
-def store_block_carry(carries, row, where, product, end, r, REVERSED: tl.constexpr, S: tl.constexpr):
-    """Leave the carry of all of a block's segments in ``carries``, products and ends, for :func:`combine`."""
+def store_block_carry(carries, slot, where, product, end, REVERSED: tl.constexpr, S: tl.constexpr):
+    """Leave the carry of all of a block's segments in ``carries``, products and ends, for :func:`combine`.
+
+    ``slot`` numbers (batch, chain, 2, N).
+    """
     products, ends = carries
     _, _, _, channel, inside, channels, _ = where
     product, end, _, _ = scan_carries(product, end, REVERSED)
     lane = tl.arange(0, S)[:, None]
     last = inside & (lane == (0 if REVERSED else S - 1))
-    at = (row * 2 + r) * channels + channel + lane * 0
+    at = slot * channels + channel + lane * 0
     tl.store(products + at, product, last)
     tl.store(ends + at, end, last)
 
 
 @triton.jit
-def entering_state(entering, row, where, r):
+def entering_state(entering, slot, where):
     """The state that enters the block on a route, of :func:`combine`."""
     _, _, _, channel, inside, channels, _ = where
-    return tl.load(entering + (row * 2 + r) * channels + channel, inside, 0.0)
+    return tl.load(entering + slot * channels + channel, inside, 0.0)
 
 
 @triton.jit
@@ -254,23 +272,24 @@ def states_at(states, batch, segment, segments, where, q):
 
 @triton.jit
 def combine(
-    products, ends, entering, groups, chain, channels,
+    products, ends, entering, groups, chain, channels, d_state,
     FIRST_REVERSED: tl.constexpr, SECOND_REVERSED: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """One program: C channels of one route of an image, K blocks of its chain at a time.
+    """One program: C channels of one route and state of an image, K blocks of its chain at a time.
 
-    ``products`` and ``ends`` (batch, chain, 2, channels) are the blocks' carries, ``entering`` the states before them.
+    ``products`` and ``ends`` (batch, chain, 2, N, channels) are the blocks' carries, ``entering`` the states before
+    them.
     """
-    group, route = tl.program_id(0) % groups, tl.program_id(0) // groups % 2
-    image = (tl.program_id(0) // (2 * groups)).to(tl.int64) * chain * 2 * channels
+    group, own, slots = tl.program_id(0) % groups, tl.program_id(0) // groups % (2 * d_state), 2 * d_state
+    image = (tl.program_id(0) // (slots * groups)).to(tl.int64) * chain * slots * channels
     channel = group * C + tl.arange(0, C)[None, :]
     lane = tl.arange(0, K)[:, None]
-    reversed_ = ((route == 0) & FIRST_REVERSED) | ((route == 1) & SECOND_REVERSED)
+    reversed_ = ((own < d_state) & FIRST_REVERSED) | ((own >= d_state) & SECOND_REVERSED)
     state = tl.zeros([1, C], tl.float32)
     for first in range(0, chain, K):
         i = first + lane
         mask = (i < chain) & (channel < channels)
-        at = (tl.where(reversed_, chain - 1 - i, i) * 2 + route) * channels + channel
+        at = (tl.where(reversed_, chain - 1 - i, i) * slots + own) * channels + channel
         product = tl.load(products + image + at, mask, 1.0)
         end = tl.load(ends + image + at, mask, 0.0)
         product, end, before_product, before_end = scan_carries(product, end, False)

@@ -1,6 +1,7 @@
 """Forward-mode derivatives, torch.func and vmap: right, or NotImplementedError naming the op; never zeros."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,11 +107,10 @@ def _let_triton_run_on_cpu(monkeypatch):
     """By the interpreter, which the rule of backends does not know; in small blocks, as it is slow."""
     if INTERPRETED:
         from mmvmamba.ops import backend
-        from mmvmamba.ops.ss2d import triton
+        from mmvmamba.ops.ss2d.tiling import TILINGS
 
         monkeypatch.setattr(backend, '_check_can_run', lambda op, name, device_type: None)
-        monkeypatch.setattr(triton, 'TILE', 32)
-        monkeypatch.setattr(triton, 'NARROWEST', 8)
+        monkeypatch.setitem(TILINGS, 'one', replace(TILINGS['one'], elements=32, narrowest=8))
 
 
 def bind(function, backend):

@@ -10,6 +10,7 @@ from mmvmamba.ops import SCAN_MODES
 from .triton_interpreter import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the kernels are those of Triton's interpreter")
+SHARED = 99 * 1024  # bytes of shared memory that a block may have on any GPU from sm_86 on
 POINTERS = {torch.float16: '*fp16', torch.bfloat16: '*bf16', torch.float32: '*fp32', torch.float64: '*fp64'}
 
 
@@ -42,7 +43,9 @@ def compile_launch(kernel, args, options):
             signature[parameter.name] = 'fp32' if isinstance(value, float) else 'i32'
     chosen = {name: options[name] for name in ('num_warps', 'num_stages', 'maxnreg') if name in options}
     source = ASTSource(kernel, signature, constants)
-    assert triton.compile(source, target=GPUTarget('cuda', 90, 32), options=chosen).asm['cubin']
+    compiled = triton.compile(source, target=GPUTarget('cuda', 90, 32), options=chosen)
+    assert compiled.asm['cubin']
+    assert compiled.metadata.shared <= SHARED
 
 
 def compile_all(launches, expected):
@@ -92,3 +95,14 @@ def test_ss2d_scan(launches):
     y, *saved = module('ss2d').ss2d_scan(x, *parameters, 'cross2d', torch.float16, True)
     module('ss2d').ss2d_scan_backward(y, x, *parameters, *saved, 'cross2d')
     compile_all(launches, {'prepare', 'forward_carries', 'backward_carries', 'combine', 'forward', 'backward'})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('size, dtype', [((9, 7), torch.float16), ((7, 7), torch.float32)], ids=['chain', 'block'])
+def test_ss2d_scan_of_several_states(launches, size, dtype):
+    x = torch.randn(1, 32, *size, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    parameters = [torch.randn(shape) for shape in ((4, 34, 32), (4, 32, 2), (4, 32), (128, 16), (128,))]
+    y, *saved = module('ss2d').ss2d_scan(x, *parameters, 'cross2d', dtype, True)
+    module('ss2d').ss2d_scan_backward(y, x, *parameters, *saved, 'cross2d')
+    chained = {'leave_carries', 'leave_carries_back', 'combine'} if size == (9, 7) else set()
+    compile_all(launches, {'prepare', 'scan', 'scan_back', *chained})

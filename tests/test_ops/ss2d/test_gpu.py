@@ -42,7 +42,7 @@ CASES = [
     (1, 40, 120, 61, 3, 'cross2d'),  # chains too long to wait for
     (1, 40, 120, 61, 20, 'cross2d'),
 ]
-# batch, channels, height, width, rank, mode, N: several states a channel, which the CUDA kernels take
+# batch, channels, height, width, rank, mode, N: several states a channel
 STATES_CASES = [
     *((2, 96, 14, 14, 6, mode, states) for states in (2, 4, 8, 16) for mode in ('cross2d', 'unidi', 'bidi')),
     (1, 32, 1, 1, 2, 'cross2d', 16),
@@ -61,14 +61,31 @@ STATES_CASES = [
     (1, 40, 14, 14, 70, 'bidi', 5),
 ]
 
+# and for Triton, which compiles for each kind of map and each multiple of 16: some of each kind
+TRITON_STATES_CASES = [
+    *(
+        (2, 96, 14, 14, 6, mode, states)
+        for states, mode in ((2, 'cross2d'), (4, 'unidi'), (8, 'bidi'), (16, 'cross2d'))
+    ),
+    *((2, 96, 7, 7, 6, 'cross2d', states) for states in (3, 16, 64)),
+    (1, 32, 1, 1, 2, 'cross2d', 16),
+    (1, 40, 53, 1, 3, 'cross2d', 8),
+    (3, 33, 7, 5, 6, 'cross2d', 2),
+    (2, 384, 14, 14, 24, 'cross2d', 16),
+    (2, 768, 7, 7, 48, 'cross2d', 16),
+    (1, 40, 120, 61, 3, 'cross2d', 16),  # long chains
+    (1, 100, 19, 23, 17, 'unidi', 11),
+]
+
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     return request.param
 
 
-cuda_only = pytest.mark.parametrize(
-    'backend', [param for param in BACKENDS if param.values == ('cuda',)], indirect=True
+cuda_only, triton_only = (
+    pytest.mark.parametrize('backend', [param for param in BACKENDS if param.values == (name,)], indirect=True)
+    for name in ('cuda', 'triton')
 )
 
 
@@ -117,7 +134,22 @@ def test_several_states(case, dtype, backend):
     check_output_and_every_gradient(case, dtype, backend, states)
 
 
-@cuda_only
+@triton_only
+@pytest.mark.parametrize('dtype', LIMITS, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize('case', TRITON_STATES_CASES, ids=str)
+def test_several_states_in_triton(case, dtype, backend):
+    *case, states = case
+    check_output_and_every_gradient(case, dtype, backend, states)
+
+
+@triton_only
+def test_several_states_of_some_images_at_a_time(backend, monkeypatch):
+    from mmvmamba.ops.ss2d import triton_states
+
+    monkeypatch.setattr(triton_states, 'PIECE', 2 * 96 * 14 * 14)
+    check_output_and_every_gradient((5, 96, 14, 14, 6, 'cross2d'), torch.float16, backend, 4)
+
+
 def test_several_states_as_an_op(backend):
     """Contiguous maps, float output, another stream, CUDA graphs, torch.compile, and the op's own checks."""
     x, dy = (make_map(2, 64, 14, 15, torch.float16, 'cuda', seed=seed) for seed in (1, 2))
@@ -139,10 +171,9 @@ def test_several_states_as_an_op(backend):
     for value, *others in zip(expected, results, replayed, compiled):
         assert all(torch.equal(value, other) for other in others)
     leaves = [value.float().requires_grad_() for value in (x[:, :, :5, :6], *parameters)]
-    torch.library.opcheck(torch.ops.mmvmamba.ss2d_scan.default, (*leaves, 0, True, True))
+    torch.library.opcheck(getattr(torch.ops.mmvmamba, OPS[backend]).default, (*leaves, 0, True, True))
 
 
-@cuda_only
 def test_several_states_in_float_output_add_up_in_float(backend):
     """The four routes of a half-precision map meet in a float output without a rounding to half between them."""
     x, parameters = make_map(2, 64, 14, 14, torch.float16, 'cuda'), make_parameters(64, 4, 16, device='cuda')

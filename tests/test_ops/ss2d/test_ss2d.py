@@ -109,18 +109,23 @@ def test_maps_too_large_for_the_fused_kernels_are_composed_and_said_once(
         assert [interface._fits(x, dt_rank, 1, backend) for _ in range(2)] == [fits] * 2
     assert sum('composed' in record.message for record in caplog.records) == (0 if fits else 1)
     if backend == 'triton' and not fits and importlib.util.find_spec('triton'):
-        from mmvmamba.ops.ss2d.triton import _Problem
+        from mmvmamba.ops.ss2d.triton_problem import Problem
 
         with pytest.raises(ValueError, match='too large for the fused triton kernels'):
-            _Problem(x, *make_parameters(channels, dt_rank, device='meta'), 'cross2d')
+            Problem(x, *make_parameters(channels, dt_rank, device='meta'), 'cross2d')
 
 
-@needs_extension
-@pytest.mark.parametrize('d_state, fits', [(1, True), (2, True), (16, True), (17, False)])
-def test_states_that_the_cuda_kernels_take(d_state, fits, monkeypatch):
+@pytest.mark.parametrize('backend', [pytest.param('cuda', marks=needs_extension), 'triton'])
+def test_states_that_the_kernels_of_a_gpu_take(backend, monkeypatch):
     monkeypatch.setattr(interface, '_announced', set())
-    x = torch.empty(1, 32, 4, 4, device='meta')
-    assert interface._fits(x, 6, d_state, 'cuda') == fits
+    monkeypatch.setattr(interface.registration, 'UNSUPPORTED', '')
+    x, most = torch.empty(1, 32, 4, 4, device='meta'), dict(cuda=16, triton=64)[backend]
+    assert [interface._fits(x, 6, d_state, backend) for d_state in (1, 2, most, most + 1)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize('dt_rank, d_state, columns', [(6, 2, 16), (6, 16, 40), (9, 3, 24), (48, 64, 176)])
+def test_columns_of_several_states_are_aligned(dt_rank, d_state, columns):
+    assert map_columns(dt_rank, d_state) == columns >= dt_rank + 2 * d_state and columns % 8 == 0
 
 
 @pytest.mark.parametrize('dt_rank, columns', [(1, 8), (6, 8), (7, 16), (12, 16), (13, 16), (24, 32), (48, 64)])
