@@ -1,4 +1,4 @@
-"""The library that computes the scan inside OpenVINO; ``python -m mmvmamba.export.openvino`` builds it from ``csrc/``."""
+"""The library that computes the scan inside OpenVINO; ``python -m mmvmamba.export.openvino`` builds it."""
 
 from pathlib import Path
 

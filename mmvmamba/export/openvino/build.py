@@ -15,13 +15,13 @@ FOLDER = Path(__file__).parent
 PREFIX = 'mmvmamba_openvino-'
 INSTALL = 'pip install mmvmamba[openvino]'
 _KERNELS = Path(mmvmamba.ops.__file__).parent / 'csrc'
-_SOURCES = (_KERNELS / 'ss2d/cpu_tile.cpp', FOLDER / 'csrc/scan.cpp')
-_HEADERS = (
+SOURCES = (_KERNELS / 'ss2d/cpu_tile.cpp', FOLDER / 'csrc/scan.cpp')
+HEADERS = (
     *(_KERNELS / name for name in ('ss2d/cpu_tile.h', 'common/elementary.h', 'common/routes.h', 'common/ceil_div.h')),
     FOLDER.parent / 'csrc/scan_map.h',
 )
 # those of setup.py, so that a number is the one of the other libraries
-_FLAGS = ('-std=c++17', '-O3', '-g0', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast')
+FLAGS = ('-std=c++17', '-O3', '-g0', '-fno-math-errno', '-fno-trapping-math', '-ffp-contract=fast')
 _LIBRARIES = ('openvino', 'tbb')
 
 
@@ -65,8 +65,8 @@ def import_openvino() -> Any:
 def file_name() -> str:
     """Name of the library's file, which tells the OpenVINO and the sources that it is made of."""
     found = find_openvino()
-    content = hashlib.sha256(repr((found.version, _FLAGS)).encode())
-    for path in (*_SOURCES, *_HEADERS):
+    content = hashlib.sha256(repr((found.version, FLAGS)).encode())
+    for path in (*SOURCES, *HEADERS):
         content.update(path.read_bytes())
     return f'{PREFIX}{found.release}-{content.hexdigest()[:12]}.so'
 
@@ -92,9 +92,9 @@ def build_library(folder: Optional[Path] = None) -> Path:
     if shutil.which(compiler[0]) is None:
         raise FileNotFoundError(f'no C++ compiler: {compiler[0]!r} is not on PATH; install g++ or clang, or set CXX')
     if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{str(folder)!r}, where the library goes, cannot be written to")
+        raise PermissionError(f'{str(folder)!r}, where the library goes, cannot be written to')
     partial = folder / f'.{path.name}.{os.getpid()}'
-    command = [*compiler, *_FLAGS, *_options(found), *map(str, _SOURCES), *_links(found), '-o', str(partial)]
+    command = [*compiler, *FLAGS, *_options(found), *map(str, SOURCES), *_links(found), '-o', str(partial)]
     try:
         said = subprocess.run(command, capture_output=True, text=True)
         if said.returncode:
