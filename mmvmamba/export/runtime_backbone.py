@@ -23,9 +23,9 @@ _OWN = ('file', 'threads', 'device', 'with_neck', 'check_weights', 'runtime')
 class RuntimeBackbone(BaseModule):
     """An exported backbone, or backbone and neck, as the backbone of a config, so that the file is what is evaluated.
 
-    ONNX files run in onnxruntime or OpenVINO, programs of torch.export in torch.  The rest of the model is PyTorch's and
-    takes its weights from the checkpoint, whose backbone is left out.  Where the file holds the neck too, the config's
-    is to be None.
+    ONNX files run in onnxruntime or OpenVINO, programs of torch.export in torch.  The rest of the model is PyTorch's
+    and takes its weights from the checkpoint, whose backbone is left out.  Where the file holds the neck too, the
+    config's is to be None.
 
     Args:
         file (str | Path): The file. Its input are normalised images, its outputs maps.

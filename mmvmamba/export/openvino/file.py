@@ -41,7 +41,7 @@ class OpenVinoFile:
             raise _unreadable(path, error) from error
         self.inputs, self.outputs = (tuple(map(_value, ports)) for ports in (model.inputs, model.outputs))
         info = model.get_rt_info()
-        texts = info['framework'] if 'framework' in info else {}  # of an ONNX file its metadata
+        texts = info['framework'] if 'framework' in info else {}  # noqa: SIM401  (a map without get)
         self.metadata = {key: str(text.value) for key, text in texts.items()}
 
     def run(self, x: torch.Tensor) -> tuple:
