@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-import mmvmamba.ops
+from mmvmamba.ops.extension import FOLDER as _OPS
 
 FOLDER = Path(__file__).parent
 PREFIX = 'mmvmamba_openvino-'
 INSTALL = 'pip install mmvmamba[openvino]'
-_KERNELS = Path(mmvmamba.ops.__file__).parent / 'csrc'
+_KERNELS = _OPS / 'csrc'
 SOURCES = (_KERNELS / 'ss2d/cpu_tile.cpp', FOLDER / 'csrc/scan.cpp')
 HEADERS = (
     *(_KERNELS / name for name in ('ss2d/cpu_tile.h', 'common/elementary.h', 'common/routes.h', 'common/ceil_div.h')),
