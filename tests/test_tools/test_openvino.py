@@ -49,7 +49,7 @@ def library(openvino, tmp_path_factory):
 @pytest.fixture(scope='module')
 def core(openvino, library):
     core = openvino.Core()
-    core.add_extension(library)
+    core.add_extension(str(library))
     return core
 
 
@@ -188,7 +188,7 @@ def test_another_release_of_openvino_is_named(openvino, tmp_path, monkeypatch):
     path = build.build_library(tmp_path)
     assert path.name.startswith('mmvmamba_openvino-2025.4.0-') and [path] == list(tmp_path.iterdir())
     with pytest.raises(RuntimeError, match=f'was built for OpenVINO 2025.4.0-1-other, and this is {found.release}'):
-        openvino.Core().add_extension(path)
+        openvino.Core().add_extension(str(path))
     monkeypatch.undo()
     monkeypatch.setattr(package, 'FOLDER', tmp_path)
     with pytest.raises(FileNotFoundError, match=f'is built for OpenVINO 2025.4.0, and {found.release} is installed'):

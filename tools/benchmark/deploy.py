@@ -215,7 +215,7 @@ class Maker:
         if 'custom-op' in form:
             from mmvmamba.export import openvino_library
 
-            core.add_extension(openvino_library())
+            core.add_extension(str(openvino_library()))
         options = dict(INFERENCE_NUM_THREADS=self.args.threads, INFERENCE_PRECISION_HINT='f32')
 
         def load():

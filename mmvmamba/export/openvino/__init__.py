@@ -15,7 +15,7 @@ def openvino_library() -> Path:
     It runs on a CPU, and fits the release of OpenVINO that it was built with.
 
     Returns:
-        Path: The file, for ``openvino.Core().add_extension(path)``.
+        Path: The file, for ``openvino.Core().add_extension(str(path))``.
 
     Raises:
         ImportError: If OpenVINO cannot be imported; says how to get it.

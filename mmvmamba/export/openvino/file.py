@@ -56,7 +56,7 @@ def _read(core: Any, path: Path) -> Any:
         except RuntimeError as error:
             if _NO_RULE not in str(error):
                 raise
-        core.add_extension(openvino_library())
+        core.add_extension(str(openvino_library()))
         return core.read_model(path)
     except RuntimeError as error:
         raise _unreadable(path, error) from error
