@@ -7,8 +7,8 @@ detector backbone and neck.  The input is named images: float32 (batch, 3, heigh
 and channel order that the file keeps in its metadata.  --scan says how the selective scan is written: in standard
 operators along the rows and columns of the map (rows) or without a loop (loop-free), or as one operator of this
 package's libraries for onnxruntime and OpenVINO (custom-op).  --float16 and --quantize make smaller files.
-onnx.checker checks the file, and onnxruntime must give PyTorch's outputs at sizes other than the one that was traced, or
-it is not kept.
+onnx.checker checks the file, and onnxruntime must give PyTorch's outputs at sizes other than the one that was traced,
+or it is not kept.
 """
 
 import argparse
