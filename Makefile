@@ -18,7 +18,7 @@ SETUP := setup
 unexport PYTHONDONTWRITEBYTECODE
 endif
 
-CXX_FILES = $(shell find ops/csrc mmvmamba/export/onnxruntime docs/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find ops/csrc mmvmamba/export docs/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = "$(ENV_PYTHON)" -c 'import clang_format; clang_format.clang_format()'
 
 .PHONY: help setup wheels demo gallery figures matrix docs docs-test test test-all dist lint ruff clang-format codespell types format clean soak
@@ -88,5 +88,5 @@ format: $(SETUP)  ## Format the code
 	@$(CLANG_FORMAT) -i $(CXX_FILES)
 
 clean:  ## Remove what was built, but neither data nor results
-	rm -rf build *.egg-info ops/_C*.so mmvmamba/export/onnxruntime/*.so ops/_build_info.json mmvmamba/.mim .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build *.egg-info ops/_C*.so mmvmamba/export/onnxruntime/*.so mmvmamba/export/openvino/*.so ops/_build_info.json mmvmamba/.mim .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -126,6 +126,8 @@ TABLE = {
     'pip install onnx onnxruntime': Row('reduced', '--dry-run --no-index', says='already satisfied: onnxruntime'),
     'pip install imaug': Row('installs'),
     'pip install mmvmamba[timm]': Row('installs', tests='tests/test_integrations/test_timm.py'),
+    'pip install mmvmamba[openvino]': Row('installs', tests='tests/test_tools/test_openvino.py'),
+    'python -m mmvmamba.export.openvino': Row('installs', tests='tests/test_tools/test_openvino.py'),
     'pip install mmvmamba[hub]': Row('installs', tests='tests/test_integrations/test_hub.py'),
     'pip install huggingface_hub': Row('installs'),
     'pip install safetensors': Row('installs'),
@@ -217,6 +219,9 @@ TABLE = {
     ),
     # ---- export
     f'python tools/export/to_onnx.py {DIGITS} none --out model.onnx': Row('whole', makes='model.onnx'),
+    f'python tools/export/to_onnx.py {DIGITS} none --scan loop-free --out loop-free.onnx': Row(
+        'whole', makes='loop-free.onnx'
+    ),
     f'python tools/export/to_program.py {DIGITS} none --out model.pt2': Row('whole', makes='model.pt2'),
     TO_PACKAGE: Row('whole', makes='package.pt2', says='height 33 or more'),
     CMAKE: Row('whole'),

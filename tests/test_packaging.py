@@ -16,6 +16,7 @@ import setuptools
 import torch
 from torch.utils import cpp_extension
 
+from mmvmamba.export.openvino import build
 from tests.test_tools.conftest import STANDARD
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +77,10 @@ def test_without_a_compiler(tree):
     assert files == {'configs', 'tools', 'model-index.yml'}
     data = {str(path.relative_to(target)) for name in ('py.typed', 'schema.inc') for path in target.rglob(name)}
     assert {'mmvmamba/py.typed', 'mmvmamba/ops/py.typed', 'mmvmamba/ops/ss2d/schema.inc'} <= data
-    assert not (target / 'mmvmamba/ops/csrc').exists()
+    # of the C++ sources only those of the library for OpenVINO, which users build
+    sources = {path for suffix in ('.cpp', '.h', '.cu', '.cuh') for path in target.rglob(f'*{suffix}')}
+    built = {*build.SOURCES, *build.HEADERS}
+    assert {path.name for path in sources} == {path.name for path in built}
 
 
 def test_without_torch_at_build_time(tree):
@@ -184,6 +188,10 @@ def test_a_wheel_is_named_after_what_it_is_built_for(script, monkeypatch):
     monkeypatch.setitem(script.wheel_tag.__globals__, 'choose_build', lambda *_: ('none', 'no C++ compiler'))
     with pytest.raises(SystemExit, match=r'a wheel needs the extension: no C\+\+ compiler'):
         script.wheel_tag()
+
+
+def test_the_library_that_users_build_has_the_flags_of_the_others(script):
+    assert set(build.FLAGS) == {*script.FLAGS, '-std=c++17'}
 
 
 def test_the_files_of_a_name_are_compiled_as_one(script, monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ from mmvmamba.checkpoint.whole import commit, remove
 from .int8 import Int8Hook, to_int8
 from .loading import Package
 from .onnxruntime import onnxruntime_library
+from .openvino import openvino_library
 from .package import op_library, to_package
 from .runtime_backbone import RuntimeBackbone
 
@@ -21,6 +22,7 @@ __all__ = [
     'RuntimeBackbone',
     'onnxruntime_library',
     'op_library',
+    'openvino_library',
     'to_int8',
     'to_onnx',
     'to_package',
@@ -47,8 +49,8 @@ def to_onnx(
         names (tuple[str, ...], optional): A name an output. Default: ``output0``, ``output1``, ...
         metadata (dict, optional): Texts to keep in the file. Default: none.
         scan (str): The selective scan in standard operators, along rows and columns with ``Scan`` (``rows``) or without
-            a loop (``loop-free``), or as one operator of :func:`onnxruntime_library` (``custom-op``). Default:
-            ``auto``, which is ``rows``.
+            a loop (``loop-free``), or as one operator of :func:`onnxruntime_library` and :func:`openvino_library`
+            (``custom-op``). Default: ``auto``, which is ``rows``.
         float16 (bool): Whether all but the scan, the input and the outputs is in float16. Default: False.
         quantize (str, optional): int8 linear layers, with scales of the activations that are computed at each run
             (``dynamic``) or found from ``calibration`` (``static``). Default: None.

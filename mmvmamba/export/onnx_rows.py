@@ -16,6 +16,7 @@ from .onnx_parameters import Parameters
 
 PREFIX = 'Lines_'
 # Letters: G routes, N states, M lines of all images, D channels, R the rank of delta.
+# States are the first factors of their products: at fixed sizes OpenVINO 2026.4 overwrites a second one.
 # delta = max(v, log(1 + exp(min(v, 30)))), since onnxruntime computes Softplus number by number.
 _LINES = """
 <domain: "mmvmamba", opset_import: ["" : 17]>
@@ -65,7 +66,7 @@ _LINES = """
         decay = Exp (exponent)
         delta_u = Mul (delta, u)
         drive = Mul (delta_u, b_t)
-        h_decayed = Mul (decay, h_before)
+        h_decayed = Mul (h_before, decay)
         h_after = Add (h_decayed, drive)
         sum_after = Add (sum_before, delta)
     }}> (zeros, no_delta, {sequences})
@@ -82,7 +83,7 @@ _LINES = """
     c_last, c_starts = Scan <num_scan_inputs = 2, scan_input_axes = [1, 1], scan_output_axes = [1], body = carry (
         float[?, ?] c_before, float[?, ?] p_of_line, float[?, ?] h_of_line
     ) => (float[?, ?] c_after, float[?, ?] c_start) {{
-        c_decayed = Mul (p_of_line, c_before)
+        c_decayed = Mul (c_before, p_of_line)
         c_after = Add (c_decayed, h_of_line)
         c_start = Identity (c_before)
     }}> (nothing, p_ordered, h_ordered)
@@ -92,7 +93,7 @@ _LINES = """
     h_last, {results} = Scan <num_scan_inputs = 3, scan_output_directions = [{directions}], body = second (
         float[?, ?, ?, ?] h_0, float[?, ?, ?, ?] decay_t, float[?, ?, ?, ?] drive_t, float[?, ?, ?, ?] c_of_step
     ) => (float[?, ?, ?, ?] h_1, {result_types}) {{
-        h_0_decayed = Mul (decay_t, h_0)
+        h_0_decayed = Mul (h_0, decay_t)
         h_1 = Add (h_0_decayed, drive_t)
         y_of_states = Mul (h_1, c_of_step)
 {outputs}

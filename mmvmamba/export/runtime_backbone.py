@@ -16,27 +16,29 @@ from .origin import MODEL, PART, WEIGHTS, WITH_NECK, missing_weights
 from .runtimes import open_file
 
 _NECK = 'neck.'
-_OWN = ('file', 'threads', 'device', 'with_neck', 'check_weights')
+_OWN = ('file', 'threads', 'device', 'with_neck', 'check_weights', 'runtime')
 
 
 @register_backbone
 class RuntimeBackbone(BaseModule):
     """An exported backbone, or backbone and neck, as the backbone of a config, so that the file is what is evaluated.
 
-    ONNX files run in onnxruntime, programs of torch.export in torch.  The rest of the model is PyTorch's and takes its
-    weights from the checkpoint, whose backbone is left out.  Where the file holds the neck too, the config's is to be
-    None.
+    ONNX files run in onnxruntime or OpenVINO, programs of torch.export in torch.  The rest of the model is PyTorch's
+    and takes its weights from the checkpoint, whose backbone is left out.  Where the file holds the neck too, the
+    config's is to be None.
 
     Args:
         file (str | Path): The file. Its input are normalised images, its outputs maps.
-        threads (int, optional): Threads of onnxruntime on the CPU, which don't spin; None for a program. Default: as
-            many as torch uses.
+        threads (int, optional): Threads of the ONNX runtime on the CPU, those of onnxruntime don't spin; None for a
+            program. Default: as many as torch uses.
         device (str, optional): Where the file runs; images and maps are copied from and to another one. Default: where
             the images are.
         with_neck (bool, optional): Whether the file holds the neck too. Default: as the file says; one that says
             nothing does not.
         check_weights (bool): Whether to refuse a checkpoint whose backbone is not the one of the file. Files that our
             tools wrote know their weights. Default: True.
+        runtime (str, optional): What runs an ONNX file: ``onnxruntime``, or ``openvino``, on the CPU and in float32.
+            Default: onnxruntime.
         **config: Options of :class:`~mmvmamba.models.vssm.VSSMBackbone`, as they stand in a config. The number of maps
             and their channels must be the ones of that backbone. Default: none, and nothing is compared.
 
@@ -44,7 +46,8 @@ class RuntimeBackbone(BaseModule):
         TypeError: If an option is unknown or of a wrong type.
         ValueError: If a value is out of range.
         CheckpointError: If the file is missing, can't be read, does not give maps, or is of another arch.
-        ImportError: If the file needs onnxruntime, and that cannot be imported.
+        ImportError: If the file needs onnxruntime or OpenVINO, and that cannot be imported.
+        FileNotFoundError: If the file needs the library of that runtime, which is not built; says what to do.
 
     Note:
         For evaluation only.  A copy and an unpickled one open the file again.
@@ -62,6 +65,7 @@ class RuntimeBackbone(BaseModule):
         device: Optional[str] = None,
         with_neck: Optional[bool] = None,
         check_weights: bool = True,
+        runtime: Optional[str] = None,
         **config,
     ):
         super().__init__()
@@ -75,10 +79,10 @@ class RuntimeBackbone(BaseModule):
             if not isinstance(value, bool) and not (value is None and name == 'with_neck'):
                 raise TypeError(f'{name} is {value!r}, expected a bool')
         self.file = Path(file).absolute()  # a copy may be opened in another folder
-        self.threads, self.check_weights = threads, check_weights
+        self.threads, self.check_weights, self.runtime = threads, check_weights, runtime
         self.device = None if device is None else _device(device)
         self._opened: Any = None
-        opened = self._opened = open_file(self.file, self.device, threads)
+        opened = self._opened = open_file(self.file, self.device, threads, runtime)
         self._origin: dict = opened.metadata
         self.with_neck = self._origin.get(PART) == WITH_NECK if with_neck is None else with_neck
         self._check_values(opened)
@@ -128,7 +132,7 @@ class RuntimeBackbone(BaseModule):
     def _open(self, device: torch.device):
         if self._opened is None or self._opened.device != device:
             self._opened = None  # one device at a time, for its memory
-            self._opened = open_file(self.file, device, self.threads)
+            self._opened = open_file(self.file, device, self.threads, self.runtime)
         return self._opened
 
     def _check_values(self, opened) -> None:

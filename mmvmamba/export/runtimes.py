@@ -1,4 +1,4 @@
-"""Exported files, opened by the runtime that runs them: onnxruntime for ONNX, torch for programs and packages.
+"""Exported files, opened by the runtime that runs them: onnxruntime or OpenVINO for ONNX, torch for the others.
 
 ``RUNTIMES`` lists the kinds of files.  A kind is a class that tells its files (``opens``), opens one for a device, and
 says what goes in, what comes out and what the file knows of itself.
@@ -174,18 +174,33 @@ class PackageFile:
 
 
 RUNTIMES: tuple = (OnnxFile, ProgramFile, PackageFile)
+OF_ONNX = ('onnxruntime', 'openvino')
 
 
-def open_file(path: Path, device: Optional[torch.device] = None, threads: Optional[int] = None):
+def open_file(
+    path: Path, device: Optional[torch.device] = None, threads: Optional[int] = None, runtime: Optional[str] = None
+):
     """Open an exported file by the first of ``RUNTIMES`` that knows it; arguments and errors as in :class:`OnnxFile`.
+
+    Args:
+        runtime (str, optional): ``openvino``, or ``onnxruntime``, for an ONNX file. Default: onnxruntime.
 
     Raises:
         CheckpointError: If there is no such file, or its runtime cannot read it.
+        ValueError: If ``runtime`` does not run such a file.
     """
     if not path.is_file():
         found = 'is a folder' if path.is_dir() else 'does not exist'
         raise CheckpointError(f'file is {str(path)!r}, which {found}; expected the path of an exported file')
-    return next(runtime for runtime in RUNTIMES if runtime.opens(path))(path, device, threads)
+    kind = next(kind for kind in RUNTIMES if kind.opens(path))
+    if runtime is not None and (runtime not in OF_ONNX or kind is not OnnxFile):
+        expected = f'one of {", ".join(OF_ONNX)}' if kind is OnnxFile else f'None: {str(path)!r} runs in torch'
+        raise ValueError(f'runtime is {runtime!r}, expected {expected}')
+    if runtime == 'openvino':
+        from .openvino.file import OpenVinoFile  # which needs this module
+
+        kind = OpenVinoFile
+    return kind(path, device, threads)
 
 
 def _open_session(path: Path, device: torch.device, threads: int):

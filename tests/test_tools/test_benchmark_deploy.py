@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mmvmamba.export import openvino_library
 from tests.test_tools.conftest import load_tool
 
 
@@ -33,6 +34,34 @@ def test_measures_and_names_what_cannot_run(tool, tmp_path, capsys):
         assert 0 < exact['error'] < 1e-4 < rough['error'] < 0.5
         assert exact['file_mib'] > rough['file_mib'] > 0 and exact['load_s'] > 0
     assert all(row['cpu_ms'] > 0 and row['wall_ms'] > 0 for row in rows.values())
+
+
+def test_openvino(tool, tmp_path, capsys):
+    pytest.importorskip('openvino', reason='OpenVINO is not installed')
+    models, forms = ['vmamba_nano', 'test_vit'], ['openvino', 'openvino-loop-free-static', 'openvino-custom-op']
+    file = tmp_path / 'deploy.json'
+    arguments = ['--models', *models, '--forms', 'eager', *forms, '--batch-sizes', '2', '--sizes', '160']
+    assert tool.main([*arguments, '--repeats', '2', '--out', str(file)]) == 0
+    rows = {(row['model'], row['form']): row for row in json.loads(file.read_text())['rows']}
+    try:
+        openvino_library()
+    except FileNotFoundError:
+        assert 'vmamba_nano openvino-custom-op: left out, FileNotFoundError: mmvmamba' in capsys.readouterr().out
+        forms.remove('openvino-custom-op')
+    kinds = {('test_vit', 'openvino'), *(('vmamba_nano', form) for form in forms)}
+    assert set(rows) == {*kinds, *((model, 'eager') for model in models)}
+    assert all(0 < rows[kind]['error'] < 1e-4 and rows[kind]['load_s'] > 0 for kind in kinds)
+
+
+def test_without_openvino_its_forms_are_left_out(tool, monkeypatch):
+    found = []
+    monkeypatch.setattr(tool, 'measure', lambda args, *_: found.append(args.forms) or [])
+    for there in (None, 'a module'):
+        monkeypatch.setattr(tool, 'find_spec', lambda name, there=there: there)
+        assert tool.main([]) == 0
+    without, whole = found[0], found[-1]
+    assert [form for form in whole if form not in without] == [form for form in whole if form.startswith('openvino')]
+    assert 'openvino-custom-op' in whole and 'onnx-custom-op' in without
 
 
 def test_table_of_a_file():

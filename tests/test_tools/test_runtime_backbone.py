@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_what_it_cannot_run_is_named(files, change, error, words):
         (dict(device='tpu'), ValueError, "device is 'tpu', expected cpu or cuda"),
         (dict(arch='nano'), CheckpointError, r'gives 2 maps of \[16, 32\] channels, expected 4 of'),
         (dict(SMALL, in_channels=4), CheckpointError, 'takes images of 3 channels, expected 4 by the config'),
-        (dict(pretrain=True), TypeError, 'RuntimeBackbone takes file, threads, device, with_neck, check_weights and'),
+        (dict(pretrain=True), TypeError, 'RuntimeBackbone takes file, threads, device, with_neck, check_weights, run'),
     ],
 )
 def test_wrong_options_are_named(files, options, error, words):
@@ -213,9 +214,13 @@ def test_evaluation_of_a_file_is_that_of_the_model(scope, run, user_folder):
     runtime = ['model.backbone.type=mmvmamba.RuntimeBackbone', f'model.backbone.file={scope}.onnx']
     runtime += ['model.neck=None'] if scope == 'mmdet' else []
     found = {}
-    for name, options in dict(torch=[], file=runtime, int8=['default_hooks.int8.type=mmvmamba.Int8Hook']).items():
+    kinds = dict(torch=[], file=runtime, int8=['default_hooks.int8.type=mmvmamba.Int8Hook'])
+    if find_spec('openvino'):  # which is optional
+        kinds['openvino'] = [*runtime, 'model.backbone.runtime=openvino']
+    for name, options in kinds.items():
         work = user_folder / f'{scope}-{name}'
         run(f'python {ROOT}/tools/test.py {config} {weights} --work-dir {work}', *QUICK, *options)
         found[name] = {key: value for key, value in metrics(work).items() if 'time' not in key}
-    assert found['torch'] and found['file'] == pytest.approx(found['torch'], abs=0.1)
+    files = [found[name] for name in ('file', 'openvino') if name in found]
+    assert found['torch'] and all(file == pytest.approx(found['torch'], abs=0.1) for file in files)
     assert found['int8'].keys() == found['torch'].keys()

@@ -9,7 +9,8 @@ machine it says more than wall time.  On a GPU both are the time of the GPU.
 
 Forms: eager, compile, compile-freezing; aoti (a package of AOTInductor), aoti-freezing, and both with -static (sizes
 fixed); onnx (the default of to_onnx), onnx-SCAN for each form of the scan, each also with -int8 (dynamic MatMuls), all
-in onnxruntime; openvino (the file of onnx-loop-free).  On a GPU also graphs and aoti-graphs, replayed as CUDA graphs.
+in onnxruntime; openvino and openvino-SCAN (the files of onnx and onnx-SCAN in OpenVINO, where it is installed), each
+also with -static.  On a GPU also graphs and aoti-graphs, replayed as CUDA graphs.
 A form that cannot run says why and the others go on.
 """
 
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -36,11 +38,14 @@ from mmvmamba.export.package import PRECISIONS
 MODELS = ('vmamba_tiny_s1l8', 'swin_tiny_patch4_window7_224', 'convnext_tiny')
 FORMS = dict(
     cpu=(
-        *('eager', 'compile', 'compile-freezing', 'aoti', 'aoti-freezing', 'aoti-freezing-static', 'openvino'),
+        *('eager', 'compile', 'compile-freezing', 'aoti', 'aoti-freezing', 'aoti-freezing-static'),
         *('onnx', 'onnx-int8', 'onnx-loop-free', 'onnx-custom-op', 'onnx-custom-op-int8'),
+        *('openvino', 'openvino-loop-free', 'openvino-custom-op'),
+        *('openvino-static', 'openvino-loop-free-static', 'openvino-custom-op-static'),
     ),
     cuda=('eager', 'compile', 'graphs', 'aoti', 'aoti-graphs', 'aoti-static', 'aoti-static-graphs'),
 )
+FORMS_OF_ANY = ('onnx-int8', 'openvino-static')  # of runtimes of ONNX, of a model without a scan
 
 
 @dataclass
@@ -135,7 +140,7 @@ class Maker:
 
     def has(self, form: str) -> bool:
         """Whether the form is one of this model: only VMamba has a scan."""
-        return self.any_size or form in ('onnx', 'onnx-int8') or not form.startswith('onnx-')
+        return self.any_size or not form.startswith(('onnx-', 'openvino-')) or form in FORMS_OF_ANY
 
     def make(self, form: str, x: torch.Tensor) -> Form:
         """The function of a form for images like ``x``."""
@@ -153,7 +158,7 @@ class Maker:
         if kind == 'onnx':
             return self._onnxruntime(form, x)
         if kind == 'openvino':
-            return self._openvino(x)
+            return self._openvino(form, x)
         raise ValueError(f'form is {form!r}, expected one of those in --help')
 
     def _package(self, options: list, x: torch.Tensor) -> Form:
@@ -202,12 +207,24 @@ class Maker:
         feed = dict(images=x.numpy())
         return Form(lambda: torch.from_numpy(session.run(None, feed)[0]), mib(path), seconds)
 
-    def _openvino(self, x: torch.Tensor) -> Form:
+    def _openvino(self, form: str, x: torch.Tensor) -> Form:
         import openvino
 
-        path = self._onnx_file('onnx-loop-free', x)
+        path = self._onnx_file(form.removesuffix('-static').replace('openvino', 'onnx'), x)
+        core = openvino.Core()
+        if 'custom-op' in form:
+            from mmvmamba.export import openvino_library
+
+            core.add_extension(str(openvino_library()))
         options = dict(INFERENCE_NUM_THREADS=self.args.threads, INFERENCE_PRECISION_HINT='f32')
-        model, seconds = clocked(lambda: openvino.Core().compile_model(str(path), 'CPU', options))
+
+        def load():
+            model = core.read_model(path)
+            if form.endswith('-static'):
+                model.reshape(list(x.shape))
+            return core.compile_model(model, 'CPU', options)
+
+        model, seconds = clocked(load)
         return Form(lambda: torch.from_numpy(model([x.numpy()])[0]), mib(path), seconds)
 
 
@@ -298,7 +315,9 @@ def measure(args: argparse.Namespace, batch: int, size: int, folder: Path) -> li
 def main(arguments=None) -> int:
     """Measure, print and write."""
     args = parse_args(arguments)
-    args.forms = args.forms or FORMS[args.device]
+    if not args.forms:
+        has_openvino = find_spec('openvino') is not None
+        args.forms = [form for form in FORMS[args.device] if has_openvino or not form.startswith('openvino')]
     torch.set_num_threads(args.threads)
     rows = []
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():

@@ -6,8 +6,9 @@ Classifiers and segmentors are exported whole (scores before the softmax; a segm
 detector backbone and neck.  The input is named images: float32 (batch, 3, height, width), normalised with the mean, std
 and channel order that the file keeps in its metadata.  --scan says how the selective scan is written: in standard
 operators along the rows and columns of the map (rows) or without a loop (loop-free), or as one operator of this
-package's library for onnxruntime (custom-op).  --float16 and --quantize make smaller files.  onnx.checker checks the
-file, and onnxruntime must give PyTorch's outputs at sizes other than the one that was traced, or it is not kept.
+package's libraries for onnxruntime and OpenVINO (custom-op).  --float16 and --quantize make smaller files.
+onnx.checker checks the file, and onnxruntime must give PyTorch's outputs at sizes other than the one that was traced,
+or it is not kept.
 """
 
 import argparse

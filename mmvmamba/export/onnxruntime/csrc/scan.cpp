@@ -1,31 +1,19 @@
-// The selective scan of a map for onnxruntime: the operator SS2DScan of the domain mmvmamba, on a CPU.
-//
-//   x (B, H, W, D), projections (B, H, W, 4 (R + 2N)) in the order dt, B, C of each route, dt_weight (4, R, D),
-//   dt_bias (4, D), A (4, N, D), skip (D), all float, and the attribute scan_mode -> y (B, H, W, D)
-//
-// A task owns a block of channels of one image, as in the op for torch, whose tile kernel this is; the session's
-// threads share the tasks. A number does not depend on how many there are.
-#include <algorithm>
+// The operator SS2DScan of the domain mmvmamba for onnxruntime, on a CPU. Its inputs, its output and what it computes
+// stand in scan_map.h; the session's threads share the tasks.
 #include <atomic>
 #include <exception>
 #include <new>
 #include <string>
 #include <vector>
 
+#include "../../csrc/scan_map.h"
 #include "api.h"
-#include "common/ceil_div.h"
-#include "common/routes.h"
-#include "ss2d/cpu_tile.h"
 
 namespace mmvmamba {
 namespace onnxruntime {
 namespace {
 
-using namespace ss2d;
-
-constexpr const char* kInputs[] = {"x", "projections", "dt_weight", "dt_bias", "A", "skip"};
-constexpr size_t kInputCount = sizeof(kInputs) / sizeof(kInputs[0]);
-constexpr size_t kRanks[] = {4, 4, 3, 2, 3, 1};
+using namespace scan_map;
 
 // What a failed call of the runtime leaves, on its way through C++.
 struct Failed {
@@ -52,27 +40,6 @@ template <typename Function> Status* guarded(const Api& api, const Function& fun
   }
 }
 
-struct Shape {
-  std::vector<int64_t> sizes;
-
-  int64_t operator[](size_t i) const { return sizes[i]; }
-  int64_t numel() const {
-    int64_t count = 1;
-    for (int64_t size : sizes) count *= size;
-    return count;
-  }
-  std::string text() const {
-    std::string out = "(";
-    for (size_t i = 0; i < sizes.size(); ++i) out += (i ? ", " : "") + std::to_string(sizes[i]);
-    return out + ")";
-  }
-};
-
-struct Input {
-  Shape shape;
-  const float* data;
-};
-
 struct InfoOwner {  // releases what the runtime lends
   const Api& api;
   TensorInfo* info = nullptr;
@@ -81,7 +48,7 @@ struct InfoOwner {  // releases what the runtime lends
   }
 };
 
-Input read_input(const Api& api, const Context* context, size_t index) {
+const float* read_input(const Api& api, const Context* context, size_t index, Shape& shape) {
   const Value* value = nullptr;
   check(api.input(context, index, &value));
   InfoOwner owner{api};
@@ -91,156 +58,50 @@ Input read_input(const Api& api, const Context* context, size_t index) {
   if (type != kFloat) refuse(api, std::string(kInputs[index]) + " is not float32");
   size_t rank = 0;
   check(api.dimensions_count(owner.info, &rank));
-  Input input;
-  input.shape.sizes.resize(rank);
-  check(api.dimensions(owner.info, input.shape.sizes.data(), rank));
-  if (rank != kRanks[index]) {
-    refuse(api, std::string(kInputs[index]) + " has shape " + input.shape.text() + ", expected " +
-                    std::to_string(kRanks[index]) + " dimensions");
-  }
+  shape.resize(rank);
+  check(api.dimensions(owner.info, shape.data(), rank));
   void* data = nullptr;
   check(api.tensor_data(value, &data));
-  input.data = static_cast<const float*>(data);
-  return input;
-}
-
-void expect(const Api& api, const Input* inputs, size_t index, const Shape& expected, const char* letters) {
-  if (inputs[index].shape.sizes != expected.sizes) {
-    refuse(api, std::string(kInputs[index]) + " has shape " + inputs[index].shape.text() + ", expected " + letters +
-                    " = " + expected.text() + " for x of shape " + inputs[0].shape.text());
-  }
-}
-
-// Rows of `from` numbers as rows of `to`, those beyond zero.
-std::vector<float> pad_rows(const float* data, int64_t rows, int64_t from, int64_t to) {
-  std::vector<float> out(rows * to);
-  for (int64_t row = 0; row < rows; ++row) std::copy(data + row * from, data + (row + 1) * from, &out[row * to]);
-  return out;
-}
-
-// An input whose rows of channels are whole vectors: the runtime's memory, or a copy.
-struct Padded {
-  std::vector<float> own;
-  const float* data;
-
-  Padded(const Input& input, int64_t channels, int64_t padded) : data(input.data) {
-    if (channels == padded) return;
-    own = pad_rows(input.data, input.shape.numel() / channels, channels, padded);
-    data = own.data();
-  }
-};
-
-struct Problem {
-  int64_t mode, batch, height, width, pixels, channels, padded, rank, states, columns;
-  const float *x, *projections, *dt_weight, *dt_bias, *A, *skip;
-  float* y;
-  int block_width;
-  int64_t blocks;
-};
-
-// The pixels of `steps` steps of route k from step `start` on; like route_pixel, but with one division.
-void find_pixels(const Problem& p, int64_t k, int64_t start, int steps, int64_t* pixel) {
-  const Routes& routes = kScanModes[p.mode].routes;
-  const bool reverse = routes.reverse >> k & 1;
-  const int64_t first = reverse ? p.pixels - start - steps : start;  // the lowest step of the forward order
-  if (routes.column >> k & 1) {
-    int64_t row = first % p.height, column = first / p.height;
-    for (int t = 0; t < steps; ++t) {
-      pixel[t] = row * p.width + column;
-      if (++row == p.height) row = 0, ++column;
-    }
-  } else {
-    for (int t = 0; t < steps; ++t) pixel[t] = first + t;
-  }
-  if (reverse) std::reverse(pixel, pixel + steps);
-}
-
-// All routes over one block of channels of one image.
-void run_task(const Problem& p, int64_t task) {
-  const int64_t image = task / p.blocks, first = task % p.blocks * p.block_width;
-  const int own = static_cast<int>(std::min<int64_t>(p.block_width, p.padded - first));
-  const int64_t offset = image * p.pixels * p.padded + first;
-  skip_forward(p.pixels, p.padded, own, p.skip + first, p.x + offset, p.y + offset);
-  std::vector<float> h(p.states * p.padded);
-  int64_t pixel[kSteps];
-  for (int64_t k = 0; k < kRoutes; ++k) {
-    Block block{};
-    block.channels = p.padded, block.columns = kRoutes * p.columns;
-    block.rank = static_cast<int>(p.rank), block.states = static_cast<int>(p.states), block.width = own;
-    block.dt_weight = p.dt_weight + k * p.rank * p.padded + first;
-    block.bias = p.dt_bias + k * p.padded + first;
-    block.A = p.A + k * p.states * p.padded + first;
-    block.x = p.x + offset;
-    block.projections = p.projections + image * p.pixels * block.columns + k * p.columns;
-    std::fill(h.begin(), h.end(), 0.f);
-    for (int64_t start = 0; start < p.pixels; start += kSteps) {
-      const int steps = static_cast<int>(std::min<int64_t>(kSteps, p.pixels - start));
-      find_pixels(p, k, start, steps, pixel);
-      forward_tile(block, pixel, steps, h.data(), p.y + offset);
-    }
-  }
+  return static_cast<const float*>(data);
 }
 
 struct Kernel {
   Api api;
-  int64_t mode;
+  int mode;
 
   void compute(Context* context) const {
-    Input inputs[kInputCount];
-    for (size_t i = 0; i < kInputCount; ++i) inputs[i] = read_input(api, context, i);
-    const Shape &x = inputs[0].shape, &weight = inputs[2].shape, &decay = inputs[4].shape;
-    Problem p{};
-    p.mode = mode, p.batch = x[0], p.height = x[1], p.width = x[2], p.channels = x[3];
-    p.rank = weight[1], p.states = decay[1], p.columns = p.rank + 2 * p.states, p.pixels = p.height * p.width;
-    expect(api, inputs, 1, {{p.batch, p.height, p.width, kRoutes * p.columns}}, "(B, H, W, 4 (R + 2N))");
-    expect(api, inputs, 2, {{kRoutes, p.rank, p.channels}}, "(4, R, D)");
-    expect(api, inputs, 3, {{kRoutes, p.channels}}, "(4, D)");
-    expect(api, inputs, 4, {{kRoutes, p.states, p.channels}}, "(4, N, D)");
-    expect(api, inputs, 5, {{p.channels}}, "(D)");
+    Shape shapes[kInputCount];
+    const float* data[kInputCount];
+    for (size_t i = 0; i < kInputCount; ++i) data[i] = read_input(api, context, i, shapes[i]);
+    const std::string words = misfit(shapes);
+    if (!words.empty()) refuse(api, words);
     Value* output = nullptr;
-    check(api.output(context, 0, x.sizes.data(), x.sizes.size(), &output));
+    check(api.output(context, 0, shapes[0].data(), shapes[0].size(), &output));
     void* y = nullptr;
     check(api.tensor_data(output, &y));
-    if (x.numel() == 0) return;
-
-    p.padded = ceil_div(p.channels, kLanes) * kLanes;
-    const Padded rows(inputs[0], p.channels, p.padded), dt_weight(inputs[2], p.channels, p.padded),
-        bias(inputs[3], p.channels, p.padded), A(inputs[4], p.channels, p.padded),
-        skip(inputs[5], p.channels, p.padded);
-    p.x = rows.data, p.projections = inputs[1].data, p.dt_weight = dt_weight.data, p.dt_bias = bias.data;
-    p.A = A.data, p.skip = skip.data;
-    std::vector<float> result(p.padded == p.channels ? 0 : p.batch * p.pixels * p.padded);
-    p.y = result.empty() ? static_cast<float*>(y) : result.data();
-    // a channel's numbers do not depend on its block, so that few images are cut finer, for many threads
-    const int64_t widest = p.batch * ceil_div(p.padded, int64_t{kWidth}) < kFewTasks ? 4 * kLanes : kWidth;
-    p.block_width = static_cast<int>(ceil_div(p.padded / kLanes, ceil_div(p.padded, widest)) * kLanes);
-    p.blocks = ceil_div(p.padded, int64_t{p.block_width});
-    run_all(context, p);
-    for (int64_t row = 0; !result.empty() && row < p.batch * p.pixels; ++row) {
-      const float* from = result.data() + row * p.padded;
-      std::copy(from, from + p.channels, static_cast<float*>(y) + row * p.channels);
-    }
+    if (numel(shapes[0]) == 0) return;
+    const MapScan scan(mode, shapes, data, static_cast<float*>(y));
+    run_all(context, scan);
+    scan.finish();
   }
 
  private:
-  static constexpr int64_t kFewTasks = 8;
-
   struct Work {
-    const Problem& problem;
+    const MapScan& scan;
     std::atomic<bool> failed;
   };
 
-  void run_all(Context* context, const Problem& p) const {
-    Work work{p, {false}};
+  void run_all(Context* context, const MapScan& scan) const {
+    Work work{scan, {false}};
     const auto run = [](void* data, size_t task) {
       Work& own = *static_cast<Work*>(data);
       try {
-        run_task(own.problem, static_cast<int64_t>(task));
+        own.scan.run(static_cast<int64_t>(task));
       } catch (...) {  // no exception may leave the runtime's thread
         own.failed = true;
       }
     };
-    check(api.parallel_for(context, run, static_cast<size_t>(p.batch * p.blocks), &work));
+    check(api.parallel_for(context, run, static_cast<size_t>(scan.tasks()), &work));
     if (work.failed) throw std::bad_alloc();
   }
 };
@@ -251,10 +112,9 @@ Status* create_kernel(const Op*, const void* table, const KernelInfo* info, void
     char name[32] = "";
     size_t size = sizeof(name);
     check(api.string_attribute(info, "scan_mode", name, &size));
-    const int mode = find_scan_mode(name);
-    if (mode < 0 || !comes_in_pairs(kScanModes[mode].routes)) {
-      refuse(api, std::string("scan_mode is '") + name + "', expected cross2d, unidi or bidi");
-    }
+    std::string words;
+    const int mode = find_mode(name, words);
+    if (mode < 0) refuse(api, words);
     *out = new Kernel{api, mode};
   });
 }
