@@ -25,13 +25,14 @@ def run_script(path: str, arguments: Sequence[str], replace: Sequence[str]) -> N
         arguments (Sequence[str]): Its own arguments.
         replace (Sequence[str]): As given to :func:`mmvmamba.compat.install`.
     """
-    os.environ[VARIABLE] = json.dumps([os.path.abspath(path), list(replace)])
     sys.argv = [path, *arguments]
-    sys.path[0] = os.path.dirname(os.path.abspath(path))
-    main = types.ModuleType('__main__')
-    main.__file__, main.__spec__ = path, importlib.util.find_spec(CHILD)
+    sys.path[0] = os.path.dirname(os.path.realpath(path))
+    path = os.path.abspath(path)  # which a script finds its neighbours by, also after it changed the folder
+    os.environ[VARIABLE] = json.dumps([path, list(replace)])
+    main, script = types.ModuleType('__main__'), _Script('__main__', path)
+    main.__file__, main.__loader__, main.__spec__ = path, script, importlib.util.find_spec(CHILD)
     sys.modules['__main__'] = sys.modules['__mp_main__'] = main  # the second is what spawned processes call it
-    _Script('__main__', path).exec_module(main)
+    script.exec_module(main)
 
 
 class _Script(importlib.machinery.SourceFileLoader):
