@@ -158,3 +158,16 @@ def test_a_wrong_place_to_write_to(device):
                 call(**{**given, name: 'text'})
     with pytest.raises(TypeError, match=r'out is None, expected a tensor of shape \(2, 5, 9\) to write to'):
         call_forward(**{**forward, 'out': None})
+
+
+def test_a_wrong_state_of_the_update(device):
+    from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+
+    x, weight, bias, before = make_inputs(torch.float32, device, 9)
+    for state, message in ((before[..., 1:], r'\(2, 5, 2\), expected \(2, 5, 3\)'), (before[:1], r'\(1, 5, 3\)')):
+        with pytest.raises(ValueError, match='causal_conv1d_update: conv_state has shape ' + message):
+            causal_conv1d_update(x[..., 0], state, weight, bias)
+    with pytest.raises(TypeError, match='causal_conv1d_update: x must be a tensor'):
+        causal_conv1d_update(1.0, before, weight, bias)
+    with pytest.raises(ValueError, match=r'causal_conv1d_fn: final_states_out has shape \(1, 5, 3\)'):
+        causal_conv1d_fn(x, weight, bias, None, before, True, before[:1])

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import os
 import subprocess
 import sys
 
@@ -220,6 +221,33 @@ def test_an_untouched_script_runs_and_what_it_spawns_too(tmp_path):
     command = [sys.executable, '-W', 'ignore', '-m', 'mmvmamba.compat', str(script), '--lr', '1', '-m', 'x', '--help']
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.splitlines()[-1] == 'True True True' and result.returncode == 3, result.stderr
+
+
+WHERE = """
+import os, sys
+os.chdir('/')
+print(os.path.isabs(__file__), os.path.isfile(__file__), sys.path[0] == os.path.dirname(__file__), sys.argv)
+import helper
+print(b'helper' in __loader__.get_data(__file__), helper.REAL)
+"""
+
+
+def test_a_script_knows_where_it_is(tmp_path):
+    """By a relative path, through a link, and after a change of the folder, as ``python`` has it."""
+    write(tmp_path, 'real/train', WHERE)
+    write(tmp_path, 'real/helper')
+    (tmp_path / 'link.py').symlink_to('real/train.py')
+    command = [sys.executable, '-W', 'ignore']
+    for script, place in (('real/train.py', True), ('link.py', False)):
+        results = []
+        for arguments in ([script], ['-m', 'mmvmamba.compat', script]):
+            environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+            result = subprocess.run(
+                [*command, *arguments, '--x'], capture_output=True, text=True, cwd=tmp_path, env=environment
+            )
+            results.append(result.stdout.splitlines()[-2:])
+            assert result.returncode == 0, result.stderr
+        assert results[0] == results[1] == [f"True True {place} ['{script}', '--x']", 'True True']
 
 
 def test_an_untouched_module_runs(tmp_path, monkeypatch, capsys):
