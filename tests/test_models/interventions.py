@@ -273,6 +273,14 @@ INTERVENTIONS = dict(
     weight_norm=(is_layer, reparametrise(parametrizations.weight_norm)),
     hooked_weight_norm=(is_layer, reparametrise(nn.utils.weight_norm)),
     spectral_norm=(is_layer, reparametrise(parametrizations.spectral_norm)),
+    no_bias=(
+        lambda module: is_layer(module) or isinstance(module, nn.LayerNorm),
+        lambda model, path, module, seen: setattr(module, 'bias', None),
+    ),
+    no_norm_weight=(
+        lambda module: isinstance(module, nn.LayerNorm),
+        lambda model, path, module, seen: setattr(module, 'weight', None),
+    ),
     pruning=(
         lambda module: is_layer(module) or isinstance(module, nn.LayerNorm),
         reparametrise(prune.l1_unstructured, amount=0.3),
