@@ -5,7 +5,7 @@ In between hooks and modes come and go, such as those of a tool that looks at on
 
 import threading
 from contextvars import ContextVar
-from typing import Any, Callable, Hashable
+from typing import Any, Callable, Hashable, Optional
 
 import torch
 
@@ -13,7 +13,7 @@ requested: ContextVar = ContextVar('mmvmamba_backend', default=None)  # op, or N
 
 
 class _Local(threading.local):
-    answers = None  # those of the repeatable call that runs in this thread
+    answers: Optional[dict] = None  # those of the repeatable call that runs in this thread
 
 
 _local = _Local()

@@ -54,7 +54,7 @@ class LayerNorm(nn.LayerNorm):
         """
         return add_layer_norm(x, branch, *self._affine(x), self.eps, self._out_dtype(x), factors)
 
-    def _affine(self, x):
+    def _affine(self, x) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias; 1 and 0 where somebody took them away."""
         weight, bias = self.weight, self.bias
         if weight is None:
