@@ -17,11 +17,13 @@ class _Local(threading.local):
 
 
 _local = _Local()
+_lock = threading.Lock()
+active = 0  # repeatable calls that run in any thread: what is cheap to ask for, also for a compiled graph's guards
 
 
 def decide(key: Hashable, answer: Callable, *arguments) -> Any:
     """``answer(*arguments)``, or in a repeated call what it was in the first one, by ``key``."""
-    answers = None if torch.compiler.is_compiling() else _local.answers
+    answers = None if not active or torch.compiler.is_compiling() else _local.answers
     if answers is None:
         return answer(*arguments)
     if key not in answers:
@@ -41,8 +43,16 @@ class _Repeatable:
     def __call__(self, *arguments):
         outer, _local.answers = _local.answers, self.answers
         token = requested.set(self.requested)
+        _count(1)
         try:
             return self.function(*arguments)
         finally:
+            _count(-1)
             requested.reset(token)
             _local.answers = outer
+
+
+def _count(change: int) -> None:
+    global active
+    with _lock:
+        active += change

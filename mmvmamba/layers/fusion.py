@@ -17,7 +17,7 @@ from torch.nn.modules.module import (
 )
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from mmvmamba.ops.decisions import decide
+from mmvmamba.ops import decisions
 
 _KINDS = (nn.Linear, nn.Conv2d, nn.GELU, nn.SiLU, nn.Dropout, nn.Identity)
 _FORWARDS: dict = {kind: kind.forward for kind in _KINDS}  # as they were defined, to notice a patch
@@ -47,7 +47,9 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         kind (type): ``nn.Linear``, ``nn.Conv2d``, ``nn.GELU``, ``nn.SiLU``, ``nn.Dropout``, ``nn.Identity`` or a class
             that is :func:`fusible`.
     """
-    return decide((id(module), kind), _is_plain, module, kind)
+    if decisions.active:
+        return decisions.decide((id(module), kind), _is_plain, module, kind)
+    return _is_plain(module, kind)
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
