@@ -18,13 +18,16 @@ import logging
 import os
 import re
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Callable, Iterator, Optional, Sequence
 
 import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
+from .decisions import decide
+from .decisions import requested as _requested
 from .extension import REBUILD, build_info, load_extension
 
 BACKENDS = ('naive', 'cpu', 'triton', 'cuda')
@@ -33,13 +36,14 @@ SHORT = 128  # steps, between the 49 where cuda scans faster than triton and the
 LONG = 16384  # steps, between the 3136 where cuda trains faster than triton and the 67200 where it does not
 _DEVICES = {'naive': ('any',), 'cpu': ('cpu',), 'triton': ('cuda',), 'cuda': ('cuda',)}
 
+_TENSORS = (torch.Tensor, torch.nn.Parameter)
+
 OP_BACKENDS: dict = {}  # op: the backends it has, filled by its room's registration
 
 logger = logging.getLogger('mmvmamba.ops')
 # what os.environ keeps: asking itself raises and catches an error where there is no value, 2 us at each call of an op
 _environment = getattr(os.environ, '_data', os.environ)
 _ENV_KEY = os.environ.encodekey(ENV_VARIABLE) if _environment is not os.environ else ENV_VARIABLE
-_requested: ContextVar = ContextVar('mmvmamba_backend', default=None)  # op, or None for all others: backend
 _announced: set = set()
 
 
@@ -197,9 +201,9 @@ def use_backend(name: str, ops: Optional[Sequence[str]] = None) -> Iterator[None
 
 def _requested_for(op: str) -> str:
     """The backend that :func:`use_backend` or the environment asks for; ``auto`` if neither does."""
-    requested = _requested.get()
-    if requested is not None:
-        name = requested.get(op) or requested.get(None)
+    chosen = _requested.get()
+    if chosen is not None:
+        name = chosen.get(op) or chosen.get(None)
         if name is not None:
             return name
     if _ENV_KEY not in _environment:
@@ -220,6 +224,8 @@ def _check_can_run(op: str, name: str, device_type: str) -> None:
 def takes_kernel(op: str, name: Optional[str], fits: Callable, x: torch.Tensor, *others) -> bool:
     """Whether the kernel of a fused layer for the device of ``x`` serves a call, or torch's own layers.
 
+    Torch's own serve where somebody watches each call of torch's, unless the call itself names a kernel.
+
     Args:
         op (str): Public name of the op.
         name (str, optional): The call's own ``backend`` argument.
@@ -233,7 +239,7 @@ def takes_kernel(op: str, name: Optional[str], fits: Callable, x: torch.Tensor, 
     """
     device = x.device.type
     if name is None:
-        return _wants_kernel(op, device) and fits(x, *others)
+        return _wants_kernel(op, device) and not decide('watched', _is_watched, x) and fits(x, *others)
     if not _names_kernel(op, name, device):
         return False
     if fits(x, *others):
@@ -241,6 +247,21 @@ def takes_kernel(op: str, name: Optional[str], fits: Callable, x: torch.Tensor, 
     if name != 'auto':
         raise BackendError(f'{op}: the {name} kernel does not take these arguments; x is {x.dtype}, {tuple(x.shape)}')
     return False
+
+
+def _is_watched(x: torch.Tensor) -> bool:
+    """Whether somebody gets, and may replace, each call of torch's, which would miss those inside a kernel.
+
+    That is a mode, such as a counter of FLOPs, or a tensor of a class of its own.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if type(x) not in _TENSORS or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    if torch._C._len_torch_function_stack() == 0:
+        return False
+    # a default device is a mode too
+    return any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
 
 
 @torch._dynamo.assume_constant_result

@@ -119,8 +119,11 @@ def autocast_enabled(device_type: str) -> bool:
 
 
 def records_gradients(*tensors) -> bool:
-    """Whether autograd will remember a call with these tensors, so that it must keep what its gradient reads."""
-    if not torch.is_grad_enabled():
+    """Whether autograd will remember a call with these tensors, so that it must keep what its gradient reads.
+
+    A trace goes on to be called with and without gradients, and torch checks one by another without them.
+    """
+    if not torch.is_grad_enabled() and not torch.jit.is_tracing():
         return False
     if any(tensor is not None and tensor.requires_grad for tensor in tensors):
         return True

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from .script import run_module, run_script
+from .script import find_module, run_module, run_script
 from .table import format_table, install
 
 USAGE = 'python -m mmvmamba.compat [--replace NAMES] [script.py | -m MODULE] [arguments of the script]'
@@ -32,8 +32,11 @@ def main(arguments=None) -> int:
     if not options.module and not os.path.isfile(options.script):
         print(f'error: there is no script {options.script}', file=sys.stderr)
         return 1
+    if options.module and find_module(options.script) is None:
+        print(f'error: there is no module {options.script}', file=sys.stderr)
+        return 1
     if options.module:
-        run_module(options.script, options.rest)
+        run_module(options.script, options.rest, replace)
     else:
         run_script(options.script, options.rest, replace)
     return 0

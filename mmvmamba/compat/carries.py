@@ -11,6 +11,7 @@ from typing import Callable, Optional
 
 import torch
 
+from mmvmamba.ops.checks import check_float, check_same_device, check_shape
 from mmvmamba.ops.extension import load_extension
 
 CHUNK = 2048  # steps of a chunk as callers count them
@@ -49,6 +50,20 @@ def _compiled_pack() -> Optional[Callable]:
     if load_extension() or not hasattr(torch.ops.mmvmamba, 'pack_carries'):
         return None
     return torch.ops.mmvmamba.pack_carries.default
+
+
+def check(name: str, x: torch.Tensor, u: torch.Tensor, d_state: int, saved: int) -> None:
+    """Check that ``x`` may be what a forward of ``u`` returned, in eager mode or from a graph.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If its shape or its device is another.
+    """
+    check_float(name, 'x', x, 'batch, dim, chunks, 2N')
+    batch, dim, length = u.shape
+    if x.shape != (batch, dim, saved - 1, 2 * d_state):
+        check_shape(name, 'x', x, (batch, dim, (length + CHUNK - 1) // CHUNK, 2 * d_state), 'what fwd returned')
+    check_same_device(name, 'u', dict(u=u, x=x))
 
 
 def unpack(x: torch.Tensor, saved: int) -> Optional[torch.Tensor]:

@@ -2,6 +2,8 @@
 
 import torch
 
+from mmvmamba.ops.checks import check_float, check_shape, check_tensor
+
 from .conv import check, forward, last_steps, refuse_seq_idx
 
 
@@ -43,6 +45,8 @@ def causal_conv1d_fn(
         return out
     final = last_steps(x, weight.shape[1], initial_states)
     if final_states_out is not None:
+        check_float('causal_conv1d_fn', 'final_states_out', final_states_out, 'batch, dim, width - 1')
+        check_shape('causal_conv1d_fn', 'final_states_out', final_states_out, final.shape, 'batch, dim, width - 1')
         with torch.no_grad():
             final_states_out.copy_(final)
         final = final_states_out
@@ -79,13 +83,20 @@ def causal_conv1d_update(
 
     Returns:
         Tensor: The output in the shape of ``x``.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: As in :func:`causal_conv1d_fn`.
     """
     name = 'causal_conv1d_update'
     for key, value in (('cache_seqlens', cache_seqlens), ('conv_state_indices', conv_state_indices)):
         if value is not None:
             raise NotImplementedError(f'{name}: {key} has no stand-in; install the original causal-conv1d')
+    check_float(name, 'x', x, 'batch, dim, steps')
     steps = x.unsqueeze(2) if x.dim() == 2 else x
     check(name, steps, weight, bias)
+    check_tensor(name, 'conv_state', conv_state, 'batch, dim, count')
+    count = max(conv_state.shape[2], weight.shape[1] - 1)
+    check_shape(name, 'conv_state', conv_state, (*steps.shape[:2], count), 'batch and dim of x, width - 1 or more')
     before = conv_state[..., conv_state.shape[2] - (weight.shape[1] - 1) :]
     out = forward(steps, weight, bias, _is_silu(name, activation), before)
     with torch.no_grad():

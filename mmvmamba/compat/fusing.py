@@ -51,7 +51,12 @@ def fuse(model: nn.Module) -> list:
 
     Returns:
         list[Fusion]: One for each SS2D layer; they are logged too.
+
+    Raises:
+        TypeError: If ``model`` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f'model is a {type(model).__name__}, expected a torch.nn.Module')
     results = []
     for name, layer in model.named_modules():
         if not _is_candidate(layer):
@@ -59,10 +64,13 @@ def fuse(model: nn.Module) -> list:
         own = vars(layer).get('forward_core')
         try:
             difference = _fuse_layer(layer)
-            results.append(Fusion(name, True, f'largest relative difference {difference:.0e}'))
-        except KeepsCoreError as why:
+        except BaseException as why:
             _restore(layer, own)
+            if not isinstance(why, KeepsCoreError):
+                raise
             results.append(Fusion(name, False, str(why)))
+        else:
+            results.append(Fusion(name, True, f'largest relative difference {difference:.0e}'))
         logger.info(f'{name or "the model"}: {"fused" if results[-1].fused else "not fused"}, {results[-1].reason}')
     return results
 
@@ -75,10 +83,17 @@ def _restore(layer, own) -> None:
 
 def _fuse_layer(layer) -> float:
     channels = _check_parameters(layer)
-    original = layer.forward_core
+    original, device = layer.forward_core, parameter_of(layer, 'x_proj_weight').device.type
     if isinstance(original, FusedCore):
         raise KeepsCoreError('it is fused already')
-    with _noisy(layer) as parameters, torch.random.fork_rng(devices=_devices(layer)):
+    if any(p.is_meta for p in layer.parameters()):
+        raise KeepsCoreError('it has parameters on the device meta, which has no numbers to compare')
+    with (
+        torch.inference_mode(False),
+        torch.autocast(device, enabled=False),
+        _noisy(layer) as parameters,
+        torch.random.fork_rng(devices=_devices(layer)),
+    ):
         call: dict = {}
 
         def record(x, *positional, **named):
@@ -105,7 +120,9 @@ def _is_candidate(layer) -> bool:
     """Whether a module may be an SS2D layer, by its names."""
     if isinstance(layer, SS2D):  # our own
         return False
-    return hasattr(layer, 'x_proj_weight') or all(hasattr(layer, name) for name in ('x_proj', 'A_logs', 'Ds'))
+    return isinstance(getattr(layer, 'x_proj_weight', None), torch.Tensor) or all(
+        hasattr(layer, name) for name in ('x_proj', 'A_logs', 'Ds')
+    )
 
 
 def _check_parameters(layer) -> int:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from mmvmamba.ops import selective_scan
-from mmvmamba.ops.checks import state_dtype
+from mmvmamba.ops.checks import check_tensor, state_dtype
 
+from .conv import check as check_convolution
 from .conv import forward as convolve
 
 WAY_OUT = 'install the original mamba_ssm for it'
@@ -170,8 +171,10 @@ def _project(
 ):  # fmt: skip
     """Input, gate, step sizes, B and C of the scan."""
     refuse_complex('mamba_inner_fn', A)
+    check_tensor('mamba_inner_fn', 'xz', xz, 'batch, 2 dim, L')
     d_state, dt_rank = A.shape[1], delta_proj_weight.shape[1]
     x, z = xz.chunk(2, dim=1)
+    check_convolution('mamba_inner_fn', x, conv1d_weight.flatten(1), conv1d_bias)
     u = convolve(x, conv1d_weight.flatten(1), conv1d_bias, True)
     rows = F.linear(u.mT, x_proj_weight).mT  # (batch, R + 2N, L)
     delta = torch.matmul(delta_proj_weight, rows[:, :dt_rank])

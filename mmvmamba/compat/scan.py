@@ -18,6 +18,7 @@ from mmvmamba.ops.selective_scan import forms, naive
 from mmvmamba.ops.selective_scan.arguments import check_shapes, check_tensors
 from mmvmamba.ops.selective_scan.registration import num_states
 
+from .carries import check as check_x
 from .carries import pack, unpack
 
 OP = 'selective_scan'
@@ -90,7 +91,7 @@ def backward(name, dout, u, delta, A, B, C, D, delta_bias, x, delta_softplus) ->
     given = u, delta, B, C
     u, delta, B, C = as_kernels_take(name, u, delta, A, B, C, D, delta_bias)
     dout = check_gradient(name, dout, u, u.shape)
-    states = carries(x, u, A)
+    states = carries(name, x, u, A)
     grads = run_backward(dout, u, delta, A, B, C, D, delta_bias, states, delta_softplus)
     du, ddelta, dA, dB, dC, dD, dbias = grads
     du, ddelta, dB, dC = map(in_form_of, (du, ddelta, dB, dC), given, ('u', 'delta', 'B', 'C'))
@@ -101,8 +102,11 @@ def gate_backward(name, dout, z, out, dz, recompute_out_z) -> tuple:
     """Backward of the gate: gradient of ``out``, of z (written into ``dz`` if that is given), and ``out * silu(z)``."""
     if out is None:
         raise ValueError(f'{name}: out is None, expected what fwd returned, since z is given')
-    check_shape(name, 'dout', dout, z.shape, 'the shape of z')
-    check_shape(name, 'out', out, z.shape, 'the shape of z')
+    for key, value in dict(dout=dout, out=out, dz=dz).items():
+        if value is not None or key != 'dz':
+            check_float(name, key, value, 'batch, dim, L')
+            check_shape(name, key, value, z.shape, 'the shape of z')
+    check_same_device(name, 'z', dict(z=z, dout=dout, out=out, dz=dz))
     wide = torch.promote_types(z.dtype, torch.float32)
     gradient, z_, y = dout.to(wide), z.to(wide), out.to(wide)
     sigmoid = torch.sigmoid(z_)
@@ -111,7 +115,6 @@ def gate_backward(name, dout, z, out, dz, recompute_out_z) -> tuple:
     if dz is None:
         dz = slope.to(z.dtype)
     else:
-        check_shape(name, 'dz', dz, z.shape, 'the shape of z')
         dz.copy_(slope)
     return gradient * silu, dz, (y * silu).to(out.dtype) if recompute_out_z else None
 
@@ -133,12 +136,15 @@ def run(u, delta, A, B, C, D, delta_bias, delta_softplus, float_output) -> tuple
     return op(u, delta, A, B, C, D, delta_bias, bool(delta_softplus), float_output)
 
 
-def carries(x, u, A):
+def carries(name, x, u, A):
     """The states in ``x`` that the backend of the moment saved on the way; None if there are none."""
-    backend = _backend(u, A)
-    if x is None or backend == 'naive':
+    if x is None:
         return None
-    return unpack(x, num_states(u.shape[2], u.device.type, backend == 'triton'))
+    backend = _backend(u, A)
+    saved = num_states(u.shape[2], u.device.type, backend == 'triton')
+    if not torch.compiler.is_compiling():
+        check_x(name, x, u, A.shape[1], saved)
+    return unpack(x, saved) if backend != 'naive' and x.dtype == A.dtype else None
 
 
 def run_backward(dout, u, delta, A, B, C, D, delta_bias, states, delta_softplus) -> tuple:

@@ -4,17 +4,18 @@ A process that is spawned imports the script's main module again, under the name
 name is :mod:`mmvmamba.compat.child` here, which provides the names first.
 """
 
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
 import os
-import runpy
 import sys
 import types
-from typing import Sequence
+from typing import Any, Optional, Sequence
 
 CHILD = f'{__package__}.child'
-VARIABLE = 'MMVMAMBA_COMPAT_SCRIPT'  # for the processes that the script starts: its path, and the names to replace
+# for the processes that the script starts: its path or name, whether it is a module, and the names to replace
+VARIABLE = 'MMVMAMBA_COMPAT_SCRIPT'
 
 
 def run_script(path: str, arguments: Sequence[str], replace: Sequence[str]) -> None:
@@ -25,13 +26,11 @@ def run_script(path: str, arguments: Sequence[str], replace: Sequence[str]) -> N
         arguments (Sequence[str]): Its own arguments.
         replace (Sequence[str]): As given to :func:`mmvmamba.compat.install`.
     """
-    os.environ[VARIABLE] = json.dumps([os.path.abspath(path), list(replace)])
     sys.argv = [path, *arguments]
-    sys.path[0] = os.path.dirname(os.path.abspath(path))
-    main = types.ModuleType('__main__')
-    main.__file__, main.__spec__ = path, importlib.util.find_spec(CHILD)
-    sys.modules['__main__'] = sys.modules['__mp_main__'] = main  # the second is what spawned processes call it
-    _Script('__main__', path).exec_module(main)
+    sys.path[0] = os.path.dirname(os.path.realpath(path))
+    path = os.path.abspath(path)  # which a script finds its neighbours by, also after it changed the folder
+    os.environ[VARIABLE] = json.dumps([path, False, list(replace)])
+    _run(_Script('__main__', path), '__main__', path, None)
 
 
 class _Script(importlib.machinery.SourceFileLoader):
@@ -41,8 +40,55 @@ class _Script(importlib.machinery.SourceFileLoader):
         pass
 
 
-def run_module(name: str, arguments: Sequence[str]) -> None:
-    """Run a module as ``python -m`` does; processes that it spawns provide no names of their own."""
-    sys.argv = [name, *arguments]
+def run_module(name: str, arguments: Sequence[str], replace: Sequence[str]) -> None:
+    """Run a module as ``python -m`` does, of a package its module ``__main__``.
+
+    Args:
+        name (str): The module.
+        arguments (Sequence[str]): Its own arguments.
+        replace (Sequence[str]): As given to :func:`mmvmamba.compat.install`.
+
+    Raises:
+        LookupError: If there is no such module.
+    """
     sys.path[0] = os.getcwd()
-    runpy.run_module(name, run_name='__main__', alter_sys=True)
+    os.environ[VARIABLE] = json.dumps([name, True, list(replace)])
+    spec = find_module(name)
+    if spec is None:
+        raise LookupError(f'there is no module {name}')
+    sys.argv = [str(spec.origin), *arguments]
+    _run(spec.loader, spec.name, spec.origin, spec.parent)
+
+
+def find_module(name: str) -> Optional[importlib.machinery.ModuleSpec]:
+    """What ``python -m`` would run; None if there is no such module."""
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f'{name}.__main__')
+    except ModuleNotFoundError as error:
+        if error.name is None or not f'{name}.'.startswith(f'{error.name}.'):  # raised by a package above it
+            raise
+        return None
+    return spec if spec is not None and isinstance(spec.loader, importlib.abc.InspectLoader) else None
+
+
+class _MainSpec(importlib.machinery.ModuleSpec):
+    """That of :mod:`mmvmamba.compat.child`, in the package of the main module, for its relative imports."""
+
+    package: Optional[str] = None
+
+    @property
+    def parent(self):
+        return self.package
+
+
+def _run(loader: Any, name: str, path: Optional[str], package: Optional[str]) -> None:
+    main = types.ModuleType('__main__')
+    child = importlib.util.find_spec(CHILD)
+    assert child is not None
+    spec = _MainSpec(CHILD, child.loader, origin=child.origin)
+    spec.package = package
+    main.__file__, main.__loader__, main.__package__, main.__spec__ = path, loader, package, spec
+    sys.modules['__main__'] = sys.modules['__mp_main__'] = main  # the second is what spawned processes call it
+    exec(loader.get_code(name), vars(main))

@@ -45,7 +45,7 @@ def backward(name, dout, u, delta, A, B, D, delta_bias, x, delta_softplus) -> li
     groups, d_state = B.shape[1:3]
     dout = check_gradient(name, dout, u, (*u.shape[:2], d_state, u.shape[2]))
     u_, delta_, A_, B_, C_, bias_ = forms.one_state_each(u, delta, A, B, delta_bias)
-    states = carries(x, u, A)
+    states = carries(name, x, u, A)
     if states is not None:
         states = forms.channels_of(states.transpose(2, 3).unsqueeze(4), groups)
     dout = forms.channels_of(dout, groups)

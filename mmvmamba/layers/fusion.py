@@ -2,7 +2,7 @@
 
 Fusion is an optimisation, never a semantic: a fused pass leaves out the calls of the modules whose formulas it
 computes, which nobody notices only if these calls are no more than their formulas.  It asks anew at every forward,
-since torch announces no new hook.
+since torch announces no new hook; only the second forward of a checkpointed block does as the first did.
 """
 
 from typing import Any, Optional
@@ -16,6 +16,8 @@ from torch.nn.modules.module import (
     _global_forward_pre_hooks,
 )
 from torch.nn.utils.parametrize import type_before_parametrizations
+
+from mmvmamba.ops import decisions
 
 _KINDS = (nn.Linear, nn.Conv2d, nn.GELU, nn.SiLU, nn.Dropout, nn.Identity)
 _FORWARDS: dict = {kind: kind.forward for kind in _KINDS}  # as they were defined, to notice a patch
@@ -45,6 +47,12 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         kind (type): ``nn.Linear``, ``nn.Conv2d``, ``nn.GELU``, ``nn.SiLU``, ``nn.Dropout``, ``nn.Identity`` or a class
             that is :func:`fusible`.
     """
+    if decisions.active:
+        return decisions.decide((id(module), kind), _is_plain, module, kind)
+    return _is_plain(module, kind)
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     state = module.__dict__
     if (
         type(module) is not kind

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmvmamba.ops import add_layer_norm, layer_norm
-from mmvmamba.ops.checks import autocast_enabled
+from mmvmamba.ops.checks import autocast_enabled, state_dtype
 
 from .fusion import fusible, run_last, to_first, to_last
 
@@ -39,7 +39,7 @@ class LayerNorm(nn.LayerNorm):
         Returns:
             Tensor: (B, H, W, C).
         """
-        return layer_norm(x, self.weight, self.bias, self.eps, self._out_dtype(x), shift, gelu)
+        return layer_norm(x, *self._affine(x), self.eps, self._out_dtype(x), shift, gelu)
 
     def of_sum(self, x: torch.Tensor, branch: torch.Tensor, factors: Optional[torch.Tensor] = None) -> tuple:
         """Normalise the sum of ``x`` and a residual branch.
@@ -52,7 +52,14 @@ class LayerNorm(nn.LayerNorm):
         Returns:
             tuple[Tensor]: The sum and its normalised map, both (B, H, W, C).
         """
-        return add_layer_norm(x, branch, self.weight, self.bias, self.eps, self._out_dtype(x), factors)
+        return add_layer_norm(x, branch, *self._affine(x), self.eps, self._out_dtype(x), factors)
+
+    def _affine(self, x) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias; 1 and 0 where somebody took them away."""
+        weight, bias = self.weight, self.bias
+        if weight is None:
+            weight = x.new_ones(x.shape[-1:], dtype=state_dtype(x.dtype) if bias is None else bias.dtype)
+        return weight, weight.new_zeros(weight.shape) if bias is None else bias
 
     def _out_dtype(self, x):
         device = x.device.type

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mmvmamba.ops.decisions import repeatable
+
 from .drop_path import DropPath
 from .fusion import is_plain, run_last, to_first, to_last
 from .norm import LayerNorm
@@ -49,7 +51,7 @@ class BlockSequence(nn.Sequential):
                 x, pending = to_last(block(to_first(_add(x, pending)))), None
             elif block.recomputes(x):
                 # a checkpointed block keeps its inputs: one map rather than two
-                x, pending = checkpoint(_run_whole, block, _add(x, pending), use_reentrant=False), None
+                x, pending = checkpoint(repeatable(_run_whole), block, _add(x, pending), use_reentrant=False), None
             else:
                 x, pending = _run(block, x, pending)
         return to_first(_add(x, pending))

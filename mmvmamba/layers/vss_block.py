@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mmvmamba.ops.decisions import repeatable
+
 from .drop_path import DropPath
 from .fusion import fusible
 from .mlp import Mlp
@@ -62,7 +64,7 @@ class VSSBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.recomputes(x):
-            return checkpoint(self._residuals, x, use_reentrant=False)
+            return checkpoint(repeatable(self._residuals), x, use_reentrant=False)
         return self._residuals(x)
 
     def recomputes(self, x: torch.Tensor) -> bool:

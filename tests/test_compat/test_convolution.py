@@ -134,3 +134,40 @@ def test_refusals(device):
         causal_conv1d_fn(x, weight[:3])
     with pytest.raises(ValueError, match=r'initial_states has shape \(2, 5, 2\), expected \(2, 5, 3\)'):
         causal_conv1d_fn(x, weight, initial_states=before[..., 1:])
+
+
+def test_a_wrong_place_to_write_to(device):
+    import causal_conv1d_cuda as module
+
+    x, weight, bias, before = make_inputs(torch.float32, device, 9)
+    forward = dict(initial_states=before, out=x.clone(), final_states=before.clone())
+    backward = dict(dfinal_states=before, dx=x.clone(), dweight=weight.clone(), dbias=bias.clone(), dinitial=before + 0)
+
+    def call_forward(**places):
+        return module.causal_conv1d_fwd(x, weight, bias, None, *places.values(), True)
+
+    def call_backward(**places):
+        return module.causal_conv1d_bwd(x, weight, bias, x, None, before, *places.values(), True)
+
+    for call, given in ((call_forward, forward), (call_backward, backward)):
+        call(**given)
+        for name, value in given.items():
+            with pytest.raises(ValueError, match=rf'causal_conv1d_cuda: {name} has shape \(1,.*expected'):
+                call(**{**given, name: value[None]})
+            with pytest.raises(TypeError, match=f'causal_conv1d_cuda: {name} must be a tensor'):
+                call(**{**given, name: 'text'})
+    with pytest.raises(TypeError, match=r'out is None, expected a tensor of shape \(2, 5, 9\) to write to'):
+        call_forward(**{**forward, 'out': None})
+
+
+def test_a_wrong_state_of_the_update(device):
+    from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+
+    x, weight, bias, before = make_inputs(torch.float32, device, 9)
+    for state, message in ((before[..., 1:], r'\(2, 5, 2\), expected \(2, 5, 3\)'), (before[:1], r'\(1, 5, 3\)')):
+        with pytest.raises(ValueError, match='causal_conv1d_update: conv_state has shape ' + message):
+            causal_conv1d_update(x[..., 0], state, weight, bias)
+    with pytest.raises(TypeError, match='causal_conv1d_update: x must be a tensor'):
+        causal_conv1d_update(1.0, before, weight, bias)
+    with pytest.raises(ValueError, match=r'causal_conv1d_fn: final_states_out has shape \(1, 5, 3\)'):
+        causal_conv1d_fn(x, weight, bias, None, before, True, before[:1])

@@ -258,3 +258,57 @@ def test_wrong_arguments(change, error, message):
     arguments = {**inputs_for(torch.float32, 'cpu', 49), **change}
     with pytest.raises(error, match='selective_scan_cuda_core: ' + message):
         module.fwd(*(arguments[key] for key in ORDER), True, 1)
+
+
+X = (2, 8, 1, 4)
+
+
+@pytest.mark.parametrize(
+    'x, error, message',
+    [
+        (5, TypeError, 'x must be a tensor'),
+        (torch.zeros(0), ValueError, r'x has shape \(0,\), expected \(2, 8, 1, 4\)'),
+        *(
+            (torch.zeros(shape), ValueError, r'x has shape .*, expected \(2, 8, 1, 4\)')
+            for shape in ((1, *X[1:]), (2, 7, 1, 4), (2, 8, 1, 6), (2, 8, 5, 4), X[:3])
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize('name', ['core', 'oflex_rh'])
+def test_an_x_that_is_not_what_forward_returned(name, x, error, message, device):
+    """Of another batch it would be read past its end."""
+    module = importlib.import_module(f'selective_scan_cuda_{name}')
+    inputs = inputs_for(torch.float32, device, 49)
+    arguments = [inputs[key] for key in ORDER if key != 'C' or name == 'core']
+    dout = torch.ones_like(inputs['u']) if name == 'core' else torch.ones(2, 8, 2, 49, device=device)
+    x = x.to(device) if isinstance(x, torch.Tensor) else x
+    with pytest.raises(error, match=f'selective_scan_cuda_{name}: {message}'):
+        module.bwd(*arguments, dout, x, True, 1)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize('length', [49, 300])
+def test_an_x_of_another_dtype_is_a_copy(dtype, length, device):
+    """Such as of hooks that pack saved tensors."""
+    import selective_scan_cuda_core as module
+
+    arguments = [inputs_for(torch.float32, device, length)[key] for key in ORDER]
+    out, x = module.fwd(*arguments, True, 1)
+    expected = module.bwd(*arguments, torch.ones_like(out), x, True, 1)
+    for value, wanted in zip(module.bwd(*arguments, torch.ones_like(out), x.to(dtype), True, 1), expected):
+        assert relative_error(value, wanted) < 1e-6
+
+
+@pytest.mark.parametrize('name', ['z', 'dout', 'out', 'dz'])
+@pytest.mark.parametrize(
+    'value, error', [('text', TypeError), (torch.ones(2, 8, 48), ValueError)], ids=['text', 'short']
+)
+def test_a_wrong_argument_of_the_gate(name, value, error):
+    import selective_scan_cuda as module
+
+    u, delta, A, B, C, D, bias = (inputs_for(torch.float32, 'cpu', 49)[key] for key in ORDER)
+    given = {**dict.fromkeys(('z', 'dout', 'out', 'dz'), torch.ones_like(u)), name: value}
+    z, dout, out, dz = given.values()
+    with pytest.raises(error, match=rf'selective_scan_cuda: {name} (has shape|must be a tensor)'):
+        module.bwd(u, delta, A, B, C, D, z, bias, dout, None, out, dz, True, True)

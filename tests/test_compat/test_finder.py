@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import os
 import subprocess
 import sys
 
@@ -222,14 +223,69 @@ def test_an_untouched_script_runs_and_what_it_spawns_too(tmp_path):
     assert result.stdout.splitlines()[-1] == 'True True True' and result.returncode == 3, result.stderr
 
 
-def test_an_untouched_module_runs(tmp_path, monkeypatch, capsys):
-    write(tmp_path, 'package/train', 'import sys\nfrom . import helper\nprint(__name__, sys.argv[1:], helper.REAL)\n')
+WHERE = """
+import os, sys
+os.chdir('/')
+print(os.path.isabs(__file__), os.path.isfile(__file__), sys.path[0] == os.path.dirname(__file__), sys.argv)
+import helper
+print(b'helper' in __loader__.get_data(__file__), helper.REAL)
+"""
+
+
+def test_a_script_knows_where_it_is(tmp_path):
+    """By a relative path, through a link, and after a change of the folder, as ``python`` has it."""
+    write(tmp_path, 'real/train', WHERE)
+    write(tmp_path, 'real/helper')
+    (tmp_path / 'link.py').symlink_to('real/train.py')
+    results = []
+    for arguments in ([], ['-m', 'mmvmamba.compat']):
+        command = [sys.executable, '-W', 'ignore', *arguments, 'link.py', '--x']
+        environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert result.returncode == 0, result.stderr
+        results.append(result.stdout.splitlines()[-2:])
+    assert results[0] == results[1] == ["True True False ['link.py', '--x']", 'True True']
+
+
+MODULE = """
+import multiprocessing, subprocess, sys, warnings
+warnings.simplefilter('error')
+from . import helper
+import selective_scan_cuda_core as scan
+
+class Model:
+    pass
+
+def work(queue):
+    queue.put((scan.__stand_in__, Model(), __package__))
+
+if __name__ == '__main__':
+    print(__name__, sys.argv == [__file__, *sys.argv[1:]], sys.argv[1:], helper.REAL, flush=True)
+    if sys.argv[-1] != 'again':
+        context = multiprocessing.get_context('spawn')
+        queue = context.Queue()
+        process = context.Process(target=work, args=(queue,))
+        process.start()
+        provided, model, package = queue.get(timeout=100)
+        print(__name__, provided, type(model) is Model, package, flush=True)
+        process.join()
+        # as launchers do that start the same program once a GPU
+        subprocess.run([sys.executable, '-W', 'ignore', '-m', __spec__.name, *sys.argv[1:], 'again'], check=True)
+"""
+
+
+def test_an_untouched_module_runs_and_what_it_starts_too(tmp_path):
     write(tmp_path, 'package/helper')
-    monkeypatch.setattr(sys, 'argv', ['compat'])
-    monkeypatch.setattr(sys, 'path', ['', *sys.path])
-    monkeypatch.chdir(tmp_path)
-    assert main(['-m', 'package.train', '--lr', '1', '-m']) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "__main__ ['--lr', '1', '-m'] True"
+    write(tmp_path, 'package/__main__', MODULE)
+    command = [sys.executable, '-W', 'ignore', '-m', 'mmvmamba.compat', '-m', 'package', '--lr', '-m']
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert [line for line in result.stdout.splitlines() if line.startswith('__main__')] == [
+        "__main__ True ['--lr', '-m'] True",
+        '__main__ True True package',
+        "__main__ True ['--lr', '-m', 'again'] True",
+    ]
 
 
 def test_the_command_without_a_script_prints_the_table(site, capsys):
@@ -238,4 +294,5 @@ def test_the_command_without_a_script_prints_the_table(site, capsys):
     write(site, 'selective_scan_cuda_core', '1 / 0')
     assert main([]) == 1 and 'ZeroDivisionError' in capsys.readouterr().out
     assert main(['--replace', 'mamba']) == 1 and "replace has 'mamba'" in capsys.readouterr().err
+    assert main(['-m', 'tests.absent']) == 1 and 'there is no module tests.absent' in capsys.readouterr().err
     assert main(['absent.py']) == 1 and 'there is no script absent.py' in capsys.readouterr().err

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mmvmamba import compat
+from mmvmamba.compat import fusing
 from mmvmamba.compat.fused_core import FusedCore
 from mmvmamba.compat.fusing import Fusion
 from tests.test_compat import layers
@@ -129,3 +130,42 @@ def test_a_fused_model_copies_pickles_and_compiles():
         assert relative_error(model(x), expected) < 3e-2
     with pytest.raises(TypeError, match=r'forward_core: called with .* besides x, but fused for'):
         model[0].forward_core(x.permute(0, 3, 1, 2), True)
+
+
+@pytest.mark.parametrize('around', [torch.no_grad, torch.inference_mode, lambda: torch.autocast('cpu', torch.bfloat16)])
+def test_what_is_around_the_call_changes_nothing(around):
+    layer = layers.NewSS2D()
+    with around():
+        (result,) = compat.fuse(layer)
+    assert result.fused, result
+    layer(torch.randn(1, 4, 5, 6)).sum().backward()
+    assert layer.x_proj_weight.grad is not None
+
+
+def test_parameters_without_numbers():
+    layer = layers.OldSS2D().to('meta')
+    own = layer.forward_core
+    (result,) = compat.fuse(layer)
+    assert result.reason.startswith('it has parameters on the device meta') and layer.forward_core is own
+
+
+def test_an_error_leaves_a_layer_as_it_was(monkeypatch):
+    layer = layers.OldSS2D()
+    own, before = layer.forward_core, state_of(layer)
+    monkeypatch.setattr(fusing, '_compare', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compat.fuse(layer)
+    assert layer.forward_core is own
+    assert_same_state(before, state_of(layer))
+
+
+def test_a_parametrised_weight():
+    layer = layers.NewSS2D()
+    nn.utils.parametrize.register_parametrization(layer, 'x_proj_weight', nn.Identity())
+    (result,) = compat.fuse(layer)
+    assert result.fused and result.name == ''
+
+
+def test_what_is_no_model():
+    with pytest.raises(TypeError, match=r'model is a dict, expected a torch\.nn\.Module'):
+        compat.fuse(dict(layers.OldSS2D().state_dict()))

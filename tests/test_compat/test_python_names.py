@@ -234,3 +234,20 @@ def test_versions_are_below_that_of_mamba_2_and_ours():
     release = tuple(int(n) for n in mamba_ssm.__version__.partition('+')[0].split('.'))
     assert release < (2, 0, 4)
     assert mamba_ssm.__version__.endswith('+mmvmamba') and causal_conv1d.__version__.endswith('+mmvmamba')
+
+
+@pytest.mark.parametrize('shape, message', [((2, 0, 8), 'xz has an empty dimension'), ((2, 8), 'xz must have the dim')])
+def test_a_sequence_without_steps_is_refused_by_name(shape, message):
+    from mamba_ssm import Mamba
+
+    with pytest.raises(ValueError, match='mamba_inner_fn: ' + message):
+        Mamba(8)(torch.randn(shape))
+
+
+def test_a_wrong_convolution_is_refused_by_name():
+    from mamba_ssm import Mamba
+
+    layer = Mamba(8)
+    layer.conv1d.weight.data = layer.conv1d.weight.data[1:]
+    with pytest.raises(ValueError, match=r'mamba_inner_fn: weight has shape \(15, 4\), expected \(16, 4\)'):
+        layer(torch.randn(2, 5, 8))

@@ -6,9 +6,12 @@ import io
 import pickle
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules import module as hooks
 from torch.nn.utils import parametrizations, prune
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 TYPES = (nn.Linear, nn.Conv2d, nn.GELU, nn.SiLU, nn.Dropout, nn.BatchNorm2d, nn.LayerNorm)
@@ -150,6 +153,52 @@ def patch_call(model, path, module, seen):
     return _Undo(lambda: setattr(nn.Module, '__call__', call))
 
 
+def change_in_place(register):
+    """Scale what a module gets or gives where it lies, as layers do that are ``inplace``."""
+
+    def hook(*values):
+        tensor_of(values[-1]).mul_(1.5)
+
+    return lambda model, path, module, seen: getattr(module, register)(hook) and None
+
+
+def observe_forward_alone(model, path, module, seen):
+    """A hook that is gone before backward, where checkpointed modules are called again."""
+    handle = module.register_forward_hook(lambda *values: seen.append(tensor_of(values[-1]).detach().clone()))
+    model.register_forward_hook(lambda *_: handle.remove())
+
+
+class Watching(TorchDispatchMode):
+    """Names of the layers' ops, as counters of FLOPs get them."""
+
+    OPS = ('convolution', 'native_layer_norm', 'gelu', 'silu', 'mm')
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        name = op.overloadpacket.__name__.removeprefix('add')  # a bias is another op for some layouts of a map
+        if name in self.OPS:
+            self.seen.append(name)
+        return op(*args, **(kwargs or {}))
+
+
+class Scaling(TorchFunctionMode):
+    """Torch's functions replaced."""
+
+    FUNCTIONS = (F.linear, F.gelu, F.silu, F.layer_norm, F.conv2d)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        return 1.5 * out if function in self.FUNCTIONS else out
+
+
+def enter(mode):
+    mode.__enter__()
+    return _Undo(lambda: mode.__exit__(None, None, None))
+
+
 class _Undo:
     def __init__(self, remove):
         self.remove = remove
@@ -209,6 +258,11 @@ INTERVENTIONS = dict(
     global_backward_pre_hook=(anything, observe_everywhere('register_module_full_backward_pre_hook')),
     patched_forward=(anything, patch_forward),
     patched_call_hook=(anything, patch_call),
+    changing_input_in_place=(anything, change_in_place('register_forward_pre_hook')),
+    changing_output_in_place=(anything, change_in_place('register_forward_hook')),
+    hook_of_forward_alone=(anything, observe_forward_alone),
+    hook_by_a_mode=(anything, lambda model, path, module, seen: enter(Watching(seen))),
+    functions_by_a_mode=(anything, lambda *_: enter(Scaling())),
     patched_class=(lambda module: type(module) in TYPES[:5], patch_class),
     wrapper=(anything, wrap(Around)),
     checkpoint_wrapper=(anything, wrap(Recomputed, use_reentrant=False)),
@@ -219,6 +273,14 @@ INTERVENTIONS = dict(
     weight_norm=(is_layer, reparametrise(parametrizations.weight_norm)),
     hooked_weight_norm=(is_layer, reparametrise(nn.utils.weight_norm)),
     spectral_norm=(is_layer, reparametrise(parametrizations.spectral_norm)),
+    no_bias=(
+        lambda module: is_layer(module) or isinstance(module, nn.LayerNorm),
+        lambda model, path, module, seen: setattr(module, 'bias', None),
+    ),
+    no_norm_weight=(
+        lambda module: isinstance(module, nn.LayerNorm),
+        lambda model, path, module, seen: setattr(module, 'weight', None),
+    ),
     pruning=(
         lambda module: is_layer(module) or isinstance(module, nn.LayerNorm),
         reparametrise(prune.l1_unstructured, amount=0.3),

@@ -1,5 +1,6 @@
 """What people do to a backbone every day: hooks, adapters, checkpointing, CAM, offloading, LoRA, counting of FLOPs."""
 
+import contextlib
 import copy
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from mmvmamba import VSSMBackbone
+from mmvmamba.ops import use_backend
 from tests.test_models.interventions import Around, LoRA, Recomputed
 from tests.test_models.published import Published
 
@@ -164,6 +166,34 @@ def test_checkpoint_wrappers_around_blocks(use_reentrant, images):
         for i, block in enumerate(stage.blocks):
             stage.blocks[i] = Recomputed(block, use_reentrant)
     assert_same(gradients(model, images), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize('place', ['', 'layers.2.blocks.1', 'layers.2.blocks.1.norm2', 'layers.2.blocks.1.mlp.act'])
+@pytest.mark.parametrize('when', ['forward', 'backward'])
+def test_a_checkpointed_block_takes_hooks_that_come_or_go_before_backward(place, when, images):
+    model = VSSMBackbone(ARCH, with_cp=True).train()
+    expected = gradients(model, images)
+    model.zero_grad()
+    with contextlib.ExitStack() as hooks:
+        register = model.get_submodule(place).register_forward_hook if place else register_module_forward_hook
+        if when == 'backward':
+            loss = sum(out.square().mean() for out in model(images))
+        hooks.callback(register(lambda *_: None).remove)
+        if when == 'forward':
+            loss = sum(out.square().mean() for out in model(images))
+            hooks.close()
+        loss.backward()
+    assert_same([parameter.grad for parameter in model.parameters()], expected)
+
+
+def test_a_checkpointed_block_stays_on_its_backend(images):
+    model = VSSMBackbone(ARCH, with_cp=True).train()
+    with use_backend('naive'):
+        expected = gradients(model, images)
+        loss = sum(out.square().mean() for out in model(images))
+    model.zero_grad()
+    loss.backward()
+    assert_same([parameter.grad for parameter in model.parameters()], expected)
 
 
 # ---- replaced parts -------------------------------------------------------------------------------------------------

@@ -33,6 +33,16 @@ def test_traced_model_equals_the_model(arch, backend):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('arch', ['s1', 'm2'])
+def test_torch_checks_its_trace(arch):
+    """By another one without gradients, which must be the same."""
+    model = VSSMBackbone(dict(depths=(1, 1), **ARCHS[arch]), out_indices=(0, 1)).eval()
+    traced = torch.jit.trace(model, torch.rand(1, 3, 32, 32))
+    loss = sum(out.square().sum() for out in traced(torch.rand(1, 3, 32, 32)))
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_mmengine_counts_norms_as_torchs_own():
     model = VSSMBackbone(dict(dims=8, depths=(1, 1)), out_indices=(1,)).eval()
     found = get_model_complexity_info(model, (3, 32, 32), show_table=False)

@@ -2,6 +2,8 @@
 
 import torch
 
+from mmvmamba.ops.checks import check_float, check_same_device, check_shape
+
 from ..conv import backward, check, forward, last_steps, refuse_seq_idx
 
 NAME = 'causal_conv1d_cuda'
@@ -32,6 +34,9 @@ def causal_conv1d_fwd(*arguments):
     given = _by_name('causal_conv1d_fwd', FORWARD, arguments)
     x, weight, bias, before = given['x'], given['weight'], given['bias'], given.get('initial_states')
     check(NAME, x, weight, bias, before)
+    _check_places(given, out=x.shape, final_states=_steps_before(x, weight))
+    if 'out' in given and given['out'] is None:
+        raise TypeError(f'{NAME}: out is None, expected a tensor of shape {tuple(x.shape)} to write to')
     with torch.no_grad():
         out = forward(x, weight, bias, given['silu'], before)
         if given.get('final_states') is not None:
@@ -52,6 +57,14 @@ def causal_conv1d_bwd(*arguments):
     given = _by_name('causal_conv1d_bwd', BACKWARD, arguments)
     x, weight, bias, before = given['x'], given['weight'], given['bias'], given.get('initial_states')
     check(NAME, x, weight, bias, before, given['dout'])
+    _check_places(
+        given,
+        dfinal_states=_steps_before(x, weight),
+        dx=x.shape,
+        dweight=weight.shape,
+        dbias=weight.shape[:1],
+        **(dict(dinitial=_steps_before(x, weight)) if len(arguments) == 12 else {}),  # a switch in version 1.2
+    )
     places: dict = {key: given.get(key) for key in ('dx', 'dweight', 'dbias', 'dinitial')}
     dx, *grads = backward(x, weight, bias, given['dout'], given['silu'], before, given.get('dfinal_states'))
     if places['dx'] is None:
@@ -74,6 +87,20 @@ def causal_conv1d_update(*arguments):
         f'{NAME}.causal_conv1d_update has no stand-in; call causal_conv1d.causal_conv1d_update, which has one, or '
         'install the original causal-conv1d'
     )
+
+
+def _steps_before(x, weight) -> tuple:
+    return (*x.shape[:2], weight.shape[1] - 1)
+
+
+def _check_places(given, **shapes) -> None:
+    """Check what is written to, and the gradient of the last steps, by name."""
+    for key, shape in shapes.items():
+        value = given.get(key)
+        if value is not None:
+            check_float(NAME, key, value, ', '.join(map(str, shape)))
+            check_shape(NAME, key, value, shape, 'by those of x and weight')
+            check_same_device(NAME, 'x', {'x': given['x'], key: value})
 
 
 def _by_name(function, lists, arguments) -> dict:

@@ -1,6 +1,6 @@
 """``selective_scan_cuda``, the compiled module of the package mamba_ssm."""
 
-from ..scan import backward, forward, gate_backward
+from ..scan import backward, check_gate, forward, gate_backward
 
 NAME = 'selective_scan_cuda'
 
@@ -25,6 +25,7 @@ def bwd(
     """
     if z is None:
         return backward(NAME, dout, u, delta, A, B, C, D, delta_bias, x, delta_softplus)
+    check_gate(NAME, z, u)
     gradient, dz, out_z = gate_backward(NAME, dout, z, out, dz, recompute_out_z)
     grads = backward(NAME, gradient, u, delta, A, B, C, D, delta_bias, x, delta_softplus)
     return [*grads, dz] if out_z is None else [*grads, dz, out_z]

@@ -39,12 +39,14 @@ struct AddLayerNorm : Differentiable {
   static Saved save(const Tensors<3>& results, const Tensor&, const Tensor&, const OptionalTensor& factors,
                     const Tensor& weight, const Tensor&, double, bool) {
     const auto& [sum, y, statistics] = results;
-    return {{sum, or_undefined(factors), weight, statistics, y}, {}};
+    // of y backward needs the dtype alone, and whoever gets y may change it in place
+    return {{sum, or_undefined(factors), weight, statistics}, {static_cast<int64_t>(y.scalar_type())}};
   }
 
   static variable_list differentiate(const variable_list& grads, const Saved& saved) {
     const Tensor dsum = grads[0].defined() ? grads[0] : at::zeros_like(saved[0]);
-    const Tensor dy = grads[1].defined() ? grads[1] : at::zeros_like(saved[4]);
+    const auto type = static_cast<at::ScalarType>(saved.number(0));
+    const Tensor dy = grads[1].defined() ? grads[1] : at::zeros_like(saved[0], saved[0].options().dtype(type));
     const auto [dx, dbranch, dweight, dbias] =
         backward_op<AddLayerNorm>().call(dsum, dy, saved[0], or_none(saved[1]), saved[2], saved[3]);
     return {dx, dbranch, Tensor(), dweight, dbias};
