@@ -239,7 +239,7 @@ def takes_kernel(op: str, name: Optional[str], fits: Callable, x: torch.Tensor, 
     """
     device = x.device.type
     if name is None:
-        return _wants_kernel(op, device) and not decide('watched', _is_watched, x) and fits(x, *others)
+        return _wants_kernel(op, device) and not is_watched(x) and fits(x, *others)
     if not _names_kernel(op, name, device):
         return False
     if fits(x, *others):
@@ -249,11 +249,18 @@ def takes_kernel(op: str, name: Optional[str], fits: Callable, x: torch.Tensor, 
     return False
 
 
-def _is_watched(x: torch.Tensor) -> bool:
+def is_watched(x: torch.Tensor) -> bool:
     """Whether somebody gets, and may replace, each call of torch's, which would miss those inside a kernel.
 
     That is a mode, such as a counter of FLOPs, or a tensor of a class of its own.
+
+    Args:
+        x (Tensor): The input of a layer.
     """
+    return decide('watched', _is_watched, x)
+
+
+def _is_watched(x: torch.Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     if type(x) not in _TENSORS or torch._C._len_torch_dispatch_stack() > 0:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmvmamba.ops.backend import is_watched
+
 from .convolution import convolve, is_plain_conv
 from .fusion import is_plain, run_last, to_first, to_last
 from .norm import LayerNorm, SpatialSoftmax
@@ -38,8 +40,8 @@ def _first_layers(x: torch.Tensor, conv: Any, norm: Any, act: Any) -> tuple:
     if norm is None or not is_plain(norm, LayerNorm):
         return convolve(conv, x), 1
     gelu = act is not None and is_plain(act, nn.GELU) and act.approximate == 'none'
-    # on a CPU the convolution adds its bias at no cost
-    shift = conv.bias if x.is_cuda else None
+    # on a CPU the convolution adds its bias at no cost; whoever watches it must find it there
+    shift = conv.bias if x.is_cuda and not is_watched(x) else None
     x = norm.channel_last(convolve(conv, x, add_bias=shift is None), shift, gelu)
     return x, 2 + gelu
 
