@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "common/copy.cuh"
+
 namespace mmvmamba {
 
 // d (16 x 8) += a (16 x 16) b (16 x 8).
@@ -39,11 +41,8 @@ __device__ __forceinline__ void mma_short<__nv_bfloat16>(float (&d)[4], const ui
                : "r"(a[0]), "r"(a[1]), "r"(b));
 }
 
-// Addresses in shared memory, and values there: for places that a table gives, which the compiler would otherwise put
+// Values at addresses in shared memory: for places that a table gives, which the compiler would otherwise put
 // together anew from several instructions each.
-__device__ __forceinline__ uint32_t shared_address(const void* at) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(at));
-}
 template <typename T> __device__ __forceinline__ T load_shared(uint32_t address) {
   if constexpr (sizeof(T) == 2) {
     uint16_t v;
@@ -75,15 +74,5 @@ template <bool Transposed> __device__ __forceinline__ void load_matrix(uint32_t 
                  : "memory");
   }
 }
-
-// Copy 4, 8 or 16 bytes to shared memory in the background, or zeros; aligned to their number. A thread that has waited
-// sees its own copies.
-template <int Bytes> __device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
-  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async copies 4, 8 or 16 bytes");
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(Bytes),
-               "r"(valid ? Bytes : 0)
-               : "memory");
-}
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 }  // namespace mmvmamba

@@ -81,7 +81,7 @@ struct Problem {
   // Groups of a block in backward: as many as fit, if there are blocks for all processors then, else fewer.
   void choose_splits() {
     const auto* device = at::cuda::getCurrentDeviceProperties();
-    args.block_groups = backward_groups(states, fused() ? args.rank : 0, args.groups, device->sharedMemPerBlockOptin);
+    args.block_groups = backward_groups(states, weight.element_size(), args.groups, device->sharedMemPerBlockOptin);
     TORCH_CHECK(args.block_groups > 0, "ss2d_scan: a block of the fused kernels needs more shared memory than this ",
                 "GPU has; backend='naive' takes any");
     const int64_t splits = device->multiProcessorCount / (args.batch * args.chain);

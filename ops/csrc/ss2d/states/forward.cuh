@@ -9,7 +9,7 @@
 // CarriesKernel: the same without outputs, leaving what a block does to the state: its end, and the sum of d2.
 #pragma once
 
-#include "ss2d/states/warp.cuh"
+#include "ss2d/states/tile.cuh"
 
 namespace mmvmamba {
 namespace ss2d {
@@ -17,13 +17,15 @@ namespace states {
 
 template <typename T, int N, bool WithOutput> struct ScanKernel {
   static constexpr int kThreads = 64, kBlocks = 8;
+  using Steps = Tile<T, N>;
 
   static __device__ __forceinline__ void run(const Args& p) {
     const Place at(p, p.groups, 1);
     const Thread<N> thread(p, at);
-    const int width = row_width(N, fused_rank(p));
-    const Tile tile(p, at.route, tile_floats(N, fused_rank(p)), width);
-    const float skip = p.skip[at.channel];
+    const int output_bytes = p.float_output ? 4 : sizeof(T);
+    char* memory = shared_memory<char>() + at.route * forward_warp_bytes(N, sizeof(T), output_bytes);
+    const Steps tile(memory, memory + 4 * tile_floats(N), piece_bytes(sizeof(T)));
+    tile.leave_sources(p, at);
     const int64_t carry_row = (at.batch * p.chain + at.block) * 2 + at.route;
     float h[N], sum = 0.f;
     if (WithOutput && p.carries != nullptr) {
@@ -33,24 +35,32 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
     }
 
     const Walk walk(p, at, false);
+    const Tiles tiles(p, at);
+    int number = at.reversed ? tiles.end - 1 : tiles.begin, which = 0;
+    tile.fetch(p, tiles.range(number), which, p.x);
     for (int turn = 0; turn < walk.turns(); ++turn) {
       if constexpr (WithOutput) walk.meet(turn);
       const int segment = walk.segment(turn);
       if (segment < 0) continue;
-      const int number = at.first + segment, start = number * kSegment, count = min(kSegment, p.length - start);
       if (WithOutput && p.states != nullptr) {
-        Thread<N>::store(p.states + at.template states_at<N>(p, (at.batch * p.segments + number) * 4 + at.q), h);
+        Thread<N>::store(tile.states_of(p, segment), h);
       }
       const bool adds = p.pair == 1 || walk.second(turn);
-      for (int i = 0; i * kTile < count; ++i) {
-        const TileRange range(at.reversed, i, start, count);
-        tile.template load_steps<T>(p, at, range.start, range.count, p.x, kTileX);
-        run_tile(at, thread, tile, range.count, adds ? 0.f : skip, h, sum);
+      for (int left = tiles.of_segment(at.first + segment); left > 0; --left) {
+        const TileRange range = tiles.range(number);
+        number += at.reversed ? -1 : 1;
+        tile.template convert<true>(p, range.count, [&] {
+          if constexpr (WithOutput) fetch_before(p, tile, range.count, which, adds);
+        });
+        which ^= 1;
+        if (tiles.have(number)) tile.fetch(p, tiles.range(number), which, p.x);
+        run_tile(thread, tile, range.count, h, sum);
+        __syncwarp();
         if constexpr (WithOutput) {
           if (p.float_output) {
-            store<float>(p, at, tile, range.count, adds);
+            store<float>(p, tile, range.count, which ^ 1, adds);
           } else {
-            store<T>(p, at, tile, range.count, adds);
+            store<T>(p, tile, range.count, which ^ 1, adds);
           }
         }
       }
@@ -61,29 +71,77 @@ template <typename T, int N, bool WithOutput> struct ScanKernel {
     }
   }
 
-  // y takes `skip` times x besides.
-  static __device__ __forceinline__ void run_tile(const Place& at, const Thread<N>& thread, const Tile& tile, int count,
-                                                  float skip, float (&h)[N], float& sum) {
+  static __device__ __forceinline__ void run_tile(const Thread<N>& thread, const Steps& tile, int count, float (&h)[N],
+                                                  float& sum) {
+#pragma unroll 1
     for (int first = 0; first < count; first += kSteps) {
 #pragma unroll
       for (int t = first; t < first + kSteps; ++t) {
         float y[Split<N>::kChannels];
-        const float x = thread.template step<WithOutput>(tile, t, h, y);
+        thread.template step<WithOutput>(tile, t, h, y);
         if constexpr (WithOutput) {
           Thread<N>::add_shares(y);
-          tile.base[kTileOut + t * 32 + at.lane] = fmaf(skip, x, y[0]);
+          tile.base[kTileOut + t * 32 + thread.lane] = y[0];
         } else {
-          sum += tile.base[kTileStepSizes + t * 32 + at.lane];
+          sum += tile.steps(t)[thread.lane].v[0];
         }
       }
     }
-    __syncwarp();
+  }
+
+  // Begin to copy what the outputs are added to: what is there, or x, which then is multiplied by D.
+  static __device__ __forceinline__ void fetch_before(const Args& p, const Steps& tile, int count, int which,
+                                                      bool adds) {
+    if (p.channels % kPart != 0) return;  // `store` reads it
+    if (adds && p.float_output) {
+      tile.copy_map(p, static_cast<const float*>(p.y) + tile.sources().map, p.channels, count, which,
+                    [&](int t) { return tile.template piece<float>(kBeforePiece) + t * 32; });
+    } else {
+      tile.copy_map(p, static_cast<const T*>(adds ? p.y : p.x) + tile.sources().map, p.channels, count, which,
+                    [&](int t) { return tile.template piece<T>(kBeforePiece) + t * 32; });
+    }
   }
 
   template <typename E>
-  static __device__ __forceinline__ void store(const Args& p, const Place& at, const Tile& tile, int count, bool adds) {
-    E* map = static_cast<E*>(p.y) + at.batch * p.length * p.channels;
-    tile.store_map(p, at, map, p.channels, count, kTileOut, adds);
+  static __device__ __forceinline__ void store(const Args& p, const Steps& tile, int count, int which, bool adds) {
+    wait_for_copies();
+    __syncwarp();  // all lanes' copies are there
+    const int lane = Steps::lane(), channels = tile.sources().channels;
+    E* map = static_cast<E*>(p.y) + tile.sources().map;
+    if (p.channels % kPart == 0) {
+      const int part = lane % 4 * kPart;
+      if (part >= channels) return;
+#pragma unroll
+      for (int first = 0; first < kTile; first += 8) {
+        const int t = first + lane / 4;
+        if (t >= count) break;
+        float values[kPart], before[kPart];
+        load(static_cast<const float*>(tile.base + kTileOut + t * 32 + part), values);
+        if (adds) {
+          load(static_cast<const E*>(tile.template piece<E>(kBeforePiece) + t * 32 + part), before);
+#pragma unroll
+          for (int j = 0; j < kPart; ++j) values[j] += before[j];
+        } else {
+          float skip[kPart];
+          load(p.skip + tile.sources().skip(p) + part, skip);
+          load(static_cast<const T*>(tile.template piece<T>(kBeforePiece) + t * 32 + part), before);
+#pragma unroll
+          for (int j = 0; j < kPart; ++j) values[j] = fmaf(skip[j], before[j], values[j]);
+        }
+        const int64_t offset = static_cast<int64_t>(tile.pixels(which)[t]) * p.channels;
+        mmvmamba::store(map + offset + part, values);
+      }
+    } else if (lane < channels) {
+      const float skip = p.skip[tile.sources().skip(p) + lane];
+#pragma unroll 1
+      for (int t = 0; t < count; ++t) {
+        const int64_t offset = static_cast<int64_t>(tile.pixels(which)[t]) * p.channels + lane;
+        const float value = tile.base[kTileOut + t * 32 + lane];
+        map[offset] =
+            narrow<E>(adds ? value + widen(map[offset])
+                           : fmaf(skip, widen(static_cast<const T*>(p.x)[tile.sources().map + offset]), value));
+      }
+    }
   }
 };
 template <typename T, int N> using ForwardKernel = ScanKernel<T, N, true>;
@@ -110,7 +168,7 @@ template <int N> struct CombineKernel {
         float end[N], d2[Split<N>::kChannels];
         float* to = p.carries + at.template states_at<N>(p, row);
         Thread<N>::load(to, end);
-        thread.read(p.sums + row * p.padded + at.group * 32, 0, d2);
+        thread.read(static_cast<const float*>(p.sums + row * p.padded + at.group * 32), d2);
         Thread<N>::store(to, state);
 #pragma unroll
         for (int j = 0; j < N; ++j) {

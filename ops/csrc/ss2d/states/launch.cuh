@@ -20,9 +20,9 @@ template <typename F> void with_states(int states, F f) {
 }
 
 // A scan of two warps a block.
-template <typename Kernel> void launch_scan(int states, const Args& args, cudaStream_t stream) {
+template <typename T, typename Kernel> void launch_scan(int states, const Args& args, cudaStream_t stream) {
   const int64_t blocks = args.batch * args.groups * args.chain;
-  launch<Kernel>(blocks, 64, forward_bytes(states, fused_rank(args)), stream, args);
+  launch<Kernel>(blocks, 64, forward_bytes(states, sizeof(T), args.float_output ? 4 : sizeof(T)), stream, args);
 }
 
 template <int N>

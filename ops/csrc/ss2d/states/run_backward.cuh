@@ -10,7 +10,7 @@ namespace states {
 
 template <typename T> void BackwardKernels<T>::run_backward(int states, const Args& args, cudaStream_t stream) {
   const int64_t blocks = args.batch * args.splits * args.chain;
-  const int bytes = backward_bytes(states, fused_rank(args), args.block_groups);
+  const int bytes = backward_bytes(states, sizeof(T), args.block_groups);
   with_states(states, [&](auto n) {
     launch<BackwardKernel<T, decltype(n)::value>>(blocks, 64 * args.block_groups, bytes, stream, args);
   });
@@ -19,7 +19,7 @@ template <typename T> void BackwardKernels<T>::run_backward(int states, const Ar
 template <typename T>
 void BackwardKernels<T>::run_backward_carries(int states, const Args& args, cudaStream_t stream) {
   with_states(states, [&](auto n) {
-    launch_scan<BackwardCarriesKernel<T, decltype(n)::value>>(states, args, stream);
+    launch_scan<T, BackwardCarriesKernel<T, decltype(n)::value>>(states, args, stream);
     launch_combine<decltype(n)::value>(args, true, !args.second_reversed, stream);
   });
 }

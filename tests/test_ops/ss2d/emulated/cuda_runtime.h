@@ -34,6 +34,7 @@ struct Block {
     ucontext_t context;
     std::vector<char> stack;
     bool done = false, waits = false;
+    std::vector<std::function<void()>> copies;  // that are under way
   };
   // Threads that wait at a barrier of one name, for so many.
   struct Barrier {
@@ -75,6 +76,18 @@ struct Block {
     fibres[current].waits = true;
     swapcontext(&fibres[current].context, &scheduler);
     thread.x = current;
+  }
+
+  void copy(const std::function<void()>& function) {
+    if (random() % 2) {
+      function();
+    } else {
+      fibres[current].copies.push_back(function);
+    }
+  }
+  void finish_copies() {
+    for (const auto& function : fibres[current].copies) function();
+    fibres[current].copies.clear();
   }
 
   void run(const std::function<void()>& function) {

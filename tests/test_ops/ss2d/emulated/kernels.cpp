@@ -27,14 +27,14 @@ s::Args args_of(void** pointers, const int64_t* numbers) {
 }
 
 template <int N> void scan(const s::Args& a, int which, unsigned seed) {
-  const int rank = a.u == nullptr ? a.rank : 0, forward = s::forward_bytes(N, rank);
+  const int forward = s::forward_bytes(N, 4, 4);
   const int64_t scans = a.batch * a.groups * a.chain;
   if (which == 0) emulated::launch<s::ForwardKernel<float, N>>(scans, 64, forward, seed, a);
   if (which == 1) emulated::launch<s::CarriesKernel<float, N>>(scans, 64, forward, seed, a);
   if (which == 2) emulated::launch<s::CombineKernel<N>>(a.batch * a.groups, 32, 0, seed, a, false, a.second_reversed);
   if (which == 3) {
     emulated::launch<s::BackwardKernel<float, N>>(a.batch * a.splits * a.chain, 64 * a.block_groups,
-                                                  s::backward_bytes(N, rank, a.block_groups), seed, a);
+                                                  s::backward_bytes(N, 4, a.block_groups), seed, a);
   }
   if (which == 4) emulated::launch<s::BackwardCarriesKernel<float, N>>(scans, 64, forward, seed, a);
   if (which == 5) emulated::launch<s::CombineKernel<N>>(a.batch * a.groups, 32, 0, seed, a, true, !a.second_reversed);
@@ -82,7 +82,7 @@ void run_finish(float** t, const int64_t* n) {
 int64_t size_of(int which, int a, int b, int c, int d) {
   switch (which) {
     case 0: return s::columns(a, b);
-    case 1: return s::forward_bytes(a, b);
+    case 1: return s::forward_bytes(a, b, c);
     case 2: return s::backward_bytes(a, b, c);
     case 3: return s::backward_groups(a, b, c, d);
     default: return s::kSegment;
