@@ -69,7 +69,6 @@ template <typename T, int N> struct Tile {
   }
 
   // ---- from memory, in the background
-  // ---------------------------------------------------------------------------------
   __device__ __forceinline__ const Sources& sources() const {
     return *reinterpret_cast<const Sources*>(base + kTileSources);
   }
@@ -147,9 +146,8 @@ template <typename T, int N> struct Tile {
   }
 
   // ---- what a step reads
-  // ---------------------------------------------------------------------------------------------- From the pieces to
-  // steps of `count` pixels. The second of a step's two values is the drive, of x, or (`Product` false) the value
-  // itself. `copy` begins to copy what is needed after that.
+  // From the pieces to steps of `count` pixels. The second of a step's two values is the drive, of x, or (`Product`
+  // false) the value itself. `copy` begins to copy what is needed after that.
   template <bool Product, typename Copy>
   __device__ __forceinline__ void convert(const Args& p, int count, Copy copy) const {
     wait_for_copies();
