@@ -36,24 +36,24 @@ def pad_masks_collate(samples: list, pad_size_divisor: int = 1) -> dict:
     batch: Any = pseudo_collate(samples)
     sides = torch.tensor([image.shape[-2:] for image in batch['inputs']]).amax(dim=0).tolist()
     height, width = (-(-side // pad_size_divisor) * pad_size_divisor for side in sides)
-    plain, padded = _kinds_of_masks()
     for sample in batch['data_samples']:
         objects = sample.get('gt_instances')
         masks: Any = None if objects is None else objects.get('masks')
-        if type(masks) is plain:
+        # polygons are lists, and padded ones know what they were
+        if isinstance(getattr(masks, 'masks', None), np.ndarray) and not hasattr(masks, 'inner'):
             array = np.zeros((len(masks), height, width), masks.masks.dtype)
             array[:, : masks.height, : masks.width] = masks.masks
-            objects.masks = padded(array, (masks.height, masks.width))
+            base: Any = type(masks)
+            objects.masks = _padded(base)(array, (masks.height, masks.width))
     return batch
 
 
 @functools.cache
-def _kinds_of_masks() -> tuple:
-    """mmdet's ``BitmapMasks``, and such that are padded already; made here, since the package does without mmdet."""
-    from mmdet.structures.mask import BitmapMasks
+def _padded(base: Any) -> Any:
+    """The class of masks like those of ``base``, mmdet's ``BitmapMasks``, that are padded with 0 already."""
 
-    class PaddedMasks(BitmapMasks):
-        """Masks padded with 0; to pad them to the same size again costs nothing."""
+    class PaddedMasks(base):
+        """Masks for which padding to their own size costs nothing."""
 
         def __init__(self, masks: np.ndarray, inner: tuple):
             super().__init__(masks, *masks.shape[1:])
@@ -63,14 +63,14 @@ def _kinds_of_masks() -> tuple:
             if pad_val == 0 and tuple(out_shape) == (self.height, self.width):
                 return self
             height, width = self.inner
-            return BitmapMasks(self.masks[:, :height, :width], height, width).pad(out_shape, pad_val)
+            return base(self.masks[:, :height, :width], height, width).pad(out_shape, pad_val)
 
         def __reduce__(self):
             # tensors travel between processes in shared memory, arrays through a pipe
-            return _from_tensor, (torch.from_numpy(self.masks), self.inner)
+            return _from_tensor, (base, torch.from_numpy(self.masks), self.inner)
 
-    return BitmapMasks, PaddedMasks
+    return PaddedMasks
 
 
-def _from_tensor(masks: torch.Tensor, inner: tuple):
-    return _kinds_of_masks()[1](masks.numpy(), inner)
+def _from_tensor(base: Any, masks: torch.Tensor, inner: tuple):
+    return _padded(base)(masks.numpy(), inner)

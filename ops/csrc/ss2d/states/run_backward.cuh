@@ -2,6 +2,7 @@
 #pragma once
 
 #include "ss2d/states/backward.cuh"
+#include "ss2d/states/backward_carries.cuh"
 #include "ss2d/states/launch.cuh"
 
 namespace mmvmamba {

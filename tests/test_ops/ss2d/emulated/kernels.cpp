@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include "ss2d/states/backward.cuh"
+#include "ss2d/states/backward_carries.cuh"
 #include "ss2d/states/forward.cuh"
 #include "ss2d/states/parameters.cuh"
 
