@@ -4,7 +4,6 @@ A process that is spawned imports the script's main module again, under the name
 name is :mod:`mmvmamba.compat.child` here, which provides the names first.
 """
 
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
@@ -14,6 +13,7 @@ import types
 from typing import Any, Optional, Sequence
 
 CHILD = f'{__package__}.child'
+_LOADERS: Any = (importlib.machinery.SourceFileLoader, importlib.machinery.SourcelessFileLoader)
 # for the processes that the script starts: its path or name, whether it is a module, and the names to replace
 VARIABLE = 'MMVMAMBA_COMPAT_SCRIPT'
 
@@ -30,7 +30,7 @@ def run_script(path: str, arguments: Sequence[str], replace: Sequence[str]) -> N
     sys.path[0] = os.path.dirname(os.path.realpath(path))
     path = os.path.abspath(path)  # which a script finds its neighbours by, also after it changed the folder
     os.environ[VARIABLE] = json.dumps([path, False, list(replace)])
-    _run(_Script('__main__', path), '__main__', path, None)
+    _run(_Script('__main__', path), path, None)
 
 
 class _Script(importlib.machinery.SourceFileLoader):
@@ -57,7 +57,8 @@ def run_module(name: str, arguments: Sequence[str], replace: Sequence[str]) -> N
     if spec is None:
         raise LookupError(f'there is no module {name}')
     sys.argv = [str(spec.origin), *arguments]
-    _run(spec.loader, spec.name, spec.origin, spec.parent)
+    kind = _Script if isinstance(spec.loader, importlib.machinery.SourceFileLoader) else type(spec.loader)
+    _run(kind('__main__', spec.origin), spec.origin, spec.parent)
 
 
 def find_module(name: str) -> Optional[importlib.machinery.ModuleSpec]:
@@ -70,7 +71,7 @@ def find_module(name: str) -> Optional[importlib.machinery.ModuleSpec]:
         if error.name is None or not f'{name}.'.startswith(f'{error.name}.'):  # raised by a package above it
             raise
         return None
-    return spec if spec is not None and isinstance(spec.loader, importlib.abc.InspectLoader) else None
+    return spec if spec is not None and isinstance(spec.loader, _LOADERS) else None
 
 
 class _MainSpec(importlib.machinery.ModuleSpec):
@@ -83,7 +84,7 @@ class _MainSpec(importlib.machinery.ModuleSpec):
         return self.package
 
 
-def _run(loader: Any, name: str, path: Optional[str], package: Optional[str]) -> None:
+def _run(loader: Any, path: Optional[str], package: Optional[str]) -> None:
     main = types.ModuleType('__main__')
     child = importlib.util.find_spec(CHILD)
     assert child is not None
@@ -91,4 +92,4 @@ def _run(loader: Any, name: str, path: Optional[str], package: Optional[str]) ->
     spec.package = package
     main.__file__, main.__loader__, main.__package__, main.__spec__ = path, loader, package, spec
     sys.modules['__main__'] = sys.modules['__mp_main__'] = main  # the second is what spawned processes call it
-    exec(loader.get_code(name), vars(main))
+    loader.exec_module(main)
