@@ -121,7 +121,7 @@ def test_forms_and_maps_that_are_refused(call, monkeypatch):
 
 
 VIT = dict(
-    type='VisionTransformer',
+    type='mmpretrain.VisionTransformer',
     arch=dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32),
     img_size=32,
     patch_size=8,
@@ -132,7 +132,7 @@ VIT = dict(
     'changes, extra',
     [
         ({}, 1),
-        (dict(type='DistilledVisionTransformer'), 2),
+        (dict(type='mmpretrain.DistilledVisionTransformer'), 2),
         (dict(with_cls_token=False, out_type='avg_featmap', layer_cfgs=dict(qkv_bias=False)), 0),
     ],
     ids=['class token', 'distilled', 'no token'],
@@ -172,7 +172,7 @@ def test_backbones_without_such_attention_are_refused(filled):
     x = torch.randn(1, 3, 32, 32)
     with pytest.raises(ValueError, match='layer is 3, expected 0 to 2'):
         vit_attention(build_backbone(VIT), 3, x)
-    for backbone in (VSSMBackbone('nano'), build_backbone(dict(type='ResNet', depth=18))):
+    for backbone in (VSSMBackbone('nano'), build_backbone(dict(type='mmpretrain.ResNet', depth=18))):
         with pytest.raises(ValueError, match=f'is a {type(backbone).__name__}, expected a VisionTransformer'):
             vit_attention(backbone, 0, x)
 

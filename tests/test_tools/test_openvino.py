@@ -1,6 +1,7 @@
 """Exported files in OpenVINO: each form of the scan, the library for it, and a file as a backbone."""
 
 import os
+import subprocess
 import sys
 import time
 
@@ -16,6 +17,8 @@ from mmvmamba.export.graphs import relative_error
 from mmvmamba.export.onnx_scan import SCANS
 from mmvmamba.export.openvino import __main__ as command
 from mmvmamba.export.openvino import build
+from mmvmamba.export.openvino import file as openvino_file
+from mmvmamba.export.openvino.file import shared_core
 from mmvmamba.export.program import export_program
 from mmvmamba.export.runtimes import open_file
 
@@ -47,8 +50,8 @@ def library(openvino, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def core(openvino, library):
-    core = openvino.Core()
+def core(library):
+    core = shared_core()
     core.add_extension(str(library))
     return core
 
@@ -271,8 +274,35 @@ def test_what_openvino_cannot_run_is_named(openvino, tmp_path):
 def test_a_file_that_needs_the_library(openvino, tmp_path, monkeypatch):
     path = to_onnx(VSSMBackbone(**SMALL).eval(), torch.rand(1, 3, 64, 64), tmp_path / 'maps.onnx', scan='custom-op')
     monkeypatch.setattr(package, 'FOLDER', tmp_path)
+    monkeypatch.setattr(openvino_file, 'shared_core', openvino.Core)  # one that has no extension yet
     with pytest.raises(FileNotFoundError, match='is not built; build it'):
         RuntimeBackbone(path, runtime='openvino')
+
+
+SIGNALS = """
+import gc, signal, subprocess, sys
+from pathlib import Path
+import torch
+from mmvmamba.export.runtimes import open_file
+
+signal.signal(signal.SIGCHLD, lambda *_: None)  # as torch does for the workers of a data loader
+first, second = (open_file(Path(sys.argv[1]), runtime='openvino') for _ in range(2))
+x = torch.rand(1, 3, 64, 64)
+assert first.run(x)[0].equal(second.run(x)[0])
+del first
+gc.collect()
+del second
+gc.collect()
+subprocess.run([sys.executable, '-c', 'pass'], check=True)
+print('alive')
+"""
+
+
+def test_files_that_are_closed_leave_signals_alone(openvino, tmp_path):
+    """OpenVINO's cores share a stack for signals on some processors; the first one that leaves takes it along."""
+    path = to_onnx(VSSMBackbone(**SMALL).eval(), torch.rand(1, 3, 64, 64), tmp_path / 'maps.onnx')
+    found = subprocess.run([sys.executable, '-c', SIGNALS, str(path)], capture_output=True, text=True, timeout=300)
+    assert (found.returncode, found.stdout) == (0, 'alive\n'), found.stderr
 
 
 def test_a_runtime_that_does_not_fit_is_named(tmp_path):

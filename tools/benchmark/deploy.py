@@ -208,10 +208,10 @@ class Maker:
         return Form(lambda: torch.from_numpy(session.run(None, feed)[0]), mib(path), seconds)
 
     def _openvino(self, form: str, x: torch.Tensor) -> Form:
-        import openvino
+        from mmvmamba.export.openvino.file import shared_core
 
         path = self._onnx_file(form.removesuffix('-static').replace('openvino', 'onnx'), x)
-        core = openvino.Core()
+        core = shared_core()
         if 'custom-op' in form:
             from mmvmamba.export import openvino_library
 

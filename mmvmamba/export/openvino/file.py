@@ -1,5 +1,6 @@
 """An ONNX file in OpenVINO, with the interface of the other kinds of files in :mod:`mmvmamba.export.runtimes`."""
 
+import functools
 from pathlib import Path
 from typing import Any, Optional
 
@@ -31,7 +32,7 @@ class OpenVinoFile:
         self.device = device or torch.device('cpu')
         if self.device.type != 'cpu':
             raise RuntimeError(f"the images are on {self.device}, and OpenVINO runs on the CPU; expected device='cpu'")
-        core = import_openvino().Core()
+        core = shared_core()
         model = _read(core, path)
         options = dict(PERFORMANCE_HINT='LATENCY', INFERENCE_PRECISION_HINT='f32')
         options['INFERENCE_NUM_THREADS'] = str(threads or torch.get_num_threads())
@@ -47,6 +48,24 @@ class OpenVinoFile:
     def run(self, x: torch.Tensor) -> tuple:
         """Run it on images of the file's type on the CPU; returns a tuple of tensors there."""
         return tuple(torch.from_numpy(value) for value in self._model([x.contiguous().numpy()]).values())
+
+
+def shared_core() -> Any:
+    """The process's one ``openvino.Core``, which stays until the process ends.
+
+    On a CPU with AMX each core gives its thread a stack for signal handlers, and on leaving puts back the one that it
+    found. Of two cores that leave in the order in which they came, the second puts back the freed stack of the first:
+    the next signal, such as the end of a data loader's worker, kills the process (seen with OpenVINO 2026.4.1).
+
+    Raises:
+        ImportError: If OpenVINO can't be imported.
+    """
+    return _core(import_openvino())
+
+
+@functools.lru_cache(maxsize=None)
+def _core(openvino: Any) -> Any:
+    return openvino.Core()
 
 
 def _read(core: Any, path: Path) -> Any:
