@@ -63,7 +63,7 @@ def shared_core() -> Any:
     return _core(import_openvino())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _core(openvino: Any) -> Any:
     return openvino.Core()
 
