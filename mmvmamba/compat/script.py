@@ -57,7 +57,7 @@ def run_module(name: str, arguments: Sequence[str], replace: Sequence[str]) -> N
     if spec is None:
         raise LookupError(f'there is no module {name}')
     sys.argv = [str(spec.origin), *arguments]
-    kind = _Script if isinstance(spec.loader, importlib.machinery.SourceFileLoader) else type(spec.loader)
+    kind: Any = _Script if isinstance(spec.loader, importlib.machinery.SourceFileLoader) else type(spec.loader)
     _run(kind('__main__', spec.origin), spec.origin, spec.parent)
 
 
