@@ -26,7 +26,7 @@ import torch
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from .decisions import decide
+from .decisions import constant_when_compiled, decide
 from .decisions import requested as _requested
 from .extension import REBUILD, build_info, load_extension
 
@@ -271,12 +271,12 @@ def _is_watched(x: torch.Tensor) -> bool:
     return any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
 
 
-@torch._dynamo.assume_constant_result
+@constant_when_compiled
 def _wants_kernel(op: str, device_type: str) -> bool:
     return _requested_for(op) in ('auto', device_type) and has_kernel(op, device_type)
 
 
-@torch._dynamo.assume_constant_result
+@constant_when_compiled
 def _names_kernel(op: str, name: str, device_type: str) -> bool:
     if _check_name(name, 'backend') == 'auto':
         return has_kernel(op, device_type)
@@ -286,7 +286,7 @@ def _names_kernel(op: str, name: str, device_type: str) -> bool:
     return name != 'naive'
 
 
-@torch._dynamo.assume_constant_result
+@constant_when_compiled
 def resolve(
     op: str,
     device_type: str,

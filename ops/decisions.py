@@ -31,6 +31,16 @@ def decide(key: Hashable, answer: Callable, *arguments) -> Any:
     return answers[key]
 
 
+def constant_when_compiled(function: Callable) -> Callable:
+    """Mark a function whose answer ``torch.compile`` takes as a constant of the graph.
+
+    It is what ``torch.compiler.assume_constant_result`` does, which first imports the compiler: 2 of the 7 seconds that
+    ``import mmvmamba`` would take.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def repeatable(function: Callable) -> Callable:
     """A function whose later calls decide as the first one did, also in another thread, and use its backend."""
     return function if torch.compiler.is_compiling() else _Repeatable(function)

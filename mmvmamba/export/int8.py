@@ -6,6 +6,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from torch import nn
+from torch._compile import _disable_dynamo
 
 from mmvmamba.models import VSSMBackbone
 from mmvmamba.registry import register_hook
@@ -46,7 +47,7 @@ class Int8Linear(nn.Module):
             raise RuntimeError('x requires a gradient, which int8 layers cannot give; expected torch.no_grad()')
         return self._product(x)
 
-    @torch.compiler.disable
+    @_disable_dynamo  # torch.compiler.disable, which imports the compiler only when it is called
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         if self._packed is None:
             self._packed = self._pack()

@@ -6,6 +6,7 @@ from typing import Any, Optional
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
+from torch._compile import _disable_dynamo
 
 from mmvmamba.checkpoint import CheckpointError, Fitted, backbone_weights, select_weights
 from mmvmamba.checkpoint.layouts import shorten
@@ -113,7 +114,7 @@ class RuntimeBackbone(BaseModule):
             raise RuntimeError(f'x requires a gradient, which {str(self.file)!r} cannot give; expected torch.no_grad()')
         return self._run(x)
 
-    @torch.compiler.disable
+    @_disable_dynamo  # torch.compiler.disable, which imports the compiler only when it is called
     def _run(self, x: torch.Tensor) -> tuple:
         opened = self._open(self.device or x.device)
         taken = opened.inputs[0]

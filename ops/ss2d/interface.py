@@ -9,6 +9,7 @@ import torch
 from ..backend import logger, resolve
 from ..checks import autocast_enabled, check_out_dtype, check_same_device, check_shape, check_tensor, records_gradients
 from ..cross_scan.interface import NUM_ROUTES, SCAN_MODES, check_scan_mode
+from ..decisions import constant_when_compiled
 from . import composed, registration
 
 MOST_STATES = dict(cuda=16, triton=64)  # that the fused kernels take
@@ -97,7 +98,7 @@ def ss2d_scan(
     )
 
 
-@torch._dynamo.assume_constant_result
+@constant_when_compiled
 def _wants_composed() -> bool:
     return _composed.get()
 
@@ -130,7 +131,7 @@ def _too_large(x: torch.Tensor, dt_rank: int, d_state: int, backend: str) -> boo
     return any(4 * height * width * columns >= 2**31 for columns in widths)
 
 
-@torch._dynamo.assume_constant_result
+@constant_when_compiled
 def _announce_composed(reason: str, backend: str) -> None:
     if (reason, backend) not in _announced:
         _announced.add((reason, backend))

@@ -1,5 +1,7 @@
 """Who watches each call of torch's gets torch's own layers, and what is repeated decides as it did at first."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -10,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvmamba.ops import backend, use_backend
-from mmvmamba.ops.decisions import decide, repeatable
+from mmvmamba.ops.decisions import constant_when_compiled, decide, repeatable
 
 
 class Mode(TorchDispatchMode):
@@ -81,3 +83,17 @@ def test_an_error_ends_what_is_repeated():
     with pytest.raises(ZeroDivisionError):
         repeatable(lambda: decide('key', lambda: 1 / 0))()
     assert decide('key', next, answers) == 0 and decide('key', next, answers) == 1
+
+
+def test_constants_are_marked_as_torch_marks_them():
+    def function():
+        return 0
+
+    expected = dict(vars(torch.compiler.assume_constant_result(function)))
+    function.__dict__.clear()
+    assert dict(vars(constant_when_compiled(function))) == expected
+
+
+def test_an_import_does_not_import_the_compiler():
+    code = 'import sys, mmvmamba; print([name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout == '[]\n'
