@@ -9,9 +9,9 @@ which the GPU's scans don't have, goes to ``naive``, the reference; and tensors 
 ``naive`` if the ``cpu`` backend is missing.
 
 The fused layers (norms, linear, MLP, convolutions) have ``naive``, torch's own layers on every device, ``cuda`` and,
-but for ``linear`` and ``conv2d_channel_last``, ``cpu``.  For them a choice made for all ops that they lack, or that
-their kernels can't serve, means torch's layers; only a call's own ``backend`` raises.  ``auto`` takes the kernels where
-they can serve.  ``ssd_scan`` has no ``cuda``: a choice of it for all ops means ``auto`` there.
+but for ``linear``, ``cpu``.  For them a choice made for all ops that they lack, or that their kernels can't serve,
+means torch's layers; only a call's own ``backend`` raises.  ``auto`` takes the kernels where they can serve, and where
+they gain.  ``ssd_scan`` has no ``cuda``: a choice of it for all ops means ``auto`` there.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The convolution of channel-last maps: cudnn's own layout on a GPU, torch's convolution elsewhere."""
+"""The convolution of channel-last maps, as an op of its own where a compiler would transpose the maps around it."""
 
 from typing import Optional
 
@@ -25,7 +25,9 @@ def conv2d_channel_last(
 ) -> torch.Tensor:
     """Convolve a channel-last map: the numbers of ``F.conv2d``, without a change of layout.
 
-    On a GPU it is an op of its own, so that a compiler can't choose another layout and transpose the maps around it.
+    On a GPU it is an op of its own, so that a compiler can't choose another layout and transpose the maps around it. So
+    it is on a CPU where a compiled graph keeps maps for its gradients: torch's compiler takes all (B, H, W, C) between
+    torch's own convolutions for (B, C, H, W), and writes what it keeps channel-last for that.
 
     Args:
         x (Tensor): (B, H, W, C_in), floating point; of its dimensions B may be 0.
@@ -35,7 +37,7 @@ def conv2d_channel_last(
         padding (int): Zeros around the map. Default: 0.
         out_dtype (torch.dtype, optional): Dtype of arithmetic and result, as autocast chooses it. Default: that of
             ``x``.
-        backend (str, optional): ``naive``, which is torch alone, or ``cuda``; see :mod:`mmvmamba.ops.backend`.
+        backend (str, optional): ``naive``, which is torch alone, ``cpu`` or ``cuda``; see :mod:`mmvmamba.ops.backend`.
 
     Returns:
         Tensor: (B, H', W', C_out) in ``out_dtype``, contiguous on a GPU; H' = (H + 2 padding - k) // stride + 1.
@@ -59,13 +61,18 @@ def conv2d_channel_last(
             f'too small for kernels of {kernel}x{kernel}'
         )
     x = x.to(dtype)
-    if takes_kernel('conv2d_channel_last', backend, _fits, x, weight, bias):
+    wanted = backend not in (None, 'auto') or x.device.type != 'cpu' or _is_kept_by_a_graph(weight)
+    if wanted and takes_kernel('conv2d_channel_last', backend, _fits, x, weight, bias):
         missing = FULL_CHANNELS - int(x.shape[-1])
-        if missing > 0 and x.element_size() == 2 and weight.requires_grad and torch.is_grad_enabled():
+        if x.is_cuda and missing > 0 and x.element_size() == 2 and weight.requires_grad and torch.is_grad_enabled():
             # on an H200, 128 images of 224 x 224 to 48 channels: 0.16 ms instead of 0.37
             x, weight = F.pad(x, (0, missing)), F.pad(weight, (0, 0, 0, 0, 0, missing))
         return torch.ops.mmvmamba.conv2d_channel_last(x.contiguous(), weight, bias, stride, padding)
     return naive.conv2d_channel_last(x, weight, bias, stride, padding)
+
+
+def _is_kept_by_a_graph(weight) -> bool:
+    return torch.compiler.is_compiling() and torch.is_grad_enabled() and weight.requires_grad
 
 
 def _fits(x, weight, bias) -> bool:

@@ -18,4 +18,4 @@ def _fake_backward(dy, x, weight, stride, padding, x_grad, bias_grad):
     return dx, weight.new_empty(weight.shape), db
 
 
-define(__file__, ('naive', 'cuda'), conv2d_channel_last=_fake, conv2d_channel_last_backward=_fake_backward)
+define(__file__, ('naive', 'cpu', 'cuda'), conv2d_channel_last=_fake, conv2d_channel_last_backward=_fake_backward)

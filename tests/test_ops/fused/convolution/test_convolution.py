@@ -5,6 +5,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from mmvmamba.ops import backend_report, conv2d_channel_last, depthwise_conv_silu
 from tests.test_ops.ss2d_inputs import relative_error, run
@@ -120,6 +122,43 @@ def test_conv_on_cpu_is_torchs_own(case, bias):
     parameters += [None] * (not bias)
     out = conv2d_channel_last(x, *parameters, stride, padding)
     assert torch.equal(out, torch_conv(x, *parameters, stride, padding))
+
+
+@needs_cpu
+@with_or_without_bias
+@pytest.mark.parametrize('x_grad', [True, False])
+@pytest.mark.parametrize('case', CONVOLUTIONS[:3], ids=str)
+def test_the_op_of_a_cpu(case, bias, x_grad):
+    *shape, out_channels, kernel, stride, padding = case
+    x, parameters, _ = make_inputs(shape, (out_channels, shape[-1], kernel, kernel), bias)
+    leaves = [value.requires_grad_() for value in (x.requires_grad_(x_grad), *parameters)][1 - x_grad :]
+    results = []
+    for backend in ('cpu', 'naive'):
+        out = conv2d_channel_last(x, *parameters, *[None] * (not bias), stride, padding, backend=backend)
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for value, expected in zip(*results):
+        assert value.is_contiguous() and relative_error(value, expected) < 1e-5
+    tensors = (x, *parameters, *[None] * (not bias))
+    torch.library.opcheck(torch.ops.mmvmamba.conv2d_channel_last.default, (*tensors, stride, padding))
+
+
+@needs_cpu
+def test_a_graph_that_trains_keeps_maps_as_they_are():
+    """Between torch's own convolutions its compiler would write them channel-last, being channel-last already."""
+    kept = []
+
+    def inspect(graph, inputs):
+        kept.extend(node for node in graph.graph.nodes if node.target is torch.ops.aten.convolution.default)
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    x, parameters, _ = make_inputs((2, 9, 10, 8), (8, 8, 3, 3), True)
+    compiled = torch.compile(conv2d_channel_last, fullgraph=True, backend=aot_autograd(fw_compiler=inspect))
+    compiled(x, *[value.requires_grad_() for value in parameters], 2, 1).sum().backward()
+    assert not kept
+    with torch.no_grad():
+        compiled(x, *parameters, 2, 1)
+    assert len(kept) == 1  # torch's own, whose weights freezing packs
 
 
 def test_out_dtype_is_autocasts_arithmetic():
