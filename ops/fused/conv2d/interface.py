@@ -11,6 +11,7 @@ from ..checks import KERNEL_DTYPES, check_convolution
 from . import naive, registration  # noqa: F401 (which defines the op)
 
 MAX_STEP = 2**31 - 1  # the longest stride and padding, what cudnn's integers hold
+_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # from torch 2.7 on
 FULL_CHANNELS = 8  # a multiple of this many 16-bit channels is what cudnn's gradient of the weight is made for
 
 
@@ -61,7 +62,7 @@ def conv2d_channel_last(
             f'too small for kernels of {kernel}x{kernel}'
         )
     x = x.to(dtype)
-    wanted = backend not in (None, 'auto') or x.device.type != 'cpu' or _is_kept_by_a_graph(weight)
+    wanted = backend not in (None, 'auto') or x.device.type != 'cpu' or _graph_keeps_maps()
     if wanted and takes_kernel('conv2d_channel_last', backend, _fits, x, weight, bias):
         missing = FULL_CHANNELS - int(x.shape[-1])
         if x.is_cuda and missing > 0 and x.element_size() == 2 and weight.requires_grad and torch.is_grad_enabled():
@@ -71,8 +72,9 @@ def conv2d_channel_last(
     return naive.conv2d_channel_last(x, weight, bias, stride, padding)
 
 
-def _is_kept_by_a_graph(weight) -> bool:
-    return torch.compiler.is_compiling() and torch.is_grad_enabled() and weight.requires_grad
+def _graph_keeps_maps() -> bool:
+    """Whether a graph is compiled that may have a backward, also one past frozen convolutions; exported ones don't."""
+    return torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled() and not _is_exporting()
 
 
 def _fits(x, weight, bias) -> bool:

@@ -154,11 +154,22 @@ def test_a_graph_that_trains_keeps_maps_as_they_are():
     torch._dynamo.reset()
     x, parameters, _ = make_inputs((2, 9, 10, 8), (8, 8, 3, 3), True)
     compiled = torch.compile(conv2d_channel_last, fullgraph=True, backend=aot_autograd(fw_compiler=inspect))
+    compiled(x.clone().requires_grad_(), *parameters, 2, 1).sum().backward()  # past a frozen convolution
     compiled(x, *[value.requires_grad_() for value in parameters], 2, 1).sum().backward()
     assert not kept
     with torch.no_grad():
         compiled(x, *parameters, 2, 1)
     assert len(kept) == 1  # torch's own, whose weights freezing packs
+
+
+@pytest.mark.parametrize('strict', [False, True])
+def test_exported_programs_have_torchs_own_convolution(strict):
+    class Layer(torch.nn.Conv2d):
+        def forward(self, x):
+            return conv2d_channel_last(x, self.weight, self.bias, 2, 1)
+
+    program = torch.export.export(Layer(8, 8, 3), (torch.randn(2, 9, 10, 8),), strict=strict)
+    assert not [node for node in program.graph.nodes if 'mmvmamba' in str(node.target)]
 
 
 def test_out_dtype_is_autocasts_arithmetic():
