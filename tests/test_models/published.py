@@ -72,11 +72,11 @@ class Mixer(nn.Module):
         x = self.in_proj(last(x))
         if self.options.gate != 'none':
             x, gate = x.chunk(2, dim=-1)
+        if self.options.gate == 'silu':
+            gate = self.act(gate)
         if self.options.d_conv > 1:
             x = last(self.conv2d(first(x)))
         x = self.act(x)
-        if self.options.gate == 'silu':
-            gate = self.act(gate)
         if self.options.core == 'ssd':
             y = first(
                 scan_heads(x, self.x_proj_weight, self.dt_projs_bias, self.A_logs, self.Ds, self.options.scan_mode)
