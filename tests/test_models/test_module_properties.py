@@ -144,9 +144,10 @@ def test_interventions_on_the_gpu(drawn):
 
 def test_calls_of_a_module_come_in_order():
     """The activation of SS2D is called for the gate, then for the map, by a hook that sees both."""
-    paths = places('forward_hook', Published(build(dict(gate='silu'), True, torch.float32, 'cpu')))
+    model = Published(build(dict(gate='silu'), True, torch.float32, 'cpu'))
     for name in ('forward_hook', 'forward_pre_hook', 'hook_of_forward_alone'):
-        check(name, paths.index('layers.1.blocks.0.op.act'), dict(gate='silu'), True, 'cpu')
+        place = places(name, model).index('layers.1.blocks.0.op.act')
+        check(name, place, dict(gate='silu'), True, 'cpu')
 
 
 @pytest.mark.parametrize('device', DEVICES)
